@@ -1,0 +1,160 @@
+"""What client and daemon must agree on: framing, method names, error codes, state numbers.
+
+Standard library only, and of that only what every client needs anyway (``json``): this module decides how long
+``bpsctl`` takes to start. The typed view of the same things is `bpsd.messages`.
+
+The protocol is newline-delimited JSON-RPC 2.0 (https://www.jsonrpc.org/specification) in UTF-8 on a Unix stream socket.
+The daemon speaks first, with the notification ``hello``. Requests may be answered in any order; there are no batches.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "COMMAND_STATES",
+    "DOCUMENT_VERSION",
+    "ERRORS",
+    "EXIT_CODES",
+    "JOB_FLAG_STATES",
+    "MAX_MESSAGE_BYTES",
+    "METHODS",
+    "NOTIFICATIONS",
+    "PROTOCOL_VERSION",
+    "RUN_ID_ALPHABET",
+    "STATES",
+    "TERMINAL_STATES",
+    "TOKEN_ALPHABET",
+    "TOKEN_LENGTH",
+    "encode_request",
+    "new_token",
+]
+
+import json
+
+PROTOCOL_VERSION = 1
+"""Raised when a client of the version before could misunderstand an answer."""
+
+DOCUMENT_VERSION = 1
+"""Version of every document that `bpsctl --json` prints (key ``version``)."""
+
+MAX_MESSAGE_BYTES = 1024 * 1024
+"""The longest line that either side sends or accepts, newline included."""
+
+STATES = {
+    "UNKNOWN": 10,
+    "MISFIT": 11,
+    "UNREADY": 12,
+    "READY": 13,
+    "PENDING": 14,
+    "RUNNING": 15,
+    "DELETED": 16,
+    "HELD": 17,
+    "SUCCEEDED": 0,
+    "FAILED": 19,
+    "PRUNED": 20,
+}
+"""`lsst.ctrl.bps.WmsStates`, in its order; the numbers are also the exit codes of ``bpsctl status``."""
+
+TERMINAL_STATES = ("DELETED", "SUCCEEDED", "FAILED", "PRUNED")
+"""States that a run or a job leaves only by a new attempt."""
+
+JOB_FLAG_STATES = (("HELD", "H"), ("DELETED", "D"), ("FAILED", "F"))
+"""What makes the flag of a running run in a report, first match first (as `bps report`)."""
+
+COMMAND_STATES = ("ACCEPTED", "RUNNING", "DONE", "FAILED", "IN_DOUBT", "EXPIRED", "SUPERSEDED")
+
+METHODS = (
+    "ping",
+    "version",
+    "backends",
+    "backend.ping",
+    "list",
+    "report",
+    "status",
+    "jobs",
+    "logs",
+    "events",
+    "watch",
+    "unwatch",
+    "blob.put",
+    "validate",
+    "submit",
+    "cancel",
+    "restart",
+    "hold",
+    "release",
+    "commands",
+    "commands.wait",
+    "commands.resolve",
+    "refresh",
+    "health",
+)
+
+NOTIFICATIONS = ("hello", "event", "goodbye")
+
+ERRORS = {
+    # JSON-RPC's own
+    "parse_error": -32700,
+    "invalid_request": -32600,
+    "unknown_method": -32601,
+    "invalid_params": -32602,
+    "internal_error": -32603,
+    # ours
+    "backend_unavailable": -32001,
+    "backend_auth": -32002,
+    "run_not_found": -32003,
+    "run_ambiguous": -32004,
+    "unknown_backend": -32005,
+    "permission_denied": -32006,
+    "unsupported": -32007,
+    "workflow_invalid": -32008,
+    "config_invalid": -32009,
+    "conflict": -32010,
+    "limit_exceeded": -32011,
+    "message_too_large": -32012,
+    "deadline_exceeded": -32013,
+    "job_not_found": -32014,
+    "blob_not_found": -32015,
+    "command_not_found": -32016,
+    "stopping": -32017,
+    "storage": -32018,
+    "protocol_error": -32019,
+    "read_only": -32020,
+    "cannot_start": -32021,
+}
+"""Name of an error (``error.data.code``, for scripts) to its JSON-RPC number (``error.code``)."""
+
+EXIT_CODES = {
+    "ok": 0,
+    "failed": 1,
+    "usage": 2,
+    "timeout": 3,
+    "no_daemon": 4,
+    "interrupted": 130,
+}
+"""Exit codes of ``bpsctl``, but for ``status``, which exits with the number of the state."""
+
+TOKEN_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+TOKEN_LENGTH = 20
+RUN_ID_ALPHABET = "bcdfghjkmnpqrstvwxyz23456789"
+"""Run ids are ``r`` and 8 of these: never a number, no vowels, nothing that looks like something else."""
+
+
+def new_token() -> str:
+    """Make the token of a new run: 20 characters of [a-z0-9], about 103 bits of the system's randomness."""
+    # os.urandom, not secrets: the import of secrets (hmac, base64, random) costs more than the rest of a client.
+    import os
+
+    out: list[str] = []
+    while len(out) < TOKEN_LENGTH:
+        out.extend(TOKEN_ALPHABET[b % 36] for b in os.urandom(32) if b < 252)  # 252 = 7 * 36: no bias
+    return "".join(out[:TOKEN_LENGTH])
+
+
+def encode_request(id: int | str, method: str, params: object) -> bytes:
+    """One request as the bytes to send, newline included."""
+    return (
+        json.dumps(
+            {"jsonrpc": "2.0", "id": id, "method": method, "params": params}, ensure_ascii=False, separators=(",", ":")
+        ).encode("utf-8", "surrogateescape")
+        + b"\n"
+    )

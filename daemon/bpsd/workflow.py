@@ -1,0 +1,167 @@
+"""The generic workflow: a WMS-neutral description of jobs and their order, as a YAML or JSON document.
+
+The fields and their meaning are those of ``lsst.ctrl.bps.GenericWorkflowJob``, ``GenericWorkflowExec``,
+``GenericWorkflowFile`` and ``GenericWorkflowGroup`` (release 30.2026.4300). A document looks like this::
+
+    bpsd: 1
+    name: u/op/demo
+    run: {project: dev, campaign: demo, payload: demo, operator: op}
+    defaults: {request_memory: 512}
+    jobs:
+      - {name: init, label: init, executable: /bin/true}
+      - {name: isr_1, label: isr, executable: /usr/bin/env, arguments: "python3 isr.py 1", parents: [init]}
+    final: {name: done, label: final, executable: /bin/true}
+
+The types here are the *canonical* form: `validated` documents have ``defaults`` applied to every job.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Executable",
+    "File",
+    "Group",
+    "Job",
+    "JOB_FIELDS",
+    "RunAttributes",
+    "Workflow",
+    "WorkflowFile",
+]
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Executable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A program that jobs share (``GenericWorkflowExec``); jobs name it by ``name``."""
+
+    name: str
+    src_uri: str | None = None
+    transfer_executable: bool = False
+
+
+class File(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A file or folder that jobs name in ``inputs`` and ``outputs`` (``GenericWorkflowFile``)."""
+
+    name: str
+    src_uri: str | None = None
+    wms_transfer: bool = False
+    job_access_remote: bool = False
+    job_shared: bool = False
+
+
+class Group(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Jobs that are ordered as one (``GenericWorkflowGroup``).
+
+    The group begins when all ``parents`` (jobs or groups) are over, and its children wait for all of it. Unless it is
+    ``blocking``, a failure inside prunes only descendants inside: what comes after the group runs all the same.
+    """
+
+    name: str
+    label: str = ""
+    blocking: bool = False
+    parents: list[str] = []
+
+
+class Job(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One job.
+
+    ``executable`` is a path, a name looked up in ``PATH``, or the name of an entry of ``executables``. ``arguments`` is a
+    command line in the shell's quoting that no shell reads: ``<FILE:name>`` stands for the path of a file of the
+    workflow, ``<ENV:NAME>`` for an environment variable where the job runs. Memory and disk are in MB, ``request_walltime``
+    in minutes (a number) or as ``[[HH:]MM:]SS``. ``working_directory`` is bpsd's own: where the job starts (default: the
+    run's folder).
+    """
+
+    name: str
+    label: str = ""
+    kind: Literal["payload", "noop"] = "payload"
+    group: str | None = None
+    parents: list[str] = []
+    inputs: list[str] = []
+    outputs: list[str] = []
+
+    executable: str | None = None
+    arguments: str = ""
+    cmdvals: dict[str, Any] = {}
+    quanta_counts: dict[str, int] = {}
+    tags: dict[str, Any] = {}
+    request_memory: int | None = None
+    request_memory_max: int | None = None
+    memory_multiplier: float | None = None
+    request_cpus: int | None = None
+    request_disk: int | None = None
+    request_walltime: int | str | None = None
+    compute_site: str | None = None
+    compute_cloud: str | None = None
+    accounting_group: str | None = None
+    accounting_user: str | None = None
+    mail_to: str | None = None
+    when_to_mail: str | None = None
+    number_of_retries: int | None = None
+    retry_unless_exit: int | list[int] | None = None
+    abort_on_value: int | None = None
+    abort_return_value: int | None = None
+    priority: int | str | None = None
+    category: str | None = None
+    concurrency_limit: str | None = None
+    queue: str | None = None
+    pre_cmdline: str | None = None
+    post_cmdline: str | None = None
+    preemptible: bool | None = None
+    profile: dict[str, Any] = {}
+    attrs: dict[str, Any] = {}
+    environment: dict[str, str] = {}
+    working_directory: str | None = None
+
+
+STRUCTURAL_FIELDS = frozenset({"name", "label", "kind", "group", "parents"})
+
+JOB_FIELDS = tuple(f for f in Job.__struct_fields__ if f not in STRUCTURAL_FIELDS)
+"""The fields of a job that a backend honours, approximates or refuses (the others every backend must honour)."""
+
+
+class RunAttributes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What people file a run under; the columns of a report. ``operator`` is display only, never a right."""
+
+    project: str | None = None
+    campaign: str | None = None
+    payload: str | None = None
+    operator: str | None = None
+    site: str | None = None
+    label: str | None = None
+    attrs: dict[str, str] = {}
+
+
+class Workflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A whole workflow. ``name`` is the run's name (bps: ``uniqProcName`` or the output run)."""
+
+    bpsd: Literal[1] = 1
+    name: str
+    run: RunAttributes = msgspec.field(default_factory=RunAttributes)
+    defaults: dict[str, Any] = {}
+    environment: dict[str, str] = {}
+    category_limits: dict[str, int] = {}
+    executables: list[Executable] = []
+    files: list[File] = []
+    groups: list[Group] = []
+    jobs: list[Job] = []
+    final: Job | None = None
+
+
+class WorkflowFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A validated workflow that lies in a file, with the facts that are wanted without opening it.
+
+    ``path`` holds the canonical JSON of a `Workflow` (`msgspec.json`): 50 MB for 100,000 jobs, so it is decoded outside
+    the daemon's loop, by the adapter's helper or driver. ``run_summary`` is ``label:count;...`` in the order in which labels
+    become ready, the final job last.
+    """
+
+    path: str
+    token: str
+    name: str
+    run: RunAttributes
+    job_count: int
+    run_summary: str
+    size_bytes: int

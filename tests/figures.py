@@ -1,0 +1,22 @@
+"""The figures that the tests run at: a small one in ``make test``, the issue's full one in ``make soak``.
+
+``BPSD_SOAK=1`` takes the full figures; one of them alone is set by its own name, as in ``BPSD_KILLS=100``.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FIGURES", "SOAK", "figure"]
+
+import os
+
+SOAK = os.environ.get("BPSD_SOAK", "") not in ("", "0")
+
+FIGURES: dict[str, tuple[int, int, int]] = {}
+"""Name to (in use, of make test, of make soak), for the table of ``docs/soak.md``."""
+
+
+def figure(name: str, *, test: int, soak: int) -> int:
+    """The number called ``name`` to use in this session."""
+    chosen = int(os.environ.get(f"BPSD_{name}", soak if SOAK else test))
+    FIGURES[name] = (chosen, test, soak)
+    return chosen
