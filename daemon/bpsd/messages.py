@@ -1,0 +1,736 @@
+"""Every request and answer on the socket, typed: what `bpsd.wire` names, with its fields.
+
+Names of states travel as words (``"RUNNING"``), times as epoch seconds (float). An answer says *when* something was seen
+(``observed_at``), never how long ago: an age would go stale in flight. Unknown parameters are refused, with what was
+expected; unknown fields in answers are ignored by clients, so that answers can grow.
+
+``python -m bpsd.messages`` prints the JSON Schema of all of it (committed as ``docs/protocol.schema.json``).
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "PARAMS",
+    "RESULTS",
+    "AttemptRow",
+    "BackendPing",
+    "BackendPingResult",
+    "BackendRow",
+    "BackendsParams",
+    "BackendsResult",
+    "BlobPut",
+    "BlobPutResult",
+    "CommandRow",
+    "CommandsParams",
+    "CommandsResolve",
+    "CommandsResult",
+    "CommandsWait",
+    "Event",
+    "EventsParams",
+    "EventsResult",
+    "Goodbye",
+    "HealthCheck",
+    "HealthResult",
+    "Hello",
+    "JobRow",
+    "JobsParams",
+    "JobsResult",
+    "ListParams",
+    "ListResult",
+    "ListRow",
+    "LogsParams",
+    "LogsResult",
+    "Nothing",
+    "PingResult",
+    "ProblemRow",
+    "RefreshParams",
+    "RefreshResult",
+    "ReportParams",
+    "ReportResult",
+    "RunCommand",
+    "RunRow",
+    "SourceRow",
+    "StatusParams",
+    "StatusResult",
+    "SubmitParams",
+    "UnwatchParams",
+    "ValidateParams",
+    "ValidateResult",
+    "VersionResult",
+    "WatchEvent",
+    "WatchParams",
+    "WatchResult",
+    "schema",
+]
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+RunName = Annotated[
+    str, Meta(min_length=1, max_length=4096, description="our id, the WMS id, the global id, the token or the path")
+]
+Name = Annotated[str, Meta(min_length=1, max_length=255)]
+Token = Annotated[str, Meta(pattern="^[a-z0-9]{20}$")]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Rows = Annotated[int, Meta(ge=1, le=10_000)]
+Seconds = Annotated[float, Meta(ge=0)]
+StateName = Literal[
+    "UNKNOWN",
+    "MISFIT",
+    "UNREADY",
+    "READY",
+    "PENDING",
+    "RUNNING",
+    "DELETED",
+    "HELD",
+    "SUCCEEDED",
+    "FAILED",
+    "PRUNED",
+]
+CommandState = Literal["ACCEPTED", "RUNNING", "DONE", "FAILED", "IN_DOUBT", "EXPIRED", "SUPERSEDED"]
+Counts = dict[str, int]
+
+
+class Params(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of a request: unknown ones are refused."""
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """An answer."""
+
+
+# -- notifications from the daemon -----------------------------------------------------------------------------------
+
+
+class Hello(Result):
+    """The first line of every connection."""
+
+    name: str = "bpsd"
+    version: str
+    protocol: int
+    pid: int
+    mode: Literal["user", "system"]
+    max_message_bytes: int
+
+
+class Goodbye(Result):
+    """The last line of a connection that the daemon closes: why."""
+
+    code: str
+    message: str
+
+
+# -- parts of answers ------------------------------------------------------------------------------------------------
+
+
+class SourceRow(Result):
+    """How asking one source of a backend went, last time."""
+
+    name: str
+    status: Literal["ok", "partial", "failed"]
+    covers: str = ""
+    cost_s: float = 0.0
+    cost_bytes: int = 0
+    error: str = ""
+
+
+class BackendRow(Result):
+    """One backend and how it is doing.
+
+    ``state``: ``up``, ``down`` (the last polls failed), ``auth`` (it refuses us), ``starting``, ``stopped`` (its adapter
+    failed: see ``error``). ``breaker``: ``closed``, ``open`` (not asked until ``next_poll_at``) or ``half_open``.
+    """
+
+    name: str
+    uid: str
+    type: str
+    state: Literal["starting", "up", "down", "auth", "stopped"]
+    breaker: Literal["closed", "open", "half_open"] = "closed"
+    stale: bool = False
+    last_good_at: float | None = None
+    last_attempt_at: float | None = None
+    next_poll_at: float | None = None
+    interval_s: float | None = None
+    poll_cost_s: float | None = None
+    polls: int = 0
+    failures: int = 0
+    error: str = ""
+    clock_offset_s: float | None = None
+    runs_live: int = 0
+    runs_hot: int = 0
+    jobs_known: int = 0
+    sources: list[SourceRow] = []
+    submit_allowed: bool = True
+    account: str | None = None
+    fields: dict[str, tuple[str, str]] | None = None
+
+
+class RunRow(Result):
+    """One run in a report.
+
+    ``id`` is ours and stays over restarts; ``attempt`` counts submit and restarts from 1. ``state`` UNKNOWN comes with
+    ``last_known`` and ``note`` ("not in queue, history, files"). ``flag`` is that of `bps report`; ``percent`` its ``%S``.
+    ``observed_at`` is the last time a source confirmed the row, ``source`` which one; ``history`` rows come from our own
+    records. ``labels``, ``expected``, ``exit_codes`` (label to code to count), ``attempts`` and ``info`` are there when a
+    single run was asked for.
+    """
+
+    id: str
+    backend: str
+    wms_id: str
+    name: str
+    state: StateName
+    flag: str = " "
+    percent: int | None = None
+    attempt: int = 1
+    total: int | None = None
+    counts: Counts = {}
+    global_wms_id: str | None = None
+    path: str | None = None
+    label: str | None = None
+    project: str | None = None
+    campaign: str | None = None
+    payload: str | None = None
+    operator: str | None = None
+    site: str | None = None
+    owner: str | None = None
+    ours: bool = False
+    token: str | None = None
+    run_summary: str | None = None
+    submitted_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    changed_at: float | None = None
+    note: str = ""
+    last_known: StateName | None = None
+    last_known_at: float | None = None
+    command: str | None = None
+    labels: dict[str, Counts] | None = None
+    expected: dict[str, int] | None = None
+    exit_codes: dict[str, dict[str, int]] | None = None
+    attempts: list[AttemptRow] | None = None
+    info: str | None = None
+    observed_at: float | None = None
+    source: str = ""
+
+
+class AttemptRow(Result):
+    """One attempt of a run."""
+
+    attempt: int
+    wms_id: str | None = None
+    state: StateName | None = None
+    at: float | None = None
+    command: str | None = None
+
+
+class JobRow(Result):
+    """One job of a run."""
+
+    name: str
+    label: str
+    state: StateName
+    attempt: int | None = None
+    wms_id: str = ""
+    exit_code: int | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    host: str = ""
+    note: str = ""
+
+
+class CommandRow(Result):
+    """One command: what was asked, by whom (the kernel's word), and what became of it."""
+
+    id: str
+    verb: str
+    state: CommandState
+    backend: str
+    run: str
+    token: str | None = None
+    attempt: int | None = None
+    uid: int
+    pid: int
+    user: str
+    client: str = ""
+    args: dict[str, Any] = {}
+    accepted_at: float
+    expires_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    note: str = ""
+    created: bool = True
+
+
+class Event(Result):
+    """Something that happened, in the order of ``seq``.
+
+    ``kind``: ``run.seen``, ``run.state``, ``run.attempt``, ``run.conflict``, ``run.progress`` (watchers only), ``job.state``
+    (watchers that ask), ``backend.state``, ``command.state``, ``daemon.start``, ``daemon.reload``, ``daemon.storage``.
+    """
+
+    seq: int
+    time: float
+    kind: str
+    backend: str | None = None
+    run: str | None = None
+    data: dict[str, Any] = {}
+
+
+class ProblemRow(Result):
+    """One mistake in a document, with its place (lines and columns from 1; 0: not known)."""
+
+    key: str
+    message: str
+    line: int = 0
+    column: int = 0
+
+
+# -- requests --------------------------------------------------------------------------------------------------------
+
+
+class Nothing(Params):
+    """No parameters."""
+
+
+class PingResult(Result):
+    """The daemon is there."""
+
+    time: float
+
+
+class VersionResult(Result):
+    """Which daemon this is."""
+
+    version: str
+    protocol: int
+    python: str
+    pid: int
+    mode: str
+    uid: int
+    socket: str
+    state_dir: str
+    config: str | None
+    started_at: float
+
+
+class BackendsParams(Params):
+    """All backends, or one; ``fields`` adds what each does with every field of a job."""
+
+    backend: str | None = None
+    fields: bool = False
+
+
+class BackendsResult(Result):
+    """The backends, in the order of the configuration."""
+
+    backends: list[BackendRow]
+    time: float
+
+
+class BackendPing(Params):
+    """Ask the WMS itself whether it is up and lets us in."""
+
+    backend: str | None = None
+    pass_thru: str | None = None
+
+
+class BackendPingResult(Result):
+    """Backend to status (0: fine), message and seconds that it took."""
+
+    answers: dict[str, tuple[int, str, float]]
+
+
+class Filters(Params):
+    """Which runs: all conditions must hold.
+
+    ``hist`` adds runs that ended in the last so many days (default: all that are hot); ``pattern`` is a shell pattern over
+    run name, payload, campaign and project; ``active`` leaves out what is over.
+    """
+
+    backend: list[Name] = []
+    user: list[Name] = []
+    state: list[StateName] = []
+    label: str | None = None
+    hist: Seconds | None = None
+    pattern: str | None = None
+    active: bool = False
+    mine: bool = False
+
+
+class ListParams(Filters):
+    """Ids of runs; ``after`` is the ``next`` of the page before."""
+
+    limit: Rows = 1000
+    after: str | None = None
+
+
+class ListRow(Result):
+    """One run in a list."""
+
+    id: str
+    backend: str
+    wms_id: str
+    name: str
+    state: StateName
+
+
+class ListResult(Result):
+    """A page of runs, the newest first; ``next`` is there if more follow."""
+
+    runs: list[ListRow]
+    seq: int
+    next: str | None = None
+
+
+class ReportParams(Filters):
+    """Runs with counts; with ``run``, one in full. ``max_age_s`` polls first what was seen longer ago."""
+
+    run: RunName | None = None
+    max_age_s: Seconds | None = None
+    limit: Rows = 1000
+    after: str | None = None
+
+
+class ReportResult(Result):
+    """A page of rows; ``messages`` are for people (a backend that is down, a row that is old)."""
+
+    runs: list[RunRow]
+    seq: int
+    time: float
+    next: str | None = None
+    messages: list[str] = []
+    backends: dict[str, BackendRow] = {}
+
+
+class StatusParams(Params):
+    """The state of one run."""
+
+    run: RunName
+    backend: Name | None = None
+    max_age_s: Seconds | None = None
+
+
+class StatusResult(Result):
+    """The state of one run; ``code`` is the exit code of ``bpsctl status``."""
+
+    id: str
+    backend: str
+    wms_id: str
+    name: str
+    state: StateName
+    code: int
+    attempt: int = 1
+    percent: int | None = None
+    note: str = ""
+    last_known: StateName | None = None
+    last_known_at: float | None = None
+    ended_at: float | None = None
+    observed_at: float | None = None
+    source: str = ""
+    stale: bool = False
+    error: str = ""
+    seq: int
+
+
+class JobsParams(Params):
+    """Jobs of one run; ``pattern`` is a shell pattern over names."""
+
+    run: RunName
+    backend: Name | None = None
+    state: list[StateName] = []
+    label: str | None = None
+    pattern: str | None = None
+    limit: Rows = 1000
+    after: str | None = None
+
+
+class JobsResult(Result):
+    """A page of jobs at one sequence number; ``total`` counts all that match."""
+
+    run: str
+    jobs: list[JobRow]
+    total: int
+    seq: int
+    next: str | None = None
+    observed_at: float | None = None
+    source: str = ""
+
+
+class LogsParams(Params):
+    """A piece of what a job printed; a negative ``offset`` (bytes) counts from the end."""
+
+    run: RunName
+    backend: Name | None = None
+    job: Annotated[str, Meta(min_length=1, max_length=4096)]
+    stream: Literal["stdout", "stderr"] = "stderr"
+    offset: int = -8192
+    limit: Annotated[int, Meta(ge=1, le=262_144)] = 65_536
+
+
+class LogsResult(Result):
+    """Text (undecodable bytes replaced) of bytes ``offset`` to ``next`` of a file of ``size`` bytes now."""
+
+    run: str
+    job: str
+    text: str
+    offset: int
+    next: int
+    size: int
+    path: str
+
+
+class EventsParams(Params):
+    """The timeline, of one run or of all, oldest first from ``after``; without it the last ``limit``."""
+
+    run: RunName | None = None
+    backend: Name | None = None
+    after: int | None = None
+    limit: Rows = 200
+
+
+class EventsResult(Result):
+    """A page of the timeline."""
+
+    events: list[Event]
+    next: int | None = None
+
+
+class WatchParams(Params):
+    """A snapshot, then every change. ``since`` resumes after that sequence number if it is still at hand."""
+
+    runs: list[RunName] = []
+    backend: list[Name] = []
+    jobs: bool = False
+    since: int | None = None
+
+
+class WatchResult(Result):
+    """``watch`` names the subscription; ``snapshot`` is empty when it was resumed."""
+
+    watch: int
+    seq: int
+    resumed: bool
+    snapshot: list[RunRow]
+
+
+class WatchEvent(Result):
+    """The parameters of the notification ``event``."""
+
+    watch: int
+    event: Event
+    lost: int = 0
+
+
+class UnwatchParams(Params):
+    """End a subscription of this connection."""
+
+    watch: int
+
+
+class BlobPut(Params):
+    """A piece (base64) of a document of ``size`` bytes with this sha256, to the spool. Empty ``data`` asks how much is there."""
+
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=1)]
+    offset: Annotated[int, Meta(ge=0)] = 0
+    data: str = ""
+
+
+class BlobPutResult(Result):
+    """How many bytes are durable; the next piece begins there."""
+
+    have: int
+    complete: bool
+
+
+class ValidateParams(Params):
+    """Check a workflow in the spool against a backend, without submitting it."""
+
+    blob: Sha256
+    source: Annotated[str, Meta(max_length=4096)] = "workflow"
+    backend: Name | None = None
+
+
+class ValidateResult(Result):
+    """Every mistake and every warning."""
+
+    ok: bool
+    backend: str
+    problems: list[ProblemRow] = []
+    total: int = 0
+    warnings: list[str] = []
+    name: str = ""
+    job_count: int = 0
+    labels: dict[str, int] = {}
+
+
+class SubmitParams(Params):
+    """Submit the workflow ``blob`` under ``token``, which the client made; the same token again is the same run."""
+
+    token: Token
+    blob: Sha256
+    source: Annotated[str, Meta(max_length=4096)] = "workflow"
+    backend: Name | None = None
+    expires_s: Seconds | None = None
+    client: Annotated[str, Meta(max_length=1024)] = ""
+
+
+class RunCommand(Params):
+    """``cancel``, ``restart``, ``hold`` or ``release`` of a run; ``dry_run`` says what would be done and does nothing."""
+
+    run: RunName
+    backend: Name | None = None
+    pass_thru: Annotated[str, Meta(max_length=4096)] | None = None
+    expires_s: Seconds | None = None
+    dry_run: bool = False
+    client: Annotated[str, Meta(max_length=1024)] = ""
+
+
+class CommandsParams(Params):
+    """Commands, the newest first."""
+
+    id: str | None = None
+    run: RunName | None = None
+    backend: Name | None = None
+    state: list[CommandState] = []
+    user: Name | None = None
+    since: float | None = None
+    before: str | None = None
+    limit: Rows = 100
+
+
+class CommandsResult(Result):
+    """A page of commands."""
+
+    commands: list[CommandRow]
+    next: str | None = None
+
+
+class CommandsWait(Params):
+    """Wait until a command is over, at most ``timeout_s``; the answer is the command as it then is."""
+
+    id: Name
+    timeout_s: Annotated[float, Meta(ge=0, le=3600)] = 60.0
+
+
+class CommandsResolve(Params):
+    """A person's word on a command in doubt: it was ``done`` (as ``wms_id``), it ``failed``, or try it ``again``."""
+
+    id: Name
+    outcome: Literal["done", "failed", "again"]
+    wms_id: str | None = None
+    note: Annotated[str, Meta(max_length=1024)] = ""
+
+
+class RefreshParams(Params):
+    """Poll now (joining a poll in flight) one backend or all, and wait for it."""
+
+    backend: Name | None = None
+    timeout_s: Annotated[float, Meta(ge=0, le=600)] = 60.0
+
+
+class RefreshResult(Result):
+    """Backend to when it was last seen well (`None`: not yet)."""
+
+    last_good_at: dict[str, float | None]
+
+
+class HealthCheck(Result):
+    """One check: ``status`` is 0 (fine), 1 (warning) or 2 (critical)."""
+
+    name: str
+    status: int
+    message: str
+
+
+class HealthResult(Result):
+    """The worst of all checks, and the figures of the daemon."""
+
+    status: int
+    message: str
+    checks: list[HealthCheck]
+    figures: dict[str, float]
+
+
+PARAMS: dict[str, type[Params]] = {
+    "ping": Nothing,
+    "version": Nothing,
+    "backends": BackendsParams,
+    "backend.ping": BackendPing,
+    "list": ListParams,
+    "report": ReportParams,
+    "status": StatusParams,
+    "jobs": JobsParams,
+    "logs": LogsParams,
+    "events": EventsParams,
+    "watch": WatchParams,
+    "unwatch": UnwatchParams,
+    "blob.put": BlobPut,
+    "validate": ValidateParams,
+    "submit": SubmitParams,
+    "cancel": RunCommand,
+    "restart": RunCommand,
+    "hold": RunCommand,
+    "release": RunCommand,
+    "commands": CommandsParams,
+    "commands.wait": CommandsWait,
+    "commands.resolve": CommandsResolve,
+    "refresh": RefreshParams,
+    "health": Nothing,
+}
+
+RESULTS: dict[str, type[Result]] = {
+    "ping": PingResult,
+    "version": VersionResult,
+    "backends": BackendsResult,
+    "backend.ping": BackendPingResult,
+    "list": ListResult,
+    "report": ReportResult,
+    "status": StatusResult,
+    "jobs": JobsResult,
+    "logs": LogsResult,
+    "events": EventsResult,
+    "watch": WatchResult,
+    "unwatch": PingResult,
+    "blob.put": BlobPutResult,
+    "validate": ValidateResult,
+    "submit": CommandRow,
+    "cancel": CommandRow,
+    "restart": CommandRow,
+    "hold": CommandRow,
+    "release": CommandRow,
+    "commands": CommandsResult,
+    "commands.wait": CommandRow,
+    "commands.resolve": CommandRow,
+    "refresh": RefreshResult,
+    "health": HealthResult,
+}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of every method's ``params`` and ``result`` and of the notifications."""
+    types: list[Any] = [*PARAMS.values(), *RESULTS.values(), Hello, WatchEvent, Goodbye]
+    refs, components = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
+    by_type = dict(zip(types, refs, strict=True))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "bpsd socket protocol",
+        "methods": {m: {"params": by_type[PARAMS[m]], "result": by_type[RESULTS[m]]} for m in PARAMS},
+        "notifications": {
+            "hello": by_type[Hello],
+            "event": by_type[WatchEvent],
+            "goodbye": by_type[Goodbye],
+        },
+        "$defs": components,
+    }
+
+
+if __name__ == "__main__":
+    import json
+
+    print(json.dumps(schema(), indent=1, sort_keys=True))
