@@ -104,7 +104,7 @@ class Result(msgspec.Struct, kw_only=True):
 # -- notifications from the daemon -----------------------------------------------------------------------------------
 
 
-class Hello(Result):
+class Hello(Result, kw_only=True):
     """The first line of every connection."""
 
     name: str = "bpsd"
@@ -115,7 +115,7 @@ class Hello(Result):
     max_message_bytes: int
 
 
-class Goodbye(Result):
+class Goodbye(Result, kw_only=True):
     """The last line of a connection that the daemon closes: why."""
 
     code: str
@@ -125,7 +125,7 @@ class Goodbye(Result):
 # -- parts of answers ------------------------------------------------------------------------------------------------
 
 
-class SourceRow(Result):
+class SourceRow(Result, kw_only=True):
     """How asking one source of a backend went, last time."""
 
     name: str
@@ -136,7 +136,7 @@ class SourceRow(Result):
     error: str = ""
 
 
-class BackendRow(Result):
+class BackendRow(Result, kw_only=True):
     """One backend and how it is doing.
 
     ``state``: ``up``, ``down`` (the last polls failed), ``auth`` (it refuses us), ``starting``, ``stopped`` (its adapter
@@ -167,7 +167,7 @@ class BackendRow(Result):
     fields: dict[str, tuple[str, str]] | None = None
 
 
-class RunRow(Result):
+class RunRow(Result, kw_only=True):
     """One run in a report.
 
     ``id`` is ours and stays over restarts; ``attempt`` counts submit and restarts from 1. ``state`` UNKNOWN comes with
@@ -216,7 +216,7 @@ class RunRow(Result):
     source: str = ""
 
 
-class AttemptRow(Result):
+class AttemptRow(Result, kw_only=True):
     """One attempt of a run."""
 
     attempt: int
@@ -226,7 +226,7 @@ class AttemptRow(Result):
     command: str | None = None
 
 
-class JobRow(Result):
+class JobRow(Result, kw_only=True):
     """One job of a run."""
 
     name: str
@@ -241,7 +241,7 @@ class JobRow(Result):
     note: str = ""
 
 
-class CommandRow(Result):
+class CommandRow(Result, kw_only=True):
     """One command: what was asked, by whom (the kernel's word), and what became of it."""
 
     id: str
@@ -266,7 +266,7 @@ class CommandRow(Result):
     created: bool = True
 
 
-class Event(Result):
+class Event(Result, kw_only=True):
     """Something that happened, in the order of ``seq``.
 
     ``kind``: ``run.seen``, ``run.state``, ``run.attempt``, ``run.conflict``, ``run.progress`` (watchers only), ``job.state``
@@ -281,7 +281,7 @@ class Event(Result):
     data: dict[str, Any] = {}
 
 
-class ProblemRow(Result):
+class ProblemRow(Result, kw_only=True):
     """One mistake in a document, with its place (lines and columns from 1; 0: not known)."""
 
     key: str
@@ -293,17 +293,17 @@ class ProblemRow(Result):
 # -- requests --------------------------------------------------------------------------------------------------------
 
 
-class Nothing(Params):
+class Nothing(Params, kw_only=True):
     """No parameters."""
 
 
-class PingResult(Result):
+class PingResult(Result, kw_only=True):
     """The daemon is there."""
 
     time: float
 
 
-class VersionResult(Result):
+class VersionResult(Result, kw_only=True):
     """Which daemon this is."""
 
     version: str
@@ -318,34 +318,34 @@ class VersionResult(Result):
     started_at: float
 
 
-class BackendsParams(Params):
+class BackendsParams(Params, kw_only=True):
     """All backends, or one; ``fields`` adds what each does with every field of a job."""
 
     backend: str | None = None
     fields: bool = False
 
 
-class BackendsResult(Result):
+class BackendsResult(Result, kw_only=True):
     """The backends, in the order of the configuration."""
 
     backends: list[BackendRow]
     time: float
 
 
-class BackendPing(Params):
+class BackendPing(Params, kw_only=True):
     """Ask the WMS itself whether it is up and lets us in."""
 
     backend: str | None = None
     pass_thru: str | None = None
 
 
-class BackendPingResult(Result):
+class BackendPingResult(Result, kw_only=True):
     """Backend to status (0: fine), message and seconds that it took."""
 
     answers: dict[str, tuple[int, str, float]]
 
 
-class Filters(Params):
+class Filters(Params, kw_only=True):
     """Which runs: all conditions must hold.
 
     ``hist`` adds runs that ended in the last so many days (default: all that are hot); ``pattern`` is a shell pattern over
@@ -362,14 +362,14 @@ class Filters(Params):
     mine: bool = False
 
 
-class ListParams(Filters):
+class ListParams(Filters, kw_only=True):
     """Ids of runs; ``after`` is the ``next`` of the page before."""
 
     limit: Rows = 1000
     after: str | None = None
 
 
-class ListRow(Result):
+class ListRow(Result, kw_only=True):
     """One run in a list."""
 
     id: str
@@ -379,7 +379,7 @@ class ListRow(Result):
     state: StateName
 
 
-class ListResult(Result):
+class ListResult(Result, kw_only=True):
     """A page of runs, the newest first; ``next`` is there if more follow."""
 
     runs: list[ListRow]
@@ -387,7 +387,7 @@ class ListResult(Result):
     next: str | None = None
 
 
-class ReportParams(Filters):
+class ReportParams(Filters, kw_only=True):
     """Runs with counts; with ``run``, one in full. ``max_age_s`` polls first what was seen longer ago."""
 
     run: RunName | None = None
@@ -396,7 +396,7 @@ class ReportParams(Filters):
     after: str | None = None
 
 
-class ReportResult(Result):
+class ReportResult(Result, kw_only=True):
     """A page of rows; ``messages`` are for people (a backend that is down, a row that is old)."""
 
     runs: list[RunRow]
@@ -407,7 +407,7 @@ class ReportResult(Result):
     backends: dict[str, BackendRow] = {}
 
 
-class StatusParams(Params):
+class StatusParams(Params, kw_only=True):
     """The state of one run."""
 
     run: RunName
@@ -415,7 +415,7 @@ class StatusParams(Params):
     max_age_s: Seconds | None = None
 
 
-class StatusResult(Result):
+class StatusResult(Result, kw_only=True):
     """The state of one run; ``code`` is the exit code of ``bpsctl status``."""
 
     id: str
@@ -437,7 +437,7 @@ class StatusResult(Result):
     seq: int
 
 
-class JobsParams(Params):
+class JobsParams(Params, kw_only=True):
     """Jobs of one run; ``pattern`` is a shell pattern over names."""
 
     run: RunName
@@ -449,7 +449,7 @@ class JobsParams(Params):
     after: str | None = None
 
 
-class JobsResult(Result):
+class JobsResult(Result, kw_only=True):
     """A page of jobs at one sequence number; ``total`` counts all that match."""
 
     run: str
@@ -461,7 +461,7 @@ class JobsResult(Result):
     source: str = ""
 
 
-class LogsParams(Params):
+class LogsParams(Params, kw_only=True):
     """A piece of what a job printed; a negative ``offset`` (bytes) counts from the end."""
 
     run: RunName
@@ -472,7 +472,7 @@ class LogsParams(Params):
     limit: Annotated[int, Meta(ge=1, le=262_144)] = 65_536
 
 
-class LogsResult(Result):
+class LogsResult(Result, kw_only=True):
     """Text (undecodable bytes replaced) of bytes ``offset`` to ``next`` of a file of ``size`` bytes now."""
 
     run: str
@@ -484,7 +484,7 @@ class LogsResult(Result):
     path: str
 
 
-class EventsParams(Params):
+class EventsParams(Params, kw_only=True):
     """The timeline, of one run or of all, oldest first from ``after``; without it the last ``limit``."""
 
     run: RunName | None = None
@@ -493,14 +493,14 @@ class EventsParams(Params):
     limit: Rows = 200
 
 
-class EventsResult(Result):
+class EventsResult(Result, kw_only=True):
     """A page of the timeline."""
 
     events: list[Event]
     next: int | None = None
 
 
-class WatchParams(Params):
+class WatchParams(Params, kw_only=True):
     """A snapshot, then every change. ``since`` resumes after that sequence number if it is still at hand."""
 
     runs: list[RunName] = []
@@ -509,7 +509,7 @@ class WatchParams(Params):
     since: int | None = None
 
 
-class WatchResult(Result):
+class WatchResult(Result, kw_only=True):
     """``watch`` names the subscription; ``snapshot`` is empty when it was resumed."""
 
     watch: int
@@ -518,7 +518,7 @@ class WatchResult(Result):
     snapshot: list[RunRow]
 
 
-class WatchEvent(Result):
+class WatchEvent(Result, kw_only=True):
     """The parameters of the notification ``event``."""
 
     watch: int
@@ -526,13 +526,13 @@ class WatchEvent(Result):
     lost: int = 0
 
 
-class UnwatchParams(Params):
+class UnwatchParams(Params, kw_only=True):
     """End a subscription of this connection."""
 
     watch: int
 
 
-class BlobPut(Params):
+class BlobPut(Params, kw_only=True):
     """A piece (base64) of a document of ``size`` bytes with this sha256, to the spool. Empty ``data`` asks how much is there."""
 
     sha256: Sha256
@@ -541,14 +541,14 @@ class BlobPut(Params):
     data: str = ""
 
 
-class BlobPutResult(Result):
+class BlobPutResult(Result, kw_only=True):
     """How many bytes are durable; the next piece begins there."""
 
     have: int
     complete: bool
 
 
-class ValidateParams(Params):
+class ValidateParams(Params, kw_only=True):
     """Check a workflow in the spool against a backend, without submitting it."""
 
     blob: Sha256
@@ -556,7 +556,7 @@ class ValidateParams(Params):
     backend: Name | None = None
 
 
-class ValidateResult(Result):
+class ValidateResult(Result, kw_only=True):
     """Every mistake and every warning."""
 
     ok: bool
@@ -569,7 +569,7 @@ class ValidateResult(Result):
     labels: dict[str, int] = {}
 
 
-class SubmitParams(Params):
+class SubmitParams(Params, kw_only=True):
     """Submit the workflow ``blob`` under ``token``, which the client made; the same token again is the same run."""
 
     token: Token
@@ -580,7 +580,7 @@ class SubmitParams(Params):
     client: Annotated[str, Meta(max_length=1024)] = ""
 
 
-class RunCommand(Params):
+class RunCommand(Params, kw_only=True):
     """``cancel``, ``restart``, ``hold`` or ``release`` of a run; ``dry_run`` says what would be done and does nothing."""
 
     run: RunName
@@ -591,7 +591,7 @@ class RunCommand(Params):
     client: Annotated[str, Meta(max_length=1024)] = ""
 
 
-class CommandsParams(Params):
+class CommandsParams(Params, kw_only=True):
     """Commands, the newest first."""
 
     id: str | None = None
@@ -604,21 +604,21 @@ class CommandsParams(Params):
     limit: Rows = 100
 
 
-class CommandsResult(Result):
+class CommandsResult(Result, kw_only=True):
     """A page of commands."""
 
     commands: list[CommandRow]
     next: str | None = None
 
 
-class CommandsWait(Params):
+class CommandsWait(Params, kw_only=True):
     """Wait until a command is over, at most ``timeout_s``; the answer is the command as it then is."""
 
     id: Name
     timeout_s: Annotated[float, Meta(ge=0, le=3600)] = 60.0
 
 
-class CommandsResolve(Params):
+class CommandsResolve(Params, kw_only=True):
     """A person's word on a command in doubt: it was ``done`` (as ``wms_id``), it ``failed``, or try it ``again``."""
 
     id: Name
@@ -627,20 +627,20 @@ class CommandsResolve(Params):
     note: Annotated[str, Meta(max_length=1024)] = ""
 
 
-class RefreshParams(Params):
+class RefreshParams(Params, kw_only=True):
     """Poll now (joining a poll in flight) one backend or all, and wait for it."""
 
     backend: Name | None = None
     timeout_s: Annotated[float, Meta(ge=0, le=600)] = 60.0
 
 
-class RefreshResult(Result):
+class RefreshResult(Result, kw_only=True):
     """Backend to when it was last seen well (`None`: not yet)."""
 
     last_good_at: dict[str, float | None]
 
 
-class HealthCheck(Result):
+class HealthCheck(Result, kw_only=True):
     """One check: ``status`` is 0 (fine), 1 (warning) or 2 (critical)."""
 
     name: str
@@ -648,7 +648,7 @@ class HealthCheck(Result):
     message: str
 
 
-class HealthResult(Result):
+class HealthResult(Result, kw_only=True):
     """The worst of all checks, and the figures of the daemon."""
 
     status: int
