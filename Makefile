@@ -1,0 +1,54 @@
+# Everything is built in .venv, from constraints.txt. Start with `make help`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test beds lint format types unit soak bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  PYTHON=python3.13 make ... takes another Python (3.11 or newer); PYTEST_ARGS='-k journal' goes to pytest"
+
+venv: $(STAMP) ## Make or renew .venv, with bpsd installed in it as it lies here
+
+$(STAMP): pyproject.toml constraints.txt tests/testbeds/venv
+	@tests/testbeds/venv $(PYTHON) $(VENV)
+	@touch $@
+
+demo: $(STAMP) ## Run a real workflow of 60 jobs, see one fail, mend and restart it (about a minute)
+	@$(BIN)/python config/examples/demo/demo.py
+
+test: beds lint types ## Run every check and every test; the last line is pytest's
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+beds: $(STAMP)
+	@tests/testbeds/setup
+
+lint: $(STAMP) ## Check style, format and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(STAMP) ## Check the types
+	$(BIN)/mypy
+
+unit: $(STAMP) ## Run the tests that start no daemon
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+soak: beds ## Run the same tests at their full figures and write docs/soak.md (hours)
+	BPSD_SOAK=1 $(BIN)/python -m pytest --timeout=14400 $(PYTEST_ARGS)
+
+bench: $(STAMP) ## Measure speed and memory, with the ratios side by side
+	@$(BIN)/python benchmarks/run.py
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) build dist demo-run .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find daemon adapters tests benchmarks config -name __pycache__ -prune -exec rm -rf {} +
