@@ -231,9 +231,7 @@ class DocumentInvalid(BpsdError):
             advice="nothing was changed; mend the places listed and try again",
             source=source,
             total=self.total,
-            problems=[
-                {"key": p.key, "message": p.message, "line": p.line, "column": p.column} for p in self.problems
-            ],
+            problems=[{"key": p.key, "message": p.message, "line": p.line, "column": p.column} for p in self.problems],
         )
 
     def __str__(self) -> str:

@@ -1,8 +1,9 @@
 """The contract between the daemon and an adapter: the async twin of ``lsst.ctrl.bps.BaseWmsService``.
 
-A native adapter implements ``prepare``, ``submit``, ``restart``, ``cancel``, ``ping``, ``run_submission_checks`` and **one
-reader**, ``poll``; ``report``, ``get_status`` and ``list_submitted_jobs`` are derived from it (`bpsd.derived`). An adapter
-that bridges a plugin implements those three and inherits ``poll``. To lack either is an error when the class is made.
+A native adapter implements ``prepare``, ``submit``, ``restart``, ``cancel``, ``ping``, ``run_submission_checks`` and
+**one reader**, ``poll``; ``report``, ``get_status`` and ``list_submitted_jobs`` are derived from it (`bpsd.derived`).
+An adapter that bridges a plugin implements those three and inherits ``poll``. To lack either is an error when the
+class is made.
 
 Every path is a path on the backend's submit host. Every method may be cancelled by its deadline and must then leave
 nothing running that it started to *ask* with. Errors are those of `bpsd.errors`; foreign ones are mapped at the
@@ -41,9 +42,9 @@ class FieldSupport(Enum):
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What a backend can do; constant while the service is open.
 
-    ``fields`` maps every name of `bpsd.workflow.JOB_FIELDS` to what becomes of it and, unless it is honoured, how or why.
-    ``settle_s`` is how long after a submission was cut off a complete "not found" begins to be proof (longer than the
-    WMS's own message time-outs). ``sources`` are the names of its sources, most trusted last.
+    ``fields`` maps every name of `bpsd.workflow.JOB_FIELDS` to what becomes of it and, unless it is honoured, how or
+    why. ``settle_s`` is how long after a submission was cut off a complete "not found" begins to be proof (longer
+    than the WMS's own message time-outs). ``sources`` are the names of its sources, most trusted last.
     """
 
     fields: Mapping[str, tuple[FieldSupport, str]]
@@ -67,9 +68,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 class ServiceContext:
     """What the daemon lends a service.
 
-    ``state_dir`` belongs to this backend alone and exists. ``wake(reason)`` asks for a poll soon and may be called from any
-    task. ``task_group`` is the backend's own: a task that fails there takes down this backend and no other. ``clock``
-    returns epoch seconds.
+    ``state_dir`` belongs to this backend alone and exists. ``wake(reason)`` asks for a poll soon and may be called
+    from any task. ``task_group`` is the backend's own: a task that fails there takes down this backend and no other.
+    ``clock`` returns epoch seconds.
     """
 
     backend: str
@@ -177,7 +178,7 @@ class WmsService(ABC):
 
     async def run_submission_checks(self) -> None:
         """Raise what would make any submission fail (a missing program or folder, no right)."""
-        return None
+        return
 
     async def hold(self, wms_id: str, jobs: tuple[str, ...] = ()) -> tuple[bool, str]:
         """Put a run, or some of its jobs, on hold."""
@@ -209,9 +210,7 @@ class WmsService(ABC):
 
         return await derived.report_from_poll(self, wms_workflow_id, user, hist)
 
-    async def get_status(
-        self, wms_workflow_id: str, hist: float = 1, is_global: bool = False
-    ) -> tuple[WmsStates, str]:
+    async def get_status(self, wms_workflow_id: str, hist: float = 1, is_global: bool = False) -> tuple[WmsStates, str]:
         """The state of one run, asked of the WMS now, and a message (upstream's ``get_status``)."""
         from bpsd import derived
 

@@ -1,8 +1,8 @@
 """Every request and answer on the socket, typed: what `bpsd.wire` names, with its fields.
 
-Names of states travel as words (``"RUNNING"``), times as epoch seconds (float). An answer says *when* something was seen
-(``observed_at``), never how long ago: an age would go stale in flight. Unknown parameters are refused, with what was
-expected; unknown fields in answers are ignored by clients, so that answers can grow.
+Names of states travel as words (``"RUNNING"``), times as epoch seconds (float). An answer says *when* something was
+seen (``observed_at``), never how long ago: an age would go stale in flight. Unknown parameters are refused, with what
+was expected; unknown fields in answers are ignored by clients, so that answers can grow.
 
 ``python -m bpsd.messages`` prints the JSON Schema of all of it (committed as ``docs/protocol.schema.json``).
 """
@@ -139,8 +139,9 @@ class SourceRow(Result, kw_only=True):
 class BackendRow(Result, kw_only=True):
     """One backend and how it is doing.
 
-    ``state``: ``up``, ``down`` (the last polls failed), ``auth`` (it refuses us), ``starting``, ``stopped`` (its adapter
-    failed: see ``error``). ``breaker``: ``closed``, ``open`` (not asked until ``next_poll_at``) or ``half_open``.
+    ``state``: ``up``, ``down`` (the last polls failed), ``auth`` (it refuses us), ``starting``, ``stopped`` (its
+    adapter failed: see ``error``). ``breaker``: ``closed``, ``open`` (not asked until ``next_poll_at``) or
+    ``half_open``.
     """
 
     name: str
@@ -171,10 +172,10 @@ class RunRow(Result, kw_only=True):
     """One run in a report.
 
     ``id`` is ours and stays over restarts; ``attempt`` counts submit and restarts from 1. ``state`` UNKNOWN comes with
-    ``last_known`` and ``note`` ("not in queue, history, files"). ``flag`` is that of `bps report`; ``percent`` its ``%S``.
-    ``observed_at`` is the last time a source confirmed the row, ``source`` which one; ``history`` rows come from our own
-    records. ``labels``, ``expected``, ``exit_codes`` (label to code to count), ``attempts`` and ``info`` are there when a
-    single run was asked for.
+    ``last_known`` and ``note`` ("not in queue, history, files"). ``flag`` is that of `bps report`; ``percent`` its
+    ``%S``. ``observed_at`` is the last time a source confirmed the row, ``source`` which one; ``history`` rows come
+    from our own records. ``labels``, ``expected``, ``exit_codes`` (label to code to count), ``attempts`` and ``info``
+    are there when a single run was asked for.
     """
 
     id: str
@@ -269,8 +270,9 @@ class CommandRow(Result, kw_only=True):
 class Event(Result, kw_only=True):
     """Something that happened, in the order of ``seq``.
 
-    ``kind``: ``run.seen``, ``run.state``, ``run.attempt``, ``run.conflict``, ``run.progress`` (watchers only), ``job.state``
-    (watchers that ask), ``backend.state``, ``command.state``, ``daemon.start``, ``daemon.reload``, ``daemon.storage``.
+    ``kind``: ``run.seen``, ``run.state``, ``run.attempt``, ``run.conflict``, ``run.progress`` (watchers only),
+    ``job.state`` (watchers that ask), ``backend.state``, ``command.state``, ``daemon.start``, ``daemon.reload``,
+    ``daemon.storage``.
     """
 
     seq: int
@@ -348,8 +350,8 @@ class BackendPingResult(Result, kw_only=True):
 class Filters(Params, kw_only=True):
     """Which runs: all conditions must hold.
 
-    ``hist`` adds runs that ended in the last so many days (default: all that are hot); ``pattern`` is a shell pattern over
-    run name, payload, campaign and project; ``active`` leaves out what is over.
+    ``hist`` adds runs that ended in the last so many days (default: all that are hot); ``pattern`` is a shell pattern
+    over run name, payload, campaign and project; ``active`` leaves out what is over.
     """
 
     backend: list[Name] = []
@@ -533,7 +535,9 @@ class UnwatchParams(Params, kw_only=True):
 
 
 class BlobPut(Params, kw_only=True):
-    """A piece (base64) of a document of ``size`` bytes with this sha256, to the spool. Empty ``data`` asks how much is there."""
+    """A piece (base64) of a document of ``size`` bytes with this sha256, to the spool. Empty ``data`` asks how much
+    is there.
+    """
 
     sha256: Sha256
     size: Annotated[int, Meta(ge=1)]
@@ -581,7 +585,9 @@ class SubmitParams(Params, kw_only=True):
 
 
 class RunCommand(Params, kw_only=True):
-    """``cancel``, ``restart``, ``hold`` or ``release`` of a run; ``dry_run`` says what would be done and does nothing."""
+    """``cancel``, ``restart``, ``hold`` or ``release`` of a run; ``dry_run`` says what would be done and does
+    nothing.
+    """
 
     run: RunName
     backend: Name | None = None

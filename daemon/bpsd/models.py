@@ -8,13 +8,13 @@ from __future__ import annotations
 
 __all__ = [
     "ABSENT_JOB_INFO",
+    "TERMINAL",
     "JobObservation",
     "KnownRun",
     "PollRequest",
     "PollResult",
     "RunObservation",
     "SourceReport",
-    "TERMINAL",
     "TokenAnswer",
     "WmsJobReport",
     "WmsRunReport",
@@ -153,10 +153,10 @@ ABSENT_JOB_INFO = ""
 class JobObservation(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """One job as one source saw it.
 
-    ``attempt`` is monotone within one attempt of the run and made from the WMS's own counter (Restarts, NumJobStarts, DAG
-    retry, else a new id); `None` where it is not known. ``time`` is the source's time of the change (epoch seconds of that
-    WMS). ``exit_code`` is that of the last ended attempt, a signal as ``128 + N`` if only a shell saw it, else as ``-N``.
-    ``note`` says why, in a few words (hold reason, error), capped by the reducer.
+    ``attempt`` is monotone within one attempt of the run and made from the WMS's own counter (Restarts, NumJobStarts,
+    DAG retry, else a new id); `None` where it is not known. ``time`` is the source's time of the change (epoch
+    seconds of that WMS). ``exit_code`` is that of the last ended attempt, a signal as ``128 + N`` if only a shell saw
+    it, else as ``-N``. ``note`` says why, in a few words (hold reason, error), capped by the reducer.
     """
 
     name: str
@@ -185,8 +185,8 @@ class RunObservation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ``attempt``
         Run attempt from 1, monotone, from the WMS's own counter; `None` if the source cannot tell.
     ``source``, ``rank``
-        Which source saw it, and how far the adapter trusts it between two terminal states (higher wins; by custom queue 0,
-        history 10, log 20, exit file 30).
+        Which source saw it, and how far the adapter trusts it between two terminal states (higher wins; by custom
+        queue 0, history 10, log 20, exit file 30).
     ``source_time``
         The source's own time of the state (epoch seconds of that WMS).
 
@@ -265,9 +265,9 @@ class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
 class PollResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a poll saw.
 
-    ``cursor`` and ``run_cursors`` (by ``wms_id``) are stored in the transaction that stores the observations. ``absent``
-    lists known runs (``wms_id``) that *no* source knows, and may name a run only if every source that could know it
-    answered completely. ``more`` asks for another poll at once: there was more than fits one result.
+    ``cursor`` and ``run_cursors`` (by ``wms_id``) are stored in the transaction that stores the observations.
+    ``absent`` lists known runs (``wms_id``) that *no* source knows, and may name a run only if every source that
+    could know it answered completely. ``more`` asks for another poll at once: there was more than fits one result.
     """
 
     observations: Sequence[RunObservation] = ()
@@ -281,8 +281,9 @@ class PollResult(msgspec.Struct, frozen=True, kw_only=True):
 class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What `find_by_token` found.
 
-    ``verdict`` is ``found`` (then ``wms_id`` is set), ``absent`` (proof that the WMS does not have it: every source that
-    could know answered completely, is healthy, and the settle time is over) or ``cannot_tell`` (``reason`` says why).
+    ``verdict`` is ``found`` (then ``wms_id`` is set), ``absent`` (proof that the WMS does not have it: every source
+    that could know answered completely, is healthy, and the settle time is over) or ``cannot_tell`` (``reason`` says
+    why).
     """
 
     verdict: Literal["found", "absent", "cannot_tell"]

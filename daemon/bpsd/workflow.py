@@ -18,11 +18,11 @@ The types here are the *canonical* form: `validated` documents have ``defaults``
 from __future__ import annotations
 
 __all__ = [
+    "JOB_FIELDS",
     "Executable",
     "File",
     "Group",
     "Job",
-    "JOB_FIELDS",
     "RunAttributes",
     "Workflow",
     "WorkflowFile",
@@ -67,11 +67,11 @@ class Group(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
 class Job(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One job.
 
-    ``executable`` is a path, a name looked up in ``PATH``, or the name of an entry of ``executables``. ``arguments`` is a
-    command line in the shell's quoting that no shell reads: ``<FILE:name>`` stands for the path of a file of the
-    workflow, ``<ENV:NAME>`` for an environment variable where the job runs. Memory and disk are in MB, ``request_walltime``
-    in minutes (a number) or as ``[[HH:]MM:]SS``. ``working_directory`` is bpsd's own: where the job starts (default: the
-    run's folder).
+    ``executable`` is a path, a name looked up in ``PATH``, or the name of an entry of ``executables``. ``arguments``
+    is a command line in the shell's quoting that no shell reads: ``<FILE:name>`` stands for the path of a file of the
+    workflow, ``<ENV:NAME>`` for an environment variable where the job runs. Memory and disk are in MB,
+    ``request_walltime`` in minutes (a number) or as ``[[HH:]MM:]SS``. ``working_directory`` is bpsd's own: where the
+    job starts (default: the run's folder).
     """
 
     name: str
@@ -154,8 +154,8 @@ class WorkflowFile(msgspec.Struct, frozen=True, kw_only=True):
     """A validated workflow that lies in a file, with the facts that are wanted without opening it.
 
     ``path`` holds the canonical JSON of a `Workflow` (`msgspec.json`): 50 MB for 100,000 jobs, so it is decoded outside
-    the daemon's loop, by the adapter's helper or driver. ``run_summary`` is ``label:count;...`` in the order in which labels
-    become ready, the final job last.
+    the daemon's loop, by the adapter's helper or driver. ``run_summary`` is ``label:count;...`` in the order in which
+    labels become ready, the final job last.
     """
 
     path: str
