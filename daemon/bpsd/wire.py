@@ -21,14 +21,21 @@ __all__ = [
     "PROTOCOL_VERSION",
     "RUN_ID_ALPHABET",
     "STATES",
+    "SYSTEM_SOCKET",
     "TERMINAL_STATES",
     "TOKEN_ALPHABET",
     "TOKEN_LENGTH",
+    "default_socket",
     "encode_request",
     "new_token",
 ]
 
 import json
+import os
+
+TYPE_CHECKING = False  # the type checker's own name for it; typing itself would cost every client its import
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PROTOCOL_VERSION = 1
 """Raised when a client of the version before could misunderstand an answer."""
@@ -139,11 +146,32 @@ RUN_ID_ALPHABET = "bcdfghjkmnpqrstvwxyz23456789"
 """Run ids are ``r`` and 8 of these: never a number, no vowels, nothing that looks like something else."""
 
 
+SYSTEM_SOCKET = "/run/bpsd/bpsd.sock"
+"""Where a daemon that serves many users listens."""
+
+
+def default_socket(environ: Mapping[str, str], uid: int) -> str:
+    """Where that user's own daemon listens if nobody says otherwise.
+
+    ``$XDG_RUNTIME_DIR/bpsd/bpsd.sock``; without that variable (cron, su, some batch nodes) the folder that it would name,
+    ``/run/user/UID``, if it is there and the user's; else a folder that outlives the login,
+    ``$XDG_STATE_HOME/bpsd/bpsd.sock`` (by default ``~/.local/state``).
+    """
+    base = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    if not environ.get("XDG_RUNTIME_DIR"):
+        try:
+            owner = os.stat(base).st_uid  # noqa: PTH116  # pathlib would double the imports of a client
+        except OSError:
+            owner = None
+        if owner != uid:
+            home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111  # as above
+            base = environ.get("XDG_STATE_HOME") or f"{home}/.local/state"
+    return f"{base}/bpsd/bpsd.sock"
+
+
 def new_token() -> str:
     """Make the token of a new run: 20 characters of [a-z0-9], about 103 bits of the system's randomness."""
     # os.urandom, not secrets: the import of secrets (hmac, base64, random) costs more than the rest of a client.
-    import os
-
     out: list[str] = []
     while len(out) < TOKEN_LENGTH:
         out.extend(TOKEN_ALPHABET[b % 36] for b in os.urandom(32) if b < 252)  # 252 = 7 * 36: no bias
