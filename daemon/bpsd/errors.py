@@ -21,6 +21,11 @@
     ├── Conflict                  not in this state: cancel of what is over, restart of what runs
     ├── LimitExceeded             a limit of the daemon, named
     ├── ProtocolError             the peer's bytes or words are off
+    │   ├── ParseError            not JSON, not UTF-8
+    │   ├── InvalidRequest        JSON, but no request of JSON-RPC 2.0 as this daemon takes it
+    │   ├── UnknownMethod         no method of that name (carries the nearest)
+    │   ├── InvalidParams         a parameter that is missing, unknown or of the wrong type or value
+    │   └── MessageTooLarge       longer than `bpsd.wire.MAX_MESSAGE_BYTES`
     ├── StorageError              our own disk or database
     │   └── ReadOnly              a restored journal waits for `bpsctl admin accept`
     ├── CannotStart               the daemon's surroundings are wrong
@@ -43,9 +48,13 @@ __all__ = [
     "Conflict",
     "DeadlineExceeded",
     "DocumentInvalid",
+    "InvalidParams",
+    "InvalidRequest",
     "JobNotFound",
     "LimitExceeded",
+    "MessageTooLarge",
     "NotFound",
+    "ParseError",
     "PermissionDenied",
     "Problem",
     "ProtocolError",
@@ -55,6 +64,7 @@ __all__ = [
     "Stopping",
     "StorageError",
     "UnknownBackend",
+    "UnknownMethod",
     "UnsupportedOperation",
     "WorkflowInvalid",
     "nearest",
@@ -271,6 +281,36 @@ class ProtocolError(BpsdError):
     """The other side of a connection broke the protocol."""
 
     code = "protocol_error"
+
+
+class ParseError(ProtocolError):
+    """A line is not JSON in UTF-8."""
+
+    code = "parse_error"
+
+
+class InvalidRequest(ProtocolError):
+    """A line is JSON, but no request of JSON-RPC 2.0 as this daemon takes it."""
+
+    code = "invalid_request"
+
+
+class UnknownMethod(ProtocolError):
+    """No method of that name; ``fields["nearest"]`` lists those that look like it."""
+
+    code = "unknown_method"
+
+
+class InvalidParams(ProtocolError):
+    """A parameter is missing, unknown, or of a wrong type or value; the message says which and what was expected."""
+
+    code = "invalid_params"
+
+
+class MessageTooLarge(ProtocolError):
+    """A message is longer than either side takes."""
+
+    code = "message_too_large"
 
 
 class StorageError(BpsdError):
