@@ -26,11 +26,15 @@ __all__ = [
     "RunAttributes",
     "Workflow",
     "WorkflowFile",
+    "walltime_seconds",
 ]
 
+import re
 from typing import Any, Literal
 
 import msgspec
+
+_CLOCK = re.compile(r"(?:(?:(?P<h>\d+):)?(?P<m>\d+):)?(?P<s>\d+)", re.ASCII)
 
 
 class Executable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -165,3 +169,23 @@ class WorkflowFile(msgspec.Struct, frozen=True, kw_only=True):
     job_count: int
     run_summary: str
     size_bytes: int
+
+
+def walltime_seconds(walltime: int | str) -> int:
+    """The seconds of a ``request_walltime``: a number is in minutes, a text is ``[[HH:]MM:]SS``.
+
+    Raises
+    ------
+    ValueError
+        If the text is not of that form, or the time is not longer than nothing.
+    """
+    if isinstance(walltime, str):
+        found = _CLOCK.fullmatch(walltime.strip())
+        if found is None:
+            raise ValueError(f"{walltime!r} is not a number of minutes and not [[HH:]MM:]SS")
+        seconds = int(found["h"] or 0) * 3600 + int(found["m"] or 0) * 60 + int(found["s"])
+    else:
+        seconds = walltime * 60
+    if seconds <= 0:
+        raise ValueError(f"a walltime of {walltime!r} leaves no time to run")
+    return seconds
