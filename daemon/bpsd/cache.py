@@ -1,0 +1,500 @@
+"""What the daemon knows now: hot runs in memory, every change as a numbered event, and what the store is to keep.
+
+Everything here runs on the event loop and touches memory only; the two awaits of `apply_poll` give way to waiting requests
+(a poll of 10,000 changed runs must not delay an answer) and hand the batch to the store. Between two slices every run is
+whole, so that a reader sees each run before or after its change, never halfway.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Cache", "Listener"]
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from bpsd.errors import RunAmbiguous, RunNotFound, nearest
+from bpsd.jobtable import JobTable, encode_changes
+from bpsd.messages import Event
+from bpsd.models import JobObservation, KnownRun, PollResult, RunObservation
+from bpsd.reducer import absence_is_proof
+from bpsd.runs import Change, RunRecord, decode_record, encode_record
+from bpsd.store import Batch, Loaded, StoredRun, TimelineEvent
+
+SLICE_S = 0.002
+"""How long `apply_poll` works before it lets requests through, in seconds."""
+
+RUNS_PER_BATCH = 500
+"""Runs in one transaction of the store: small, so that it never holds the disk for long."""
+
+EVENTS_KEPT = 20_000
+"""Events in memory, for watchers that come back after a broken connection."""
+
+INDEX_IDLE_S = 120.0
+"""After so many seconds without a change a run's job index is dropped (it is made again when needed)."""
+
+TRANSIENT_KINDS = frozenset({"run.progress", "job.state"})
+"""Events for watchers only: the timeline would drown in them."""
+
+Listener = Callable[[Event, Sequence[JobObservation]], None]
+"""Gets every event at once, with the jobs that moved; must not block and must not raise."""
+
+_ROW_TAIL = b',"observed_at":null,"source":""}'
+
+
+class _Hot:
+    """A run with its jobs, and its row as bytes until something changes."""
+
+    __slots__ = ("appended_bytes", "cursor", "jobs", "moved_at", "record", "row", "snapshot_bytes")
+
+    def __init__(self, record: RunRecord, jobs: JobTable | None = None, cursor: str | None = None) -> None:
+        self.record = record
+        self.jobs = jobs if jobs is not None else JobTable()
+        self.cursor = cursor
+        self.row: bytes | None = None
+        # How much of the jobs the store holds as a snapshot and as changes since: decides when to write a new snapshot.
+        self.snapshot_bytes = 0
+        self.appended_bytes = 0
+        self.moved_at = time.monotonic()
+
+
+class Cache:
+    """The hot runs of all backends.
+
+    Parameters
+    ----------
+    put : callable
+        Hands a `~bpsd.store.Batch` to the store; waits only if the store is far behind.
+    identify : callable
+        Gives run ids to sightings of one backend, durably: ``(backend, observations) -> run ids`` in the same order.
+    text_chars : `int`
+        Longest text field taken from outside.
+    clock : callable
+        Epoch seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        put: Callable[[Batch], Awaitable[None]],
+        identify: Callable[[str, Sequence[RunObservation]], Awaitable[Sequence[str]]],
+        text_chars: int = 4096,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._put = put
+        self._identify = identify
+        self._text_chars = text_chars
+        self._clock = clock
+        self._hot: dict[str, _Hot] = {}
+        self._by_wms: dict[tuple[str, str], str] = {}
+        self._by_token: dict[str, str] = {}
+        self._by_path: dict[str, set[str]] = {}
+        self._by_global: dict[str, set[str]] = {}
+        self._order: list[str] | None = None
+        self._cursors: dict[str, str | None] = {}
+        self._confirmed: dict[str, float] = {}
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._listeners: list[Listener] = []
+        self._forms: dict[str, Callable[[str], tuple[str, ...]]] = {}
+        self.seq = 0
+
+    def __repr__(self) -> str:
+        return f"<Cache {len(self._hot)} runs, seq {self.seq}>"
+
+    # -- starting ----------------------------------------------------------------------------------------------------
+
+    def load(self, loaded: Loaded, jobs_of: Callable[[str], tuple[bytes | None, Sequence[bytes]]]) -> list[str]:
+        """Take what the store kept; returns the ids of runs whose record could not be read (they are seen anew)."""
+        damaged = []
+        for stored in loaded.runs:
+            try:
+                record = decode_record(stored.doc)
+                snapshot, appended = jobs_of(stored.run_id) if stored.live else (None, ())
+                table = JobTable.load(snapshot, appended)
+            except (msgspec.MsgspecError, ValueError):
+                damaged.append(stored.run_id)
+                continue
+            hot = _Hot(record, table, loaded.run_cursors.get((record.backend, record.run_id)))
+            hot.snapshot_bytes = len(snapshot or b"")
+            hot.appended_bytes = sum(map(len, appended))
+            self._insert(hot)
+        self._cursors.update(loaded.cursors)
+        self.seq = loaded.last_seq
+        return damaged
+
+    def use_forms(self, backend: str, forms: Callable[[str], tuple[str, ...]]) -> None:
+        """How this backend's WMS ids may be written (`WmsService.resolve_id`)."""
+        self._forms[backend] = forms
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._hot)
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._hot
+
+    def get(self, run_id: str) -> RunRecord | None:
+        """The record of a hot run, by our id."""
+        hot = self._hot.get(run_id)
+        return hot.record if hot else None
+
+    def record(self, run_id: str) -> RunRecord:
+        """The record of a hot run, by our id; `KeyError` if it is not hot."""
+        return self._hot[run_id].record
+
+    def jobs(self, run_id: str) -> JobTable:
+        """The jobs of a hot run; `KeyError` if it is not hot."""
+        return self._hot[run_id].jobs
+
+    def records(self) -> Iterable[RunRecord]:
+        """All hot runs, the newest first."""
+        if self._order is None:
+            self._order = sorted(self._hot, key=lambda run_id: (-self._hot[run_id].record.since, run_id))
+        return (self._hot[run_id].record for run_id in self._order)
+
+    def by_token(self, token: str) -> RunRecord | None:
+        """The hot run that bpsd submitted under ``token``."""
+        run_id = self._by_token.get(token)
+        return self._hot[run_id].record if run_id else None
+
+    def resolve(self, text: str, backend: str | None = None) -> RunRecord:
+        """The hot run that a person calls ``text``: our id, a WMS id in any form, the global id, the token or the path.
+
+        Raises
+        ------
+        RunNotFound
+            If no hot run answers to it.
+        RunAmbiguous
+            If several do.
+        """
+        found = self.candidates(text, backend)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise RunAmbiguous(
+                f"{len(found)} runs are called {text}",
+                advice="name the backend (--backend), or use one of the ids that begin with r",
+                candidates=[
+                    {"id": r.run_id, "backend": r.backend, "wms_id": r.wms_id, "name": r.name} for r in found
+                ],
+            )
+        known = [*self._hot, *(wms_id for _, wms_id in self._by_wms)]
+        near = nearest(text, known)
+        raise RunNotFound(
+            f"no run is called {text}" + (f" on backend {backend}" if backend else ""),
+            advice=f"did you mean {' or '.join(near)}?" if near else "`bpsctl list` shows what there is",
+            nearest=near,
+        )
+
+    def candidates(self, text: str, backend: str | None = None) -> list[RunRecord]:
+        """All hot runs that a person may call ``text``."""
+        ids: dict[str, None] = {}
+        if text in self._hot:
+            ids[text] = None
+        elif text in self._by_token:
+            ids[self._by_token[text]] = None
+        else:
+            for name, forms in self._forms.items():
+                for form in forms(text):
+                    run_id = self._by_wms.get((name, form))
+                    if run_id:
+                        ids[run_id] = None
+            ids.update(dict.fromkeys(sorted(self._by_global.get(text, ()))))
+            ids.update(dict.fromkeys(sorted(self._by_path.get(text.rstrip("/") or "/", ()))))
+        found = [self._hot[run_id].record for run_id in ids]
+        return [r for r in found if backend is None or r.backend == backend]
+
+    def row(self, run_id: str) -> bytes:
+        """The report row of a run as JSON (a `~bpsd.messages.RunRow` without the parts of a single run)."""
+        hot = self._hot[run_id]
+        if hot.row is None:
+            row = hot.record.as_row(hot.jobs)
+            # What every poll changes comes last and is put in when the row is read; the rest stays encoded.
+            row.observed_at, row.source = None, ""
+            hot.row = msgspec.json.encode(row).removesuffix(_ROW_TAIL)
+        return hot.row + b',"observed_at":%s,"source":%s}' % (
+            msgspec.json.encode(self.observed_at(hot.record)),
+            msgspec.json.encode(hot.record.source),
+        )
+
+    def observed_at(self, record: RunRecord) -> float | None:
+        """When a source last confirmed the row: for a live run also by a complete poll that had nothing new of it."""
+        confirmed = self._confirmed.get(record.backend) if record.live else None
+        if confirmed is None or record.observed_at is None:
+            return record.observed_at
+        return max(confirmed, record.observed_at)
+
+    def cursor(self, backend: str) -> str | None:
+        """The adapter's own cursor."""
+        return self._cursors.get(backend)
+
+    def known(self, backend: str) -> tuple[KnownRun, ...]:
+        """The live runs of a backend, for a poll."""
+        return tuple(
+            KnownRun(
+                run_id=r.run_id,
+                wms_id=r.wms_id,
+                token=r.token,
+                path=r.path,
+                attempt=r.attempt,
+                state=r.state,
+                submit_time=r.submit_time,
+                cursor=hot.cursor,
+            )
+            for hot in self._hot.values()
+            if (r := hot.record).backend == backend and r.wms_id and r.live
+        )
+
+    def events_after(self, seq: int) -> list[Event] | None:
+        """The events after ``seq``, or `None` if some of them are not at hand any more."""
+        if seq > self.seq:
+            return None
+        if seq == self.seq:
+            return []
+        if not self._events or self._events[0].seq > seq + 1:
+            return None
+        return [event for event in self._events if event.seq > seq]
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` with every event from now on; returns what ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+    # -- taking ------------------------------------------------------------------------------------------------------
+
+    async def apply_poll(self, backend: str, result: PollResult, began: float) -> int:
+        """Fold a poll into the runs; returns how many runs changed."""
+        run_ids = await self._run_ids(backend, result.observations)
+        changed = 0
+        batch = Batch()
+        deadline = time.perf_counter() + SLICE_S
+        for run_id, seen in zip(run_ids, result.observations, strict=True):
+            changed += self._apply_one(run_id, backend, seen, began, result, batch)
+            if len(batch.runs) >= RUNS_PER_BATCH:
+                await self._put(batch)
+                batch = Batch()
+            if time.perf_counter() > deadline:
+                await asyncio.sleep(0)
+                deadline = time.perf_counter() + SLICE_S
+        if absence_is_proof(result.sources):
+            names = tuple(source.name for source in result.sources)
+            for wms_id in result.absent:
+                changed += self._vanish(backend, wms_id, began, names, batch)
+            if not result.more:
+                self._confirmed[backend] = began
+        if result.cursor is not None:
+            self._cursors[backend] = result.cursor
+            batch.cursors[backend] = result.cursor  # in the last batch: a cursor never runs ahead of what it covers
+        for wms_id, cursor in result.run_cursors.items():
+            self._keep_cursor(backend, wms_id, cursor, batch)
+        await self._put(batch)
+        return changed
+
+    async def _run_ids(self, backend: str, seen: Sequence[RunObservation]) -> list[str]:
+        found = [self._known_id(backend, obs) for obs in seen]
+        missing = [obs for obs, run_id in zip(seen, found, strict=True) if run_id is None]
+        given = iter(await self._identify(backend, missing) if missing else ())
+        return [run_id if run_id is not None else next(given) for run_id in found]
+
+    def _known_id(self, backend: str, seen: RunObservation) -> str | None:
+        run_id = self._by_wms.get((backend, seen.wms_id))
+        if run_id is None:
+            return None
+        record = self._hot[run_id].record
+        if seen.token is not None and record.token is not None and seen.token != record.token:
+            return None  # the WMS gave the id to somebody else
+        return run_id
+
+    def _apply_one(
+        self, run_id: str, backend: str, seen: RunObservation, began: float, result: PollResult, batch: Batch
+    ) -> int:
+        hot = self._hot.get(run_id)
+        changes: list[Change] = []
+        if hot is None:
+            hot = _Hot(RunRecord(run_id=run_id, backend=backend, first_seen_at=began, began=began, source="journal"))
+            if seen.attempt is not None:
+                hot.record.attempt = seen.attempt
+            hot.record.wms_id = seen.wms_id
+            self._insert(hot)
+            changes.append(Change("run.seen", {"wms_id": seen.wms_id, "name": seen.run}))
+        folded, moved = hot.record.fold(seen, began, hot.jobs, self._text_chars)
+        changes += folded
+        self._reindex(hot)
+        cursor = result.run_cursors.get(seen.wms_id)
+        if cursor is not None:
+            hot.cursor = cursor
+            batch.run_cursors[(backend, run_id)] = cursor
+        if not changes:
+            return 0
+        self._publish(hot, changes, moved, batch)
+        return 1
+
+    def _vanish(self, backend: str, wms_id: str, began: float, sources: tuple[str, ...], batch: Batch) -> int:
+        run_id = self._by_wms.get((backend, wms_id))
+        if run_id is None:
+            return 0
+        hot = self._hot[run_id]
+        changes = hot.record.vanish(began, sources)
+        if not changes:
+            return 0
+        self._publish(hot, changes, (), batch)
+        return 1
+
+    def _keep_cursor(self, backend: str, wms_id: str, cursor: str, batch: Batch) -> None:
+        run_id = self._by_wms.get((backend, wms_id))
+        if run_id is not None:
+            self._hot[run_id].cursor = cursor
+            batch.run_cursors[(backend, run_id)] = cursor
+
+    async def note_run(self, run_id: str, backend: str, edit: Callable[[RunRecord], list[Change]]) -> None:
+        """Let a command say what it knows of a run (made if it is not there yet)."""
+        hot = self._hot.get(run_id)
+        changes: list[Change] = []
+        if hot is None:
+            now = self._clock()
+            hot = _Hot(RunRecord(run_id=run_id, backend=backend, first_seen_at=now, source="journal"))
+            self._insert(hot)
+            changes.append(Change("run.seen", {}))
+        changes += edit(hot.record)
+        self._reindex(hot)
+        batch = Batch()
+        self._publish(hot, changes, (), batch)
+        await self._put(batch)
+
+    async def announce(self, kind: str, *, backend: str | None = None, run: str | None = None, **data: Any) -> None:
+        """Make an event that is about no run's state (a backend, a command, the daemon)."""
+        batch = Batch()
+        self._emit(Change(kind, data), backend, run, (), batch)
+        await self._put(batch)
+
+    async def cool(self, ended_before: float) -> int:
+        """Let runs that ended before that time go from memory (they stay in the store); returns how many."""
+        gone = [
+            run_id
+            for run_id, hot in self._hot.items()
+            if not hot.record.live and (hot.record.end_time or hot.record.changed_at or 0.0) < ended_before
+        ]
+        for run_id in gone:
+            self._remove(run_id)
+        idle = time.monotonic() - INDEX_IDLE_S
+        for hot in self._hot.values():
+            if hot.moved_at < idle:
+                hot.jobs.forget_index()
+        return len(gone)
+
+    # -- bookkeeping -------------------------------------------------------------------------------------------------
+
+    def _publish(
+        self, hot: _Hot, changes: Sequence[Change], moved: Sequence[JobObservation], batch: Batch
+    ) -> None:
+        hot.row = None
+        hot.moved_at = time.monotonic()
+        record = hot.record
+        if moved:
+            self._keep_jobs(hot, moved, batch)
+        for change in changes:
+            self._emit(change, record.backend, record.run_id, moved, batch)
+        batch.runs.append(
+            StoredRun(
+                run_id=record.run_id,
+                backend=record.backend,
+                doc=encode_record(record),
+                state=int(record.state),
+                live=record.live,
+                updated_at=self._clock(),
+                ended_at=record.end_time,
+                wms_id=record.wms_id,
+                token=record.token,
+                path=record.path,
+                name=record.name,
+            )
+        )
+
+    def _keep_jobs(self, hot: _Hot, moved: Sequence[JobObservation], batch: Batch) -> None:
+        run_id = hot.record.run_id
+        piece = encode_changes(hot.record.attempt, moved)
+        if run_id not in batch.jobs_append and hot.appended_bytes + len(piece) <= max(65_536, 2 * hot.snapshot_bytes):
+            hot.appended_bytes += len(piece)
+            batch.jobs_append[run_id] = piece
+        else:
+            snapshot = hot.jobs.dump()
+            hot.snapshot_bytes, hot.appended_bytes = len(snapshot), 0
+            batch.jobs_append.pop(run_id, None)
+            batch.jobs_replace[run_id] = snapshot
+
+    def _emit(
+        self,
+        change: Change,
+        backend: str | None,
+        run_id: str | None,
+        moved: Sequence[JobObservation],
+        batch: Batch,
+    ) -> None:
+        self.seq += 1
+        event = Event(
+            seq=self.seq, time=self._clock(), kind=change.kind, backend=backend, run=run_id, data=change.data
+        )
+        self._events.append(event)
+        if change.kind not in TRANSIENT_KINDS:
+            batch.events.append(
+                TimelineEvent(
+                    seq=event.seq,
+                    time=event.time,
+                    run_id=run_id,
+                    backend=backend or "",
+                    kind=change.kind,
+                    doc=msgspec.json.encode(change.data),
+                )
+            )
+        for listener in tuple(self._listeners):
+            listener(event, moved)
+
+    def _insert(self, hot: _Hot) -> None:
+        self._hot[hot.record.run_id] = hot
+        self._order = None
+        self._reindex(hot)
+
+    def _reindex(self, hot: _Hot) -> None:
+        record = hot.record
+        run_id = record.run_id
+        if record.wms_id:
+            self._by_wms[(record.backend, record.wms_id)] = run_id
+        for attempt in record.attempts:  # an older attempt's id still names the run, unless the WMS gave it away since
+            if attempt.wms_id:
+                self._by_wms.setdefault((record.backend, attempt.wms_id), run_id)
+        if record.token:
+            self._by_token[record.token] = run_id
+        if record.path:
+            self._by_path.setdefault(record.path.rstrip("/") or "/", set()).add(run_id)
+        if record.global_wms_id:
+            self._by_global.setdefault(record.global_wms_id, set()).add(run_id)
+
+    def _remove(self, run_id: str) -> None:
+        record = self._hot.pop(run_id).record
+        self._order = None
+        for wms_id in {record.wms_id, *(a.wms_id for a in record.attempts if a.wms_id)}:
+            if self._by_wms.get((record.backend, wms_id)) == run_id:
+                del self._by_wms[(record.backend, wms_id)]
+        if record.token:
+            self._by_token.pop(record.token, None)
+        for index, key in ((self._by_path, (record.path or "").rstrip("/")), (self._by_global, record.global_wms_id)):
+            if key and run_id in index.get(key, ()):
+                index[key].discard(run_id)
+                if not index[key]:
+                    del index[key]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Per backend: live runs, hot runs, jobs known."""
+        counts: dict[str, dict[str, int]] = {}
+        for hot in self._hot.values():
+            of = counts.setdefault(hot.record.backend, {"live": 0, "hot": 0, "jobs": 0})
+            of["hot"] += 1
+            of["live"] += hot.record.live
+            of["jobs"] += len(hot.jobs)
+        return counts
+

@@ -1,0 +1,64 @@
+"""``cancel``: a desired state, asked for until a source shows that the run is over."""
+
+from __future__ import annotations
+
+__all__ = ["Cancel"]
+
+from bpsd.commands.outcomes import Again, Desk, Done, Failed, Outcome
+from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict, RunNotFound
+from bpsd.journal import CommandRecord
+from bpsd.models import WmsStates
+from bpsd.runs import Change, RunRecord
+
+
+class Cancel:
+    """Cancels a run and waits for the proof. Repeating it does no harm, so a doubt is settled by asking again."""
+
+    async def perform(self, desk: Desk, command: CommandRecord) -> Outcome:
+        """Ask, look, ask again; until the run is over or the command expires."""
+        pass_thru = command.args.get("pass_thru")
+        while True:
+            record = desk.cache.get(command.run_id)
+            if record is not None and not record.live:
+                return _over(record)
+            if record is None or not record.wms_id:
+                return await self._never_submitted(desk, command)
+            message = ""
+            try:
+                service = desk.service
+                wms_id = record.wms_id
+                agreed, message = await desk.call("cancelling", lambda: service.cancel(wms_id, pass_thru))
+            except RunNotFound:
+                agreed = True  # gone from where it can be cancelled: the poll says what became of it
+            except (BackendUnavailable, BackendAuthError) as exc:
+                agreed, message = False, str(exc)
+            except BpsdError as exc:
+                return Failed(exc)
+            desk.backend.wake("cancelled")
+            if await desk.until(command.run_id, lambda r: not r.live, desk.verify_s):
+                continue
+            if command.expires_at is not None and desk.clock() > command.expires_at:
+                return Failed(
+                    Conflict(
+                        f"run {command.run_id} is not gone" + (f": {message}" if message else ""),
+                        advice="`bpsctl backends` shows whether its backend answers; cancel again when it does",
+                    )
+                )
+            if not agreed and message:
+                await desk.journal.note(command.id, f"not cancelled yet: {message}")
+
+    async def look_up(self, desk: Desk, command: CommandRecord) -> Outcome:
+        """Whatever happened, asking again is safe."""
+        return Again("cancelling is safe to repeat")
+
+    async def _never_submitted(self, desk: Desk, command: CommandRecord) -> Outcome:
+        def edit(record: RunRecord) -> list[Change]:
+            return record.from_journal(WmsStates.DELETED, "cancelled before it was submitted", desk.clock())
+
+        await desk.cache.note_run(command.run_id, command.backend, edit)
+        return Done({"state": "DELETED"}, note="it had not been submitted")
+
+
+def _over(record: RunRecord) -> Done:
+    note = "" if record.state is WmsStates.DELETED else f"it had ended by itself: {record.state.name}"
+    return Done({"state": record.state.name}, note=note)

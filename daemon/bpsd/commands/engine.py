@@ -1,0 +1,372 @@
+"""The engine: takes commands, keeps their order and their journal, and carries each one out once.
+
+Commands of one run go one at a time in the order of acceptance; of one backend at most ``at_once`` touch the WMS at the same
+time. A command is durable before its acceptance is answered and before the WMS is touched. What was RUNNING when the daemon
+died is looked up in the WMS before anything else is done for its run.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CommandEngine", "CommandSettings"]
+
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from bpsd.cache import Cache
+from bpsd.commands.cancel import Cancel
+from bpsd.commands.hold import Hold, Release
+from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome, Verb
+from bpsd.commands.restart import Restart
+from bpsd.commands.submit import Submit
+from bpsd.errors import BackendUnavailable, BpsdError, CommandNotFound, Conflict, StorageError
+from bpsd.journal import CommandRecord, Journal
+from bpsd.models import WmsStates
+from bpsd.poller import Backend
+from bpsd.runs import Change, RunRecord
+
+VERBS: Mapping[str, Verb] = {
+    "submit": Submit(),
+    "cancel": Cancel(),
+    "restart": Restart(),
+    "hold": Hold(),
+    "release": Release(),
+}
+
+OPEN_STATES = frozenset({"ACCEPTED", "RUNNING", "IN_DOUBT"})
+
+
+class CommandSettings(Protocol):
+    """What the engine needs of the configuration (section ``commands``); seconds, but for ``at_once_per_backend``."""
+
+    @property
+    def at_once_per_backend(self) -> int: ...
+    @property
+    def deadline_s(self) -> float: ...
+    @property
+    def doubt_retry_initial_s(self) -> float: ...
+    @property
+    def doubt_retry_max_s(self) -> float: ...
+    @property
+    def cancel_verify_s(self) -> float: ...
+
+
+class _Entry:
+    """An unfinished command in memory. ``begun`` is set before the journal says so: from then on it is not superseded."""
+
+    __slots__ = ("begun", "command", "nudge", "over", "superseded")
+
+    def __init__(self, command: CommandRecord) -> None:
+        self.command = command
+        self.begun = command.state != "ACCEPTED"
+        self.superseded = False
+        self.over = anyio.Event()
+        self.nudge = anyio.Event()
+
+
+class CommandEngine:
+    """Carries out commands while `run` runs.
+
+    Parameters
+    ----------
+    backends : `~collections.abc.Mapping`
+        Name to `~bpsd.poller.Backend`.
+    finished : callable
+        Told of every command that is over (to let its spooled workflow go).
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        cache: Cache,
+        backends: Mapping[str, Backend],
+        settings: CommandSettings,
+        log: Any,
+        clock: Callable[[], float],
+        finished: Callable[[CommandRecord], Awaitable[None]],
+    ) -> None:
+        self._journal, self._cache, self._backends = journal, cache, backends
+        self._settings, self._log, self._clock, self._finished = settings, log, clock, finished
+        self._slots: dict[str, anyio.CapacityLimiter] = {}
+        self._entries: dict[str, _Entry] = {}
+        self._queues: dict[str, deque[_Entry]] = {}
+        self._group: TaskGroup | None = None
+
+    def __repr__(self) -> str:
+        return f"<CommandEngine {len(self._entries)} open commands of {len(self._queues)} runs>"
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Take up what the journal holds, then work until cancelled."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            for command in await self._journal.unfinished():
+                await self._show_again(command)
+                self.enqueue(command)
+            task_status.started()
+            await anyio.sleep_forever()
+
+    async def _show_again(self, command: CommandRecord) -> None:
+        """A run whose submission was under way at a crash must be in the report before anybody asks."""
+        if command.verb == "submit" and command.run_id not in self._cache:
+            await self.show_accepted(command)
+
+    async def show_accepted(self, command: CommandRecord) -> None:
+        """Put a run into the report as soon as its submission is accepted."""
+        facts = command.args.get("workflow", {})
+        attributes = facts.get("run", {})
+
+        def edit(record: RunRecord) -> list[Change]:
+            record.token, record.uid, record.owner = command.token, command.uid, command.user
+            record.run, record.run_summary = facts.get("name"), facts.get("run_summary")
+            record.total_number_jobs = facts.get("job_count")
+            for name in ("project", "campaign", "payload", "operator", "site", "label"):
+                setattr(record, name, attributes.get(name))
+            record.submit_time, record.command = command.accepted_at, command.id
+            return record.from_journal(WmsStates.READY, "accepted, not yet handed to the WMS", self._clock())
+
+        await self._cache.note_run(command.run_id, command.backend, edit)
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def open_commands(self) -> int:
+        """How many commands are not over."""
+        return len(self._entries)
+
+    def in_doubt(self) -> list[CommandRecord]:
+        """The commands of which nobody knows whether they were done."""
+        return [entry.command for entry in self._entries.values() if entry.command.state == "IN_DOUBT"]
+
+    def open_of_run(self, run_id: str) -> list[CommandRecord]:
+        """The commands of a run that are not over, in order."""
+        return [entry.command for entry in self._queues.get(run_id, ())]
+
+    def open_of_user(self, uid: int) -> int:
+        """How many commands of a user are not over."""
+        return sum(entry.command.uid == uid for entry in self._entries.values())
+
+    async def wait(self, command_id: str, timeout_s: float) -> CommandRecord:
+        """The command when it is over, or as it is when the time is."""
+        entry = self._entries.get(command_id)
+        if entry is not None:
+            with anyio.move_on_after(timeout_s):
+                await entry.over.wait()
+            return entry.command
+        command = await self._journal.command(command_id)
+        if command is None:
+            raise CommandNotFound(
+                f"there is no command {command_id}", advice="`bpsctl commands` lists the latest ones"
+            )
+        return command
+
+    # -- taking ------------------------------------------------------------------------------------------------------
+
+    def enqueue(self, command: CommandRecord) -> None:
+        """Put an accepted command behind the others of its run."""
+        if command.id in self._entries or command.state not in OPEN_STATES or self._group is None:
+            return
+        entry = _Entry(command)
+        self._entries[command.id] = entry
+        queue = self._queues.get(command.run_id)
+        if command.verb == "cancel" and queue:
+            for earlier in queue:
+                if earlier.command.verb == "submit" and not earlier.begun:
+                    earlier.superseded = True
+                    earlier.nudge.set()
+        if queue is None:
+            self._queues[command.run_id] = deque([entry])
+            self._group.start_soon(self._work, command.run_id, name=f"commands of {command.run_id}")
+        else:
+            queue.append(entry)
+
+    async def resolve(self, command_id: str, outcome: str, wms_id: str | None, note: str) -> CommandRecord:
+        """A person's word on a command in doubt.
+
+        Raises
+        ------
+        Conflict
+            If the command is not in doubt.
+        """
+        entry = self._entries.get(command_id)
+        if entry is None or entry.command.state != "IN_DOUBT":
+            command = entry.command if entry else await self.wait(command_id, 0)
+            raise Conflict(
+                f"command {command_id} is {command.state}, not IN_DOUBT",
+                advice="only a command in doubt needs a person's word",
+            )
+        word = f"resolved as {outcome}" + (f": {note}" if note else "")
+        if outcome == "again":
+            await self._set(entry, "ACCEPTED", note=word)
+        elif outcome == "failed":
+            error = Conflict(word).data() | {"message": word}
+            await self._set(entry, "FAILED", error=error, note=word)
+        else:
+            if wms_id:
+                await self._journal.bind(
+                    entry.command.run_id, entry.command.attempt or 1, wms_id, None, entry.command.id
+                )
+                await self._adopt(entry.command, wms_id)
+            await self._set(entry, "DONE", result={"wms_id": wms_id}, note=word)
+        entry.nudge.set()
+        return entry.command
+
+    async def _adopt(self, command: CommandRecord, wms_id: str) -> None:
+        def edit(record: RunRecord) -> list[Change]:
+            record.wms_id = record.wms_id or wms_id
+            return record.from_journal(WmsStates.READY, "submitted, by a person's word", self._clock())
+
+        await self._cache.note_run(command.run_id, command.backend, edit)
+        if command.backend in self._backends:
+            self._backends[command.backend].wake("resolved")
+
+    # -- carrying out ------------------------------------------------------------------------------------------------
+
+    async def _work(self, run_id: str) -> None:
+        queue = self._queues[run_id]
+        while queue:
+            entry = queue[0]
+            await self._carry_out(entry)
+            queue.popleft()
+            del self._entries[entry.command.id]
+            entry.over.set()
+        del self._queues[run_id]
+
+    async def _carry_out(self, entry: _Entry) -> None:
+        pause = self._settings.doubt_retry_initial_s
+        while entry.command.state in OPEN_STATES:
+            outcome = await self._step(entry)
+            if outcome is None:
+                continue
+            if isinstance(outcome, Done):
+                await self._set(entry, "DONE", result=outcome.result, note=outcome.note)
+            elif isinstance(outcome, Failed):
+                await self._fail(entry, outcome.error)
+            else:
+                state = "IN_DOUBT" if isinstance(outcome, Doubt) else "ACCEPTED"
+                await self._set(entry, state, note=outcome.reason)
+                entry.begun = state != "ACCEPTED"
+                with anyio.move_on_after(pause * (0.75 + 0.5 * random.random())):
+                    await entry.nudge.wait()
+                entry.nudge = anyio.Event()
+                pause = min(pause * 2, self._settings.doubt_retry_max_s)
+        await self._finished(entry.command)
+
+    async def _step(self, entry: _Entry) -> Outcome | None:
+        """One try; `None` if the command ended without one."""
+        command = entry.command
+        verb = VERBS[command.verb]
+        backend = self._backends.get(command.backend)
+        if command.state == "ACCEPTED":
+            if entry.superseded:
+                await self._set(entry, "SUPERSEDED", note="cancelled before it had begun")
+                return None
+            if command.expires_at is not None and self._clock() > command.expires_at:
+                await self._expire(entry)
+                return None
+        if backend is None:
+            return self._same(entry, f"backend {command.backend} is not configured any more")
+        desk = self._desk(backend)
+        try:
+            desk.service  # noqa: B018  # raises while the adapter is not open: then nothing is begun
+        except BackendUnavailable as exc:
+            return self._same(entry, str(exc))
+        if command.state == "ACCEPTED":
+            entry.begun = True
+            await self._set(entry, "RUNNING")
+            return await self._ask(verb.perform, desk, entry)
+        return await self._ask(verb.look_up, desk, entry)
+
+    def _same(self, entry: _Entry, reason: str) -> Outcome:
+        """Nothing was tried, so nothing changes: what was in doubt stays so."""
+        return Again(reason) if entry.command.state == "ACCEPTED" else Doubt(reason)
+
+    async def _ask(
+        self, ask: Callable[[Desk, CommandRecord], Awaitable[Outcome]], desk: Desk, entry: _Entry
+    ) -> Outcome:
+        try:
+            return await ask(desk, entry.command)
+        except BpsdError as exc:
+            return Doubt(str(exc))
+        except Exception as exc:  # an adapter's mistake: nobody knows what it did before
+            self._log.error("command_broke", command=entry.command.id, error=repr(exc), exc_info=exc)
+            return Doubt(f"the adapter failed: {exc!r}")
+
+    def _desk(self, backend: Backend) -> Desk:
+        slots = self._slots.get(backend.name)
+        if slots is None:
+            at_once = min(self._settings.at_once_per_backend, backend.service.capabilities.commands_at_once)
+            slots = self._slots[backend.name] = anyio.CapacityLimiter(at_once)
+        return Desk(
+            backend=backend,
+            cache=self._cache,
+            journal=self._journal,
+            slots=slots,
+            deadline_s=self._settings.deadline_s,
+            verify_s=self._settings.cancel_verify_s,
+            clock=self._clock,
+        )
+
+    async def _fail(self, entry: _Entry, error: BpsdError) -> None:
+        command = entry.command
+        await self._set(entry, "FAILED", error={**error.data(), "message": error.message}, note=str(error))
+        if command.verb == "submit":
+            await self._not_submitted(command, WmsStates.FAILED, f"not submitted: {error.message}")
+
+    async def _expire(self, entry: _Entry) -> None:
+        await self._set(entry, "EXPIRED", note=f"not tried: {entry.command.note or 'its time was over'}")
+        if entry.command.verb == "submit":
+            await self._not_submitted(entry.command, WmsStates.DELETED, "never submitted: the command expired")
+
+    async def _not_submitted(self, command: CommandRecord, state: WmsStates, note: str) -> None:
+        await self._cache.note_run(
+            command.run_id, command.backend, lambda record: record.from_journal(state, note, self._clock())
+        )
+
+    async def _set(
+        self,
+        entry: _Entry,
+        state: str,
+        *,
+        result: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+        note: str = "",
+    ) -> None:
+        """Write a state to the journal, however long the disk takes, and tell the watchers."""
+        command = entry.command
+        if command.state == state:
+            if note and note != command.note:
+                entry.command = await self._durably(lambda: self._journal.note(command.id, note))
+            return
+        if state == "RUNNING":
+            entry.command = await self._durably(lambda: self._journal.begin(command.id))
+        else:
+            entry.command = await self._durably(
+                lambda: self._journal.finish(command.id, state, result=result, error=error, note=note)
+            )
+        await self._cache.announce(
+            "command.state",
+            backend=command.backend,
+            run=command.run_id,
+            command=command.id,
+            verb=command.verb,
+            state=state,
+            note=note,
+        )
+
+    async def _durably(self, write: Callable[[], Awaitable[CommandRecord]]) -> CommandRecord:
+        """Repeat a write that the disk refuses: what the WMS did must not be forgotten for a full disk."""
+        pause = self._settings.doubt_retry_initial_s
+        while True:
+            try:
+                return await write()
+            except StorageError as exc:
+                self._log.error("journal_write_failed", error=str(exc), retry_s=pause)
+                await anyio.sleep(pause)
+                pause = min(pause * 2, self._settings.doubt_retry_max_s)

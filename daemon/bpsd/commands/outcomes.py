@@ -1,0 +1,127 @@
+"""What a verb says happened, and the desk at which it works."""
+
+from __future__ import annotations
+
+__all__ = ["Again", "Desk", "Done", "Doubt", "Failed", "Outcome", "Verb"]
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import anyio
+
+from bpsd.cache import Cache
+from bpsd.errors import BpsdError, DeadlineExceeded
+from bpsd.interface import WmsService
+from bpsd.journal import CommandRecord, Journal
+from bpsd.poller import Backend
+from bpsd.runs import RunRecord
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """It was done, seen or proved."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It was refused, and nothing was done."""
+
+    error: BpsdError
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Nobody knows whether the WMS did it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """It is certain that it was not done, and it may be tried again."""
+
+    reason: str
+
+
+Outcome = Done | Failed | Doubt | Again
+
+
+class Desk:
+    """What a verb works with: one backend, the cache to look at, and calls with a deadline."""
+
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        cache: Cache,
+        journal: Journal,
+        slots: anyio.CapacityLimiter,
+        deadline_s: float,
+        verify_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.backend, self.cache, self.journal, self.clock = backend, cache, journal, clock
+        self.verify_s = verify_s
+        self._slots, self._deadline_s = slots, deadline_s
+
+    @property
+    def service(self) -> WmsService:
+        """The open service; `BackendUnavailable` if it is not."""
+        return self.backend.service
+
+    async def call(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Ask the WMS, at most N at once and no longer than the deadline.
+
+        Raises
+        ------
+        DeadlineExceeded
+            If it took longer; what was asked for may have happened all the same.
+        """
+        async with self._slots:
+            try:
+                with anyio.fail_after(self._deadline_s):
+                    return await call()
+            except TimeoutError as exc:
+                raise DeadlineExceeded(
+                    f"{what} on backend {self.backend.name}: no answer within {self._deadline_s:g} s",
+                    backend=self.backend.name,
+                ) from exc
+
+    async def until(self, run_id: str, reached: Callable[[RunRecord], bool], timeout_s: float) -> bool:
+        """Wait until the cache's record of a run satisfies ``reached``; `False` when the time is over."""
+        changed = anyio.Event()
+
+        def listener(event: Any, moved: Any) -> None:
+            if event.run == run_id:
+                changed.set()
+
+        end = self.cache.listen(listener)
+        try:
+            with anyio.move_on_after(timeout_s):
+                while True:
+                    record = self.cache.get(run_id)
+                    if record is not None and reached(record):
+                        return True
+                    await changed.wait()
+                    changed = anyio.Event()
+        finally:
+            end()
+        return False
+
+
+class Verb(Protocol):
+    """One kind of command."""
+
+    async def perform(self, desk: Desk, command: CommandRecord) -> Outcome:
+        """Ask the WMS for it. Raising `BpsdError` means `Failed`; anything else is a doubt."""
+        ...
+
+    async def look_up(self, desk: Desk, command: CommandRecord) -> Outcome:
+        """Find out whether an earlier `perform` was carried out."""
+        ...

@@ -1,0 +1,76 @@
+"""``restart``: a new attempt of a run, from the point of failure."""
+
+from __future__ import annotations
+
+__all__ = ["Restart"]
+
+from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome
+from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict
+from bpsd.journal import CommandRecord
+from bpsd.models import WmsStates
+from bpsd.runs import Change, RunRecord
+
+
+class Restart:
+    """Restarts a run under an attempt token of its own, so that an interrupted restart is found, not repeated."""
+
+    async def perform(self, desk: Desk, command: CommandRecord) -> Outcome:
+        """Ask the WMS for the next attempt."""
+        record = desk.cache.get(command.run_id)
+        wms_id = record.wms_id if record is not None else command.args.get("wms_id", "")
+        try:
+            service = desk.service
+        except BackendUnavailable as exc:
+            return Again(str(exc))
+        try:
+            new_id, name, message = await desk.call(
+                "restarting", lambda: service.restart(wms_id, attempt_token=_attempt_token(command))
+            )
+        except BackendAuthError as exc:
+            return Again(str(exc))
+        except BackendUnavailable as exc:
+            return Doubt(str(exc))
+        except BpsdError as exc:
+            return Failed(exc)
+        if new_id is None:
+            return Failed(
+                Conflict(
+                    f"backend {command.backend} did not restart {command.run_id}: {message or 'it gave no reason'}",
+                    advice="`bpsctl report` shows the state of the run",
+                )
+            )
+        return await self._done(desk, command, new_id, message)
+
+    async def look_up(self, desk: Desk, command: CommandRecord) -> Outcome:
+        """Ask the WMS for the attempt's token."""
+        assert command.started_at is not None
+        since = command.started_at
+        service = desk.service
+        answer = await desk.call(
+            "looking for the attempt", lambda: service.find_by_token(_attempt_token(command), since)
+        )
+        if answer.verdict == "found" and answer.wms_id is not None:
+            return await self._done(desk, command, answer.wms_id, "")
+        if answer.verdict == "absent":
+            return Again("the WMS does not have the new attempt")
+        return Doubt(answer.reason or "the WMS cannot tell")
+
+    async def _done(self, desk: Desk, command: CommandRecord, wms_id: str, message: str) -> Outcome:
+        attempt = command.attempt or 1
+        await desk.journal.bind(command.run_id, attempt, wms_id, None, command.id)
+
+        def edit(record: RunRecord) -> list[Change]:
+            changes = record.from_journal(
+                WmsStates.READY, "restarted, not seen in the WMS yet", desk.clock(), attempt=attempt
+            )
+            if changes:
+                record.wms_id = wms_id
+            return changes
+
+        await desk.cache.note_run(command.run_id, command.backend, edit)
+        desk.backend.wake("restarted")
+        return Done({"wms_id": wms_id, "attempt": attempt}, note=message)
+
+
+def _attempt_token(command: CommandRecord) -> str:
+    return f"{command.token or command.run_id}.{command.attempt}"

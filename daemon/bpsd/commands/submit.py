@@ -1,0 +1,71 @@
+"""``submit``: prepare a workflow and hand it to the WMS under its token."""
+
+from __future__ import annotations
+
+__all__ = ["Submit", "workflow_of"]
+
+import msgspec
+
+from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome
+from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError
+from bpsd.journal import CommandRecord
+from bpsd.models import WmsStates
+from bpsd.runs import Change, RunRecord
+from bpsd.workflow import WorkflowFile
+
+
+def workflow_of(command: CommandRecord) -> WorkflowFile:
+    """The validated workflow that a submit command carries."""
+    return msgspec.convert(command.args["workflow"], WorkflowFile)
+
+
+class Submit:
+    """Hands a run to the WMS, and finds it there by its token when that was interrupted."""
+
+    async def perform(self, desk: Desk, command: CommandRecord) -> Outcome:
+        """Prepare and submit; only ``submit`` itself can leave a doubt."""
+        workflow = workflow_of(command)
+        try:
+            service = desk.service
+            await desk.call("checking before submission", service.run_submission_checks)
+            prepared = await desk.call("preparing", lambda: service.prepare({}, workflow))
+        except (BackendUnavailable, BackendAuthError) as exc:
+            return Again(str(exc))
+        except BpsdError as exc:
+            return Failed(exc)
+        try:
+            await desk.call("submitting", lambda: service.submit(prepared))
+        except BackendAuthError as exc:
+            return Again(str(exc))
+        except BackendUnavailable as exc:
+            return Doubt(str(exc))
+        except BpsdError as exc:
+            return Failed(exc)
+        if prepared.run_id is None:
+            return Doubt("the adapter gave no id for the run")
+        return await self._done(desk, command, prepared.run_id, prepared.submit_path)
+
+    async def look_up(self, desk: Desk, command: CommandRecord) -> Outcome:
+        """Ask the WMS for the token."""
+        assert command.token is not None and command.started_at is not None
+        token, since = command.token, command.started_at
+        service = desk.service
+        answer = await desk.call("looking for the run", lambda: service.find_by_token(token, since))
+        if answer.verdict == "found" and answer.wms_id is not None:
+            return await self._done(desk, command, answer.wms_id, answer.path)
+        if answer.verdict == "absent":
+            return Again("the WMS does not have it")
+        return Doubt(answer.reason or "the WMS cannot tell")
+
+    async def _done(self, desk: Desk, command: CommandRecord, wms_id: str, path: str | None) -> Outcome:
+        await desk.journal.bind(command.run_id, 1, wms_id, path, command.id)
+
+        def edit(record: RunRecord) -> list[Change]:
+            if not record.wms_id:
+                record.wms_id = wms_id
+            record.path = record.path or path
+            return record.from_journal(WmsStates.READY, "handed to the WMS, not seen there yet", desk.clock())
+
+        await desk.cache.note_run(command.run_id, command.backend, edit)
+        desk.backend.wake("submitted")
+        return Done({"wms_id": wms_id, "path": path})

@@ -1,0 +1,195 @@
+"""Upstream's three readers from one `poll`, and `poll` from upstream's three readers: pure folds, no I/O of their own."""
+
+from __future__ import annotations
+
+__all__ = [
+    "as_observation",
+    "as_report",
+    "list_from_poll",
+    "poll_from_reports",
+    "report_from_poll",
+    "status_from_poll",
+]
+
+import time
+from typing import TYPE_CHECKING
+
+from bpsd.errors import RunNotFound
+from bpsd.models import (
+    TERMINAL,
+    JobObservation,
+    KnownRun,
+    PollRequest,
+    PollResult,
+    RunObservation,
+    SourceReport,
+    WmsJobReport,
+    WmsRunReport,
+    WmsStates,
+    empty_counts,
+)
+
+if TYPE_CHECKING:
+    from bpsd.interface import WmsService
+
+SECONDS_PER_DAY = 86_400.0
+
+
+def as_report(seen: RunObservation) -> WmsRunReport:
+    """An observation as upstream's report; counts come from the jobs if there are any."""
+    jobs = [WmsJobReport(wms_id=j.wms_id, name=j.name, label=j.label, state=j.state) for j in seen.jobs]
+    counts, summary = seen.job_state_counts, seen.job_summary
+    if jobs:
+        counts, summary = empty_counts(), {}
+        for job in jobs:
+            counts[job.state] += 1
+            summary.setdefault(job.label, empty_counts())[job.state] += 1
+    return WmsRunReport(
+        wms_id=seen.wms_id,
+        global_wms_id=seen.global_wms_id,
+        path=seen.path,
+        label=seen.label,
+        run=seen.run,
+        project=seen.project,
+        campaign=seen.campaign,
+        payload=seen.payload,
+        operator=seen.operator,
+        site=seen.site,
+        run_summary=seen.run_summary,
+        state=seen.state,
+        jobs=jobs,
+        total_number_jobs=seen.total_number_jobs if seen.total_number_jobs is not None else len(jobs) or None,
+        job_state_counts=counts,
+        job_summary=summary,
+        exit_code_summary=_exit_codes(seen),
+        specific_info=seen.specific_info,
+    )
+
+
+def _exit_codes(seen: RunObservation) -> dict[str, list[int]] | None:
+    if not seen.jobs:
+        return seen.exit_code_summary
+    codes: dict[str, list[int]] = {job.label: [] for job in seen.jobs}
+    for job in seen.jobs:
+        if job.exit_code and job.state is not WmsStates.SUCCEEDED:
+            codes[job.label].append(job.exit_code)
+    return codes
+
+
+async def report_from_poll(
+    service: WmsService, wms_workflow_id: str | None, user: str | None, hist: float
+) -> tuple[list[WmsRunReport], str]:
+    """`WmsService.report` of a native adapter: a poll from the beginning, filtered."""
+    observations, messages = await _everything(service)
+    wanted = service.resolve_id(wms_workflow_id) if wms_workflow_id is not None else ()
+    after = time.time() - hist * SECONDS_PER_DAY
+    reports = [
+        as_report(seen)
+        for seen in observations
+        if (
+            (seen.wms_id in wanted or seen.path == wms_workflow_id or seen.global_wms_id == wms_workflow_id)
+            if wms_workflow_id is not None
+            else _recent(seen, after)
+        )
+        and user in (None, seen.owner, seen.operator)
+    ]
+    return reports, "\n".join(messages)
+
+
+def _recent(seen: RunObservation, after: float) -> bool:
+    return seen.state not in TERMINAL or (seen.end_time or seen.source_time or 0.0) >= after
+
+
+async def status_from_poll(service: WmsService, wms_workflow_id: str, hist: float) -> tuple[WmsStates, str]:
+    """`WmsService.get_status` of a native adapter."""
+    reports, message = await report_from_poll(service, wms_workflow_id, None, hist)
+    if not reports:
+        raise RunNotFound(f"backend {service.context.backend} knows no run {wms_workflow_id}")
+    return reports[0].state or WmsStates.UNKNOWN, message
+
+
+async def list_from_poll(service: WmsService, wms_id: str | None, user: str | None) -> list[str]:
+    """`WmsService.list_submitted_jobs` of a native adapter: what is live, or the one asked for."""
+    reports, _ = await report_from_poll(service, wms_id, user, 0)
+    return [report.wms_id for report in reports if report.wms_id is not None]
+
+
+async def _everything(service: WmsService) -> tuple[list[RunObservation], list[str]]:
+    """All that polls from the beginning say, and what is amiss with the sources."""
+    merged: dict[str, RunObservation] = {}
+    messages: list[str] = []
+    request = PollRequest()
+    while True:
+        result = await service.poll(request)
+        for seen in result.observations:
+            before = merged.get(seen.wms_id)
+            merged[seen.wms_id] = seen if before is None else _merge(before, seen)
+        messages += [f"{s.name}: {s.error or s.status}" for s in result.sources if s.status != "ok"]
+        if not result.more:
+            return list(merged.values()), messages
+        request = PollRequest(
+            cursor=result.cursor,
+            known=tuple(k for k in request.known if k.wms_id not in result.run_cursors) + _continued(result),
+        )
+
+
+def _continued(result: PollResult) -> tuple[KnownRun, ...]:
+    return tuple(KnownRun(run_id=wms_id, wms_id=wms_id, cursor=cursor) for wms_id, cursor in result.run_cursors.items())
+
+
+def _merge(before: RunObservation, after: RunObservation) -> RunObservation:
+    """The later observation, with what only the earlier one said, and the last word on every job."""
+    jobs: dict[str, JobObservation] = {job.name: job for job in before.jobs}
+    jobs.update((job.name, job) for job in after.jobs)
+    values = {
+        field: after_value if (after_value := getattr(after, field)) is not None else getattr(before, field)
+        for field in RunObservation.__struct_fields__
+    }
+    values["jobs"] = tuple(jobs.values())
+    return RunObservation(**values)
+
+
+async def poll_from_reports(service: WmsService, request: PollRequest) -> PollResult:
+    """`WmsService.poll` of a bridged plugin: its summary, and a report of every run wanted job by job.
+
+    A run that the plugin does not list is *not* absent: most plugins forget what has ended.
+    """
+    began = time.monotonic()
+    reports, message = await service.report(hist=1)
+    seen = [as_observation(report) for report in reports if report.wms_id]
+    for run in request.known:
+        if run.wms_id in request.detail:
+            detailed, _ = await service.report(wms_workflow_id=run.wms_id, hist=2, return_exit_codes=True)
+            seen += [as_observation(report) for report in detailed if report.wms_id]
+    source = SourceReport(
+        name="plugin", status="ok", covers="what the plugin lists", cost_s=time.monotonic() - began, error=message or ""
+    )
+    return PollResult(observations=seen, sources=(source,))
+
+
+def as_observation(report: WmsRunReport) -> RunObservation:
+    """A plugin's report as an observation."""
+    jobs = tuple(
+        JobObservation(name=job.name, label=job.label, state=job.state, wms_id=job.wms_id) for job in report.jobs or ()
+    )
+    return RunObservation(
+        wms_id=report.wms_id or "",
+        source="plugin",
+        state=report.state,
+        global_wms_id=report.global_wms_id,
+        path=report.path,
+        label=report.label,
+        run=report.run,
+        project=report.project,
+        campaign=report.campaign,
+        payload=report.payload,
+        operator=report.operator,
+        site=report.site,
+        run_summary=report.run_summary,
+        total_number_jobs=report.total_number_jobs,
+        job_state_counts=report.job_state_counts,
+        job_summary=report.job_summary,
+        exit_code_summary=report.exit_code_summary,
+        specific_info=report.specific_info,
+        jobs=jobs,
+    )

@@ -1,0 +1,350 @@
+"""The jobs of one run as columns: about 110 bytes a job with its name, and counts that are never recounted.
+
+A struct for each job would cost four times as much (a million jobs are what the daemon must hold), and a report would
+have to walk over all of them. Here a change of one job touches a few array cells and two counters.
+
+The decision whether an observation may change a job is `bpsd.reducer.job_wins`; this module only keeps what was decided.
+"""
+
+from __future__ import annotations
+
+__all__ = ["JobTable", "encode_changes"]
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from bpsd.messages import JobRow
+from bpsd.models import TERMINAL, JobObservation, WmsStates
+from bpsd.reducer import JobKey, job_wins
+
+_ORDER = tuple(WmsStates)
+_POSITION = {state: position for position, state in enumerate(_ORDER)}
+_FAULTS = frozenset({WmsStates.FAILED, WmsStates.HELD, WmsStates.DELETED})
+_NO_CODE = -(2**31)
+_NO_ATTEMPT = -1
+
+
+class _Dump(msgspec.Struct, array_like=True):
+    """What `JobTable.dump` writes; fields are only ever appended."""
+
+    names: list[str]
+    labels: list[str]
+    hosts: list[str]
+    label_of: bytes
+    state: bytes
+    run_attempt: bytes
+    attempt: bytes
+    rank: bytes
+    code: bytes
+    time: bytes
+    start: bytes
+    end: bytes
+    host_of: bytes
+    wms_ids: list[str]
+    notes: dict[int, str]
+
+
+class JobTable:
+    """The jobs of one run.
+
+    ``version`` grows with every change. Rows keep their place for ever, in the order of first sight, so that a page of
+    jobs can go on where the one before ended.
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_codes",
+        "_code",
+        "_counts",
+        "_end",
+        "_host_of",
+        "_hosts",
+        "_index",
+        "_label_of",
+        "_labels",
+        "_names",
+        "_notes",
+        "_rank",
+        "_run_attempt",
+        "_start",
+        "_state",
+        "_time",
+        "_totals",
+        "_wms_ids",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._names: list[str] = []
+        # Name to row. Costs more than all columns together, so it goes when the run falls quiet (`forget_index`).
+        self._index: dict[str, int] | None = {}
+        self._labels: list[str] = []
+        self._hosts: list[str] = [""]
+        self._label_of = array("I")
+        self._state = array("b")
+        self._run_attempt = array("h")
+        self._attempt = array("i")
+        self._rank = array("h")
+        self._code = array("i")
+        self._time = array("d")
+        self._start = array("d")
+        self._end = array("d")
+        self._host_of = array("I")
+        # Empty until the first id comes: local jobs have none.
+        self._wms_ids: list[str] = []
+        self._notes: dict[int, str] = {}
+        # Per label: how many jobs are in each state, and which non-zero exit codes its faulty jobs have.
+        self._counts: list[list[int]] = []
+        self._codes: list[Counter[int]] = []
+        self._totals = [0] * len(_ORDER)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"<JobTable {len(self)} jobs, {self.state_counts()}>"
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def apply(self, run_attempt: int, jobs: Sequence[JobObservation]) -> list[JobObservation]:
+        """Take what may be taken of ``jobs``; returns those that changed a state or an attempt, in order."""
+        changed = []
+        index = self._indexed()
+        for job in jobs:
+            row = index.get(job.name)
+            if row is None:
+                index[job.name] = self._append(run_attempt, job)
+                changed.append(job)
+            elif self._update(row, run_attempt, job):
+                changed.append(job)
+        if changed:
+            self.version += 1
+        return changed
+
+    def forget_index(self) -> None:
+        """Drop the name index; the next `apply` makes it anew."""
+        self._index = None
+
+    def _indexed(self) -> dict[str, int]:
+        if self._index is None:
+            self._index = {name: row for row, name in enumerate(self._names)}
+        return self._index
+
+    def _append(self, run_attempt: int, job: JobObservation) -> int:
+        row = len(self._names)
+        self._names.append(job.name)
+        self._label_of.append(self._label_number(job.label))
+        self._state.append(job.state)
+        self._run_attempt.append(run_attempt)
+        self._attempt.append(_NO_ATTEMPT if job.attempt is None else job.attempt)
+        self._rank.append(job.rank)
+        self._code.append(_NO_CODE if job.exit_code is None else job.exit_code)
+        self._time.append(job.time or 0.0)
+        self._start.append(job.start_time or 0.0)
+        self._end.append(job.end_time or 0.0)
+        self._host_of.append(0)
+        self._texts(row, job)
+        self._count(row, +1)
+        return row
+
+    def _update(self, row: int, run_attempt: int, job: JobObservation) -> bool:
+        old_attempt = self._attempt[row]
+        old_state = self._state[row]
+        before = JobKey(
+            self._run_attempt[row],
+            None if old_attempt == _NO_ATTEMPT else old_attempt,
+            WmsStates(old_state),
+            self._rank[row],
+            self._time[row] or None,
+        )
+        after = JobKey(run_attempt, job.attempt, job.state, job.rank, job.time)
+        if not job_wins(before, after):
+            return False
+        self._count(row, -1)
+        new_attempt = _NO_ATTEMPT if job.attempt is None else job.attempt
+        again = run_attempt != before.run_attempt or (job.attempt is not None and new_attempt != old_attempt)
+        self._state[row] = job.state
+        self._run_attempt[row] = run_attempt
+        if job.attempt is not None:
+            self._attempt[row] = new_attempt
+        self._rank[row] = job.rank
+        if job.time is not None:
+            self._time[row] = job.time
+        if again:  # what belonged to the attempt before says nothing about this one
+            self._code[row] = _NO_CODE
+            self._start[row] = self._end[row] = 0.0
+            self._notes.pop(row, None)
+        if job.exit_code is not None:
+            self._code[row] = job.exit_code
+        if job.start_time is not None:
+            self._start[row] = job.start_time
+        if job.end_time is not None:
+            self._end[row] = job.end_time
+        if job.state != old_state:
+            self._notes.pop(row, None)
+        self._texts(row, job)
+        self._count(row, +1)
+        return again or job.state != old_state
+
+    def _texts(self, row: int, job: JobObservation) -> None:
+        if job.wms_id:
+            missing = row + 1 - len(self._wms_ids)
+            if missing > 0:
+                self._wms_ids.extend([""] * missing)
+            self._wms_ids[row] = job.wms_id
+        if job.note:
+            self._notes[row] = job.note
+        if job.host:
+            if job.host not in self._hosts:
+                self._hosts.append(job.host)
+            self._host_of[row] = self._hosts.index(job.host)
+
+    def _label_number(self, label: str) -> int:
+        try:
+            return self._labels.index(label)  # a handful of labels: a scan beats a second dict
+        except ValueError:
+            self._labels.append(label)
+            self._counts.append([0] * len(_ORDER))
+            self._codes.append(Counter())
+            return len(self._labels) - 1
+
+    def _count(self, row: int, step: int) -> None:
+        state = WmsStates(self._state[row])
+        label = self._label_of[row]
+        self._counts[label][_POSITION[state]] += step
+        self._totals[_POSITION[state]] += step
+        code = self._code[row]
+        if code not in (0, _NO_CODE) and state in _FAULTS:
+            codes = self._codes[label]
+            codes[code] += step
+            if not codes[code]:
+                del codes[code]
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def state_counts(self) -> dict[str, int]:
+        """Jobs by state (only states that occur), in the order of `WmsStates`."""
+        return {state.name: n for state, n in zip(_ORDER, self._totals, strict=True) if n}
+
+    def in_state(self, state: WmsStates) -> int:
+        """How many jobs are in ``state``."""
+        return self._totals[_POSITION[state]]
+
+    @property
+    def all_over(self) -> bool:
+        """Whether every job is in a terminal state."""
+        return sum(self.in_state(state) for state in TERMINAL) == len(self)
+
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        """Per label, jobs by state (only states that occur)."""
+        return {
+            label: {state.name: n for state, n in zip(_ORDER, counts, strict=True) if n}
+            for label, counts in zip(self._labels, self._counts, strict=True)
+        }
+
+    def exit_codes(self) -> dict[str, dict[int, int]]:
+        """Per label, how often each non-zero exit code stands behind a failed, held or deleted job."""
+        return {label: dict(sorted(codes.items())) for label, codes in zip(self._labels, self._codes, strict=True)}
+
+    def row(self, row: int) -> JobRow:
+        """One job as a client sees it."""
+        attempt, code = self._attempt[row], self._code[row]
+        return JobRow(
+            name=self._names[row],
+            label=self._labels[self._label_of[row]],
+            state=WmsStates(self._state[row]).name,  # type: ignore[arg-type]  # the names are those of StateName
+            attempt=None if attempt == _NO_ATTEMPT else attempt,
+            wms_id=self._wms_ids[row] if row < len(self._wms_ids) else "",
+            exit_code=None if code == _NO_CODE else code,
+            started_at=self._start[row] or None,
+            ended_at=self._end[row] or None,
+            host=self._hosts[self._host_of[row]],
+            note=self._notes.get(row, ""),
+        )
+
+    def find(self, name: str) -> JobRow | None:
+        """The job called ``name``."""
+        row = self._indexed().get(name)
+        return None if row is None else self.row(row)
+
+    def names(self) -> Sequence[str]:
+        """All names, in the order of rows."""
+        return self._names
+
+    def select(self, states: frozenset[WmsStates], label: str | None) -> Iterator[int]:
+        """The rows in one of ``states`` (empty: any) with ``label`` (`None`: any), in order."""
+        number = None
+        if label is not None:
+            if label not in self._labels:
+                return
+            number = self._labels.index(label)
+        wanted = {int(state) for state in states}
+        for row, (state, label_number) in enumerate(zip(self._state, self._label_of, strict=True)):
+            if (not wanted or state in wanted) and (number is None or label_number == number):
+                yield row
+
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    def dump(self) -> bytes:
+        """The whole table as bytes for the store."""
+        return msgspec.msgpack.encode(
+            _Dump(
+                self._names,
+                self._labels,
+                self._hosts,
+                self._label_of.tobytes(),
+                self._state.tobytes(),
+                self._run_attempt.tobytes(),
+                self._attempt.tobytes(),
+                self._rank.tobytes(),
+                self._code.tobytes(),
+                self._time.tobytes(),
+                self._start.tobytes(),
+                self._end.tobytes(),
+                self._host_of.tobytes(),
+                self._wms_ids,
+                self._notes,
+            )
+        )
+
+    @classmethod
+    def load(cls, data: bytes | None, appended: Sequence[bytes] = ()) -> JobTable:
+        """The table that `dump` wrote, with the changes that came later (`encode_changes`).
+
+        Raises
+        ------
+        ValueError
+            If the bytes are not such a table.
+        """
+        table = cls()
+        if data is not None:
+            dumped = msgspec.msgpack.decode(data, type=_Dump)
+            table._names, table._labels, table._hosts = dumped.names, dumped.labels, dumped.hosts
+            for name in ("label_of", "state", "run_attempt", "attempt", "rank", "code", "time", "start", "end", "host_of"):
+                column: array[int] | array[float] = getattr(table, f"_{name}")
+                column.frombytes(getattr(dumped, name))
+                if len(column) != len(table._names):
+                    raise ValueError(f"the column {name} has {len(column)} rows for {len(table._names)} jobs")
+            table._wms_ids, table._notes = dumped.wms_ids, dumped.notes
+            table._counts = [[0] * len(_ORDER) for _ in table._labels]
+            table._codes = [Counter() for _ in table._labels]
+            for row in range(len(table._names)):
+                table._count(row, +1)
+            table._index = None
+        for piece in appended:
+            run_attempt, jobs = _CHANGES.decode(piece)
+            table.apply(run_attempt, jobs)
+        table.forget_index()
+        return table
+
+
+_CHANGES = msgspec.msgpack.Decoder(tuple[int, list[JobObservation]])
+
+
+def encode_changes(run_attempt: int, jobs: Sequence[JobObservation]) -> bytes:
+    """Job observations as bytes that `JobTable.load` takes in ``appended``."""
+    return msgspec.msgpack.encode((run_attempt, list(jobs)))

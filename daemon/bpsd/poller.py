@@ -1,0 +1,323 @@
+"""One poller per backend: opens its service, asks it at the right times, and confines whatever goes wrong there.
+
+Each backend lives in a task group of its own. A poll that fails, hangs or is refused ages that backend's rows and changes
+nothing else; an adapter whose background task dies is closed, shown as ``stopped`` and opened again after a pause.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Backend", "BackendSettings"]
+
+import random
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from bpsd.cache import Cache
+from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, DeadlineExceeded
+from bpsd.interface import ServiceContext, WmsService
+from bpsd.messages import BackendRow, SourceRow
+from bpsd.models import PollRequest, PollResult
+from bpsd.pacing import Pace, Pacing, breaker, next_delay, soonest
+
+ERROR_CHARS = 500
+"""How much of an error's text a row of a backend shows."""
+
+MAX_DETAIL_ROUNDS = 1000
+"""How many results in a row a backend may ask to be followed up at once (``more``), before it is a failure."""
+
+
+class BackendSettings(Protocol):
+    """What a poller needs of the configuration of a backend."""
+
+    @property
+    def pacing(self) -> Pacing: ...
+    @property
+    def deadline_s(self) -> float: ...
+    @property
+    def stale_after_s(self) -> float: ...
+
+
+class Backend:
+    """A configured backend while the daemon runs.
+
+    Parameters
+    ----------
+    name, uid, type : `str`
+        Its name in the configuration, its identity over renames, its kind.
+    make : callable
+        Makes the service from a `~bpsd.interface.ServiceContext`.
+    settings : `BackendSettings`
+        Intervals and limits.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        uid: str,
+        type: str,
+        make: Callable[[ServiceContext], WmsService],
+        settings: BackendSettings,
+        cache: Cache,
+        state_dir: Path,
+        log: Any,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name, self.uid, self.type = name, uid, type
+        self.settings = settings
+        self._make, self._cache, self._state_dir, self._clock = make, cache, state_dir, clock
+        self._log = log
+        self._service: WmsService | None = None
+        self._state: Literal["starting", "up", "down", "auth", "stopped"] = "starting"
+        self._pace = Pace()
+        self._asking = False
+        self._error = ""
+        self._polls = self._failures_ever = 0
+        self._last_good: float | None = None
+        self._last_good_mono: float | None = None
+        self._last_attempt: float | None = None
+        self._next_poll: float | None = None
+        self._sources: list[SourceRow] = []
+        self._wanted = anyio.Event()
+        self._polled = anyio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.name} ({self.type}) {self._state}, {self._polls} polls, {self._pace.failures} failures>"
+
+    # -- what others see ---------------------------------------------------------------------------------------------
+
+    @property
+    def service(self) -> WmsService:
+        """The open service.
+
+        Raises
+        ------
+        BackendUnavailable
+            If the adapter is not open: it is starting, or it failed and is to be opened again.
+        """
+        if self._service is None:
+            raise BackendUnavailable(
+                f"backend {self.name} is {self._state}" + (f": {self._error}" if self._error else ""),
+                advice="`bpsctl backends` shows how it is doing; what you asked for can be tried again",
+                backend=self.name,
+            )
+        return self._service
+
+    @property
+    def last_good_at(self) -> float | None:
+        """When the last good poll began (epoch seconds)."""
+        return self._last_good
+
+    @property
+    def stale(self) -> bool:
+        """Whether nothing good has been heard for longer than ``stale_after_s`` (measured by the monotonic clock)."""
+        if self._last_good_mono is None:
+            return True
+        # A long interval that we chose ourselves is no reason for alarm.
+        patience = max(self.settings.stale_after_s, 2 * self._pace.delay_s)
+        return time.monotonic() - self._last_good_mono > patience
+
+    def row(self) -> BackendRow:
+        """The backend as a client sees it."""
+        counts = self._cache.counts().get(self.name, {})
+        return BackendRow(
+            name=self.name,
+            uid=self.uid,
+            type=self.type,
+            state=self._state,
+            breaker=breaker(self.settings.pacing, self._pace.failures, self._asking),
+            stale=self.stale,
+            last_good_at=self._last_good,
+            last_attempt_at=self._last_attempt,
+            next_poll_at=self._next_poll,
+            interval_s=round(self._pace.delay_s, 3),
+            poll_cost_s=round(self._pace.cost_s, 6),
+            polls=self._polls,
+            failures=self._failures_ever,
+            error=self._error,
+            runs_live=counts.get("live", 0),
+            runs_hot=counts.get("hot", 0),
+            jobs_known=counts.get("jobs", 0),
+            sources=self._sources,
+        )
+
+    def wake(self, reason: str) -> None:
+        """Ask for a poll soon: joins the one that is due, never sooner than the WMS can bear."""
+        self._wanted.set()
+
+    async def refresh(self) -> float | None:
+        """Wait for the poll in flight or, if there is none, for the next one, which is made soon.
+
+        Returns
+        -------
+        last_good_at : `float` or `None`
+            When the last good poll began; unchanged if this one failed.
+        """
+        polled = self._polled
+        if not self._asking:
+            self.wake("refresh")
+        await polled.wait()
+        return self._last_good
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the backend open and polled until cancelled."""
+        opened_failures = 0
+        while True:
+            self._state = "starting"
+            began = time.monotonic()
+            try:
+                await self._live_once()
+            except Exception as exc:  # the boundary: whatever an adapter does wrong ends here
+                if time.monotonic() - began > self.settings.pacing.backoff_max_s:
+                    opened_failures = 0
+                opened_failures += 1
+                await self._stopped(exc, opened_failures)
+
+    async def _live_once(self) -> None:
+        async with anyio.create_task_group() as group:
+            service = self._make(self._context(group))
+            async with service:
+                self._service = service
+                self._cache.use_forms(self.name, service.resolve_id)
+                try:
+                    await self._poll_forever(service)
+                finally:
+                    self._service = None
+
+    async def _stopped(self, exc: Exception, failures: int) -> None:
+        error = _root(exc)
+        self._log.error("backend_failed", backend=self.name, error=str(error), exc_info=exc)
+        await self._change_state("stopped", str(error) or type(error).__name__)
+        self._finish_poll()
+        delay = next_delay(self.settings.pacing, Pace(failures=failures), random.random)
+        self._next_poll = self._clock() + delay
+        await anyio.sleep(delay)
+
+    def _context(self, group: TaskGroup) -> ServiceContext:
+        return ServiceContext(
+            backend=self.name,
+            state_dir=self._state_dir,
+            log=self._log,
+            clock=self._clock,
+            wake=self.wake,
+            task_group=group,
+        )
+
+    async def _poll_forever(self, service: WmsService) -> None:
+        while True:
+            self._wanted = anyio.Event()
+            await self._poll_once(service)
+            delay = next_delay(self.settings.pacing, self._pace, random.random)
+            self._pace = self._pace._replace(delay_s=delay)
+            self._next_poll = self._clock() + delay
+            floor = soonest(service.capabilities.poll_floor_s, self._pace.cost_s)
+            await anyio.sleep(min(floor, delay))
+            with anyio.move_on_after(max(0.0, delay - floor)):
+                await self._wanted.wait()
+
+    async def _poll_once(self, service: WmsService) -> None:
+        self._asking = True
+        self._last_attempt = self._clock()
+        self._polls += 1
+        try:
+            changed = await self._ask(service)
+        except BackendAuthError as exc:
+            await self._failed("auth", exc)
+        except BpsdError as exc:
+            await self._failed("down", exc)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as exc:
+            # What an adapter did not foresee in an answer: a failed poll, not the end of the backend.
+            self._log.error("poll_broke", backend=self.name, error=repr(exc), exc_info=exc)
+            await self._failed("down", exc)
+        else:
+            self._pace = self._pace._replace(
+                changed=changed > 0, failures=0, live_runs=len(self._cache.known(self.name))
+            )
+            await self._change_state("up", "")
+        finally:
+            self._asking = False
+            self._finish_poll()
+
+    async def _ask(self, service: WmsService) -> int:
+        changed = 0
+        began = self._clock()
+        began_mono = time.monotonic()
+        deadline = self.settings.deadline_s
+        for _ in range(MAX_DETAIL_ROUNDS):
+            result = await self._within(
+                deadline,
+                service.poll(
+                    PollRequest(
+                        cursor=self._cache.cursor(self.name), known=self._cache.known(self.name), deadline_s=deadline
+                    )
+                ),
+            )
+            self._sources = [_source_row(s) for s in result.sources]
+            self._pace = self._pace._replace(cost_s=_cost(result, time.monotonic() - began_mono))
+            changed += await self._cache.apply_poll(self.name, result, began)
+            if result.sources and all(s.status == "failed" for s in result.sources):
+                raise BackendUnavailable("; ".join(f"{s.name}: {s.error}" for s in result.sources))
+            if not result.more:
+                break
+            began, began_mono = self._clock(), time.monotonic()
+        else:
+            raise BackendUnavailable(f"the adapter had more to say {MAX_DETAIL_ROUNDS} times in a row")
+        self._last_good, self._last_good_mono = began, began_mono
+        return changed
+
+    async def _within(self, deadline_s: float, call: Awaitable[PollResult]) -> PollResult:
+        try:
+            with anyio.fail_after(deadline_s):
+                return await call
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"no answer within {deadline_s:g} s", backend=self.name) from exc
+
+    async def _failed(self, state: Literal["down", "auth"], exc: Exception) -> None:
+        self._failures_ever += 1
+        self._pace = self._pace._replace(failures=self._pace.failures + 1)
+        text = str(exc) or type(exc).__name__
+        self._log.warning("poll_failed", backend=self.name, failures=self._pace.failures, error=text[:ERROR_CHARS])
+        await self._change_state(state, text)
+
+    async def _change_state(self, state: Literal["up", "down", "auth", "stopped"], error: str) -> None:
+        before, self._state = self._state, state
+        self._error = error[:ERROR_CHARS]
+        if before != state:
+            await self._cache.announce(
+                "backend.state", backend=self.name, state=state, before=before, error=self._error
+            )
+
+    def _finish_poll(self) -> None:
+        self._polled.set()
+        self._polled = anyio.Event()
+
+
+def _cost(result: PollResult, took_s: float) -> float:
+    """What the WMS bore: what the adapter measured at its sources, or else how long the call took."""
+    measured = sum(source.cost_s for source in result.sources)
+    return measured or took_s
+
+
+def _source_row(source: Any) -> SourceRow:
+    return SourceRow(
+        name=source.name,
+        status=source.status,
+        covers=source.covers,
+        cost_s=source.cost_s,
+        cost_bytes=source.cost_bytes,
+        error=source.error[:ERROR_CHARS],
+    )
+
+
+def _root(exc: BaseException) -> BaseException:
+    """The first plain exception inside a group."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
