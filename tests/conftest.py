@@ -1,0 +1,112 @@
+"""What every test has: a world of its own, an event loop that nothing blocks, and nobody left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+from blockbuster import BlockBuster, BlockBusterFunction
+
+from tests.figures import figure
+from tests.leftovers import SESSION_VARIABLE, end_leftovers
+
+pytest_plugins = ["tests.soak_table"]
+
+EXAMPLES = figure("EXAMPLES", test=50, soak=2000)
+"""How many examples hypothesis tries for a property that names no number of its own."""
+
+ALSO_BLOCKING = ("builtins.open", "fcntl.flock", "io.open", "os.fdatasync", "os.fsync")
+"""Calls that stop the event loop and that blockbuster does not watch by itself."""
+
+ALLOWED_TO_BLOCK: tuple[tuple[str, str, str], ...] = ()
+"""Exceptions as (call, end of the file's path, function): the one place where it may, with a comment why it must."""
+
+hypothesis.settings.register_profile(
+    "default",
+    max_examples=EXAMPLES,
+    deadline=None,  # the machine is shared: how long an example takes proves nothing
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Mark what this session starts, before anything is started (see `tests.leftovers`)."""
+    os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """Every process that the tests started is gone when they are over. Set up first, so torn down last."""
+    yield
+    leftovers = end_leftovers(os.environ[SESSION_VARIABLE], patience_s=10.0)
+    assert not leftovers, "processes that the tests left behind:\n" + "\n".join(map(str, leftovers))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def world_of_its_own() -> Iterator[None]:
+    """No test finds the daemon, state or configuration of the person who runs it, nor do the processes it starts."""
+    home = Path(tempfile.mkdtemp(prefix="b", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("BPSD_") and name != SESSION_VARIABLE]:
+            patch.delenv(name)
+        for variable, folder in (
+            ("XDG_CACHE_HOME", "cache"),
+            ("XDG_CONFIG_HOME", "config"),
+            ("XDG_RUNTIME_DIR", "run"),
+            ("XDG_STATE_HOME", "state"),
+        ):
+            (home / folder).mkdir(mode=0o700)
+            patch.setenv(variable, str(home / folder))
+        yield
+    shutil.rmtree(home)
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A call from bpsd's code that would stop the event loop is an error (`blockbuster.BlockingError`)."""
+    if request.node.get_closest_marker("blocking_allowed"):
+        yield
+        return
+    # Looked up here: a test may be about a package that cannot be imported.
+    import bpsd
+    import bpsd_adapters
+
+    packages = [bpsd, bpsd_adapters]
+    buster = BlockBuster(packages)
+    for call in ALSO_BLOCKING:
+        buster.functions[call] = BlockBusterFunction(
+            None, call, scanned_modules=packages, can_block_predicate=_is_prompt
+        )
+    for call, file, function in ALLOWED_TO_BLOCK:
+        buster.functions[call].can_block_in(file, function)
+    buster.activate()
+    yield
+    buster.deactivate()
+
+
+def _is_prompt(*args: object, **kwargs: object) -> bool:
+    """Whether these arguments keep the call from waiting: only `fcntl.flock` can be told to."""
+    return len(args) == 2 and isinstance(args[1], int) and bool(args[1] & (fcntl.LOCK_NB | fcntl.LOCK_UN))
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """An empty folder for a daemon's state; its path is short, since a Unix socket's may have 107 bytes at most."""
+    folder = Path(tempfile.mkdtemp(prefix="b", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def socket_path(state_dir: Path) -> Path:
+    """Where a daemon of this test may listen; nothing is there yet."""
+    return state_dir / "s"

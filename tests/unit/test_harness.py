@@ -1,0 +1,92 @@
+"""The harness itself: a check that never fires would prove nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import anyio
+import pytest
+from blockbuster import BlockingError
+
+import bpsd
+from tests.figures import figure
+from tests.leftovers import SESSION_VARIABLE, end_leftovers, find_leftovers
+from tests.soak_table import soak_table
+
+
+def _as_if_in_bpsd(source: str) -> None:
+    """Run a line of code whose file lies in the daemon's package, as far as anybody can tell."""
+    exec(compile(source, str(Path(bpsd.__file__).parent / "pretended.py"), "exec"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import time; time.sleep(0)",
+        "open('/dev/null').close()",
+        "import pathlib; pathlib.Path('/dev/null').read_text()",
+        "import sqlite3; sqlite3.connect(':memory:').execute('select 1')",
+        "import fcntl; fcntl.flock(0, fcntl.LOCK_EX)",
+        "import os; os.fsync(0)",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+async def test_blocking_call_from_our_code_is_caught_in_the_loop(source: str) -> None:
+    with pytest.raises(BlockingError):
+        _as_if_in_bpsd(source)
+
+
+async def test_what_does_not_stop_the_loop_is_let_through() -> None:
+    _as_if_in_bpsd("import sys; sys.stderr.write('a log line\\n')")
+    await anyio.to_thread.run_sync(_as_if_in_bpsd, "open('/dev/null').close()")
+    time.sleep(0)  # noqa: ASYNC251 - a test may block its own loop
+
+
+def test_process_that_left_its_session_is_found_with_its_test_and_ended() -> None:
+    session = uuid.uuid4().hex
+    child = subprocess.Popen(
+        ["env", f"{SESSION_VARIABLE}={session}", sys.executable, "-c", "print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdout.readline()
+
+    (found,) = find_leftovers(session)
+
+    assert found.pid == child.pid
+    assert "test_process_that_left_its_session" in found.test
+    assert "input()" in str(found)
+    assert end_leftovers(session, patience_s=0) == [found]
+    assert child.wait() == -9
+    assert find_leftovers(session) == []
+    child.stdin.close()
+    child.stdout.close()
+
+
+def test_figure_is_set_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.figures.FIGURES", {})
+    monkeypatch.setenv("BPSD_HARNESS", "7")
+
+    assert figure("HARNESS", test=1, soak=2) == 7
+
+
+def test_soak_table_names_each_figure_and_its_result() -> None:
+    table = soak_table(
+        {"passed": 9, "failed": 0}, {"KILLS": (500, 30, 500)}, {"KILLS": ["tests/x.py: 9 passed"]}, took_s=5400
+    )
+
+    assert "| `KILLS` | 500 | 30 | tests/x.py: 9 passed |" in table
+    assert "1.5 hours" in table
+    assert "Result: 9 passed\n" in table
+
+
+def test_socket_path_fits_a_unix_socket(socket_path: Path) -> None:
+    assert len(bytes(socket_path)) < 60
+    assert list(socket_path.parent.iterdir()) == []
