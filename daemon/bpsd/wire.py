@@ -153,8 +153,8 @@ SYSTEM_SOCKET = "/run/bpsd/bpsd.sock"
 def default_socket(environ: Mapping[str, str], uid: int) -> str:
     """Where that user's own daemon listens if nobody says otherwise.
 
-    ``$XDG_RUNTIME_DIR/bpsd/bpsd.sock``; without that variable (cron, su, some batch nodes) the folder that it would name,
-    ``/run/user/UID``, if it is there and the user's; else a folder that outlives the login,
+    ``$XDG_RUNTIME_DIR/bpsd/bpsd.sock``; without that variable (cron, su, some batch nodes) the folder that it would
+    name, ``/run/user/UID``, if it is there and the user's; else a folder that outlives the login,
     ``$XDG_STATE_HOME/bpsd/bpsd.sock`` (by default ``~/.local/state``).
     """
     base = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
