@@ -1,0 +1,228 @@
+"""Documents: YAML or JSON text to a typed value, or every mistake in it with its line, column and key.
+
+::
+
+    text -- msgspec, or libyaml's events -----> value            nearly always: fast, looks for nothing
+      \\-- tree -- walk along the type --------> mistakes, value  only if that failed: finds them all
+                     \\-- places of paths -----> line, column     only for what has mistakes
+
+What is JSON is recognised by its first characters. The checks that follow on the typed value (`bpsd.validation`,
+`bpsd.config`) add their mistakes to the same `Document`, which finds the places when it is asked to `~Document.check`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PROBLEMS_MAX", "Document", "load", "read"]
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from bpsd.documents import _json
+from bpsd.documents._tree import Path, Places, Trie, Unreadable, trie_of
+from bpsd.errors import DocumentInvalid, Problem
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+PROBLEMS_MAX = 100
+"""How many mistakes of one document are described; the others are only counted."""
+
+_JSON_BEGINS = re.compile(r"[ \t\n\r]*(?:\{[ \t\n\r]*[\"}]|\[)")
+
+
+class Document(Generic[T]):
+    """A document that could be read, and the mistakes found in it so far.
+
+    Attributes
+    ----------
+    source : `str`
+        Its name, for people.
+    value : `~msgspec.Struct`
+        Its content. Where there are mistakes, the bad parts are left out: an optional part has its default, a required
+        one is empty, and `is_bad` tells which they are.
+    total : `int`
+        How many mistakes there are.
+    """
+
+    def __init__(
+        self, source: str, text: str, find: Callable[[str, Trie], Places], error: type[DocumentInvalid]
+    ) -> None:
+        self.source = source
+        self.value: T
+        self.total = 0
+        self._text = text
+        self._find = find
+        self._error = error
+        self._mistakes: list[tuple[Path, str, bool, int | None]] = []
+        self._bad: set[Path] = set()
+
+    def __repr__(self) -> str:
+        return f"<Document {self.source} with {self.total} mistakes>"
+
+    def add(
+        self, where: Path, message: str | Callable[[], str], *, at_key: bool = False, index: int | None = None
+    ) -> None:
+        """Note a mistake.
+
+        Parameters
+        ----------
+        where : `tuple`
+            Path of what is wrong; it need not exist in the text.
+        message : `str` or `~collections.abc.Callable`
+            What is wrong with it; a callable is called only if the mistake will be described.
+        at_key : `bool`, optional
+            Whether the key is wrong, rather than its value.
+        index : `int`, optional
+            The place in the text, where it is known.
+        """
+        self.total += 1
+        self._bad.add(where)
+        if len(self._mistakes) < PROBLEMS_MAX:
+            text = message if isinstance(message, str) else message()
+            self._mistakes.append((where, text, at_key, index))
+
+    def bad_paths(self) -> frozenset[Path]:
+        """The paths at which mistakes were noted."""
+        return frozenset(self._bad)
+
+    def is_bad(self, where: Path) -> bool:
+        """Whether a mistake was noted at this path or above it, so that its value says nothing."""
+        return bool(self._bad) and any(where[:length] in self._bad for length in range(len(where) + 1))
+
+    def locate(self, *paths: Path) -> list[tuple[int, int]]:
+        """Line and column, from 1, of the values at these paths (of the part around it for one that is not there)."""
+        places = self._places(paths)
+        return [self._line_and_column(_index_of(places, path, at_key=False)) for path in paths]
+
+    def check(self) -> None:
+        """Raise all mistakes that were noted, in the order of the text, if there are any."""
+        if self.total:
+            raise self._error(self.source, self._problems(), total=self.total)
+
+    def _problems(self) -> list[Problem]:
+        places = self._places(where for where, _, _, index in self._mistakes if index is None)
+        found = []
+        for where, message, at_key, index in self._mistakes:
+            at = _index_of(places, where, at_key=at_key) if index is None else index
+            if at_key and len(hits := places.get(where, ())) > 1:
+                message += f" (first on line {self._line_and_column(hits[0][0])[0]})"
+            found.append((at, Problem(where, message, *self._line_and_column(at))))
+        found.sort(key=lambda pair: pair[0])
+        return [problem for _, problem in found]
+
+    def _places(self, paths: Iterable[Path]) -> Places:
+        wanted = trie_of(paths)
+        return self._find(self._text, wanted) if wanted else {}
+
+    def _line_and_column(self, index: int) -> tuple[int, int]:
+        return _line_and_column(self._text, index)
+
+
+def _line_and_column(text: str, index: int) -> tuple[int, int]:
+    return text.count("\n", 0, index) + 1, index - text.rfind("\n", 0, index)
+
+
+def _index_of(places: Places, path: Path, *, at_key: bool) -> int:
+    """The place of the last mention of ``path``, or of the nearest part around it that there is."""
+    for length in range(len(path), 0, -1):
+        hits = places.get(path[:length])
+        if hits:
+            key, value = hits[-1]
+            return key if at_key and length == len(path) else value
+    return 0
+
+
+def load(data: bytes, source: str, type_: type[T], *, error: type[DocumentInvalid] = DocumentInvalid) -> Document[T]:
+    """Read a document that has no mistakes, or raise them all (``error``)."""
+    document = read(data, source, type_, error=error)
+    document.check()
+    return document
+
+
+def read(data: bytes, source: str, type_: type[T], *, error: type[DocumentInvalid] = DocumentInvalid) -> Document[T]:
+    """Read a document, mistakes and all.
+
+    Parameters
+    ----------
+    data : `bytes`
+        YAML or JSON, in UTF-8.
+    source : `str`
+        Its name, for people.
+    type_ : `type`
+        A `msgspec.Struct`.
+    error : `type`, optional
+        What to raise.
+
+    Raises
+    ------
+    DocumentInvalid
+        (or ``error``) If the text cannot be read to its end, so that nothing can be said of what follows.
+    """
+    text = _decode(data, source, error)
+    try:
+        if _JSON_BEGINS.match(text):
+            return _read_json(text, source, type_, error)
+        return _read_yaml(text, source, type_, error)
+    except Unreadable as exc:
+        raise error(source, [Problem((), exc.message, *_line_and_column(text, exc.index))]) from exc
+
+
+def _decode(data: bytes, source: str, error: type[DocumentInvalid]) -> str:
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as exc:
+        before = data[: exc.start].decode("utf-8")
+        message = f"this is not UTF-8: {exc.reason} (0x{data[exc.start]:02x})"
+        raise error(source, [Problem((), message, *_line_and_column(before, len(before)))]) from exc
+
+
+def _read_json(text: str, source: str, type_: type[T], error: type[DocumentInvalid]) -> Document[T]:
+    document: Document[T] = Document(source, text, _json.find, error)
+    try:
+        document.value = msgspec.json.decode(text, type=type_)
+        if not _json.has_oddities(text):
+            return document
+    except (msgspec.MsgspecError, RecursionError):
+        pass  # the walk finds out what it is, and what else there is
+    _compare(document, _json.read(text), type_)
+    return document
+
+
+def _read_yaml(text: str, source: str, type_: type[T], error: type[DocumentInvalid]) -> Document[T]:
+    from bpsd.documents import _yaml  # only here: most of what is large is JSON, and it costs a start 30 ms
+
+    document: Document[T] = Document(source, text, _yaml.find, error)
+    tree, notes, odd = _yaml.read(text)
+    if tree is None and not notes:
+        raise Unreadable("the document is empty", 0)
+    for where, message, index in notes:
+        document.add(where, message, index=index)
+    try:
+        document.value = msgspec.convert(tree, type_)
+        if not odd:
+            return document
+    except (msgspec.MsgspecError, RecursionError):
+        pass
+    _compare(document, tree, type_)
+    return document
+
+
+def _compare(document: Document[T], tree: Any, type_: type[T]) -> None:
+    """Find every mistake in the tree, and set the document's value to what is left of it."""
+    from bpsd.documents import _walk
+
+    met_while_reading = document.bad_paths()
+
+    def report(where: Path, message: str | Callable[[], str], at_key: bool) -> None:
+        if where not in met_while_reading:
+            document.add(where, message, at_key=at_key)
+
+    good = _walk.clean(tree, type_, report)
+    try:
+        document.value = msgspec.convert(good, type_)
+    except msgspec.ValidationError as exc:
+        # Two readings of one type disagree: say what msgspec says, at the top, rather than nothing or a traceback.
+        document.add((), str(exc))
+        document.check()

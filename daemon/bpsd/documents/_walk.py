@@ -1,0 +1,295 @@
+"""Compare a tree with a type, find every mistake, and keep what is good.
+
+`msgspec` stops at the first mistake; this walk, driven by `msgspec.inspect`, does not. It runs only on documents that are
+known to have one, so it may take its time. What it returns is the tree with the bad parts left out (what is required and
+missing gets an empty value), so that later checks can find their mistakes in the same reading.
+"""
+
+from __future__ import annotations
+
+__all__ = ["clean", "describe"]
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import inspect as mi
+
+from bpsd import errors
+from bpsd.documents._tree import DEPTH_MAX, INT_MAX, INT_MIN, Path, Repeated
+
+_SHOWN_CHARS = 60
+
+_BAD = object()
+"""In place of a value with which nothing can be done."""
+
+Report = Callable[[Path, str | Callable[[], str], bool], None]
+"""Takes the path, the message (or what makes it), and whether it is the key rather than the value that is wrong."""
+
+
+def describe(value: Any) -> str:
+    """What a value is, for people: ``the text 'abc'``, ``the integer 3``, ``a list``."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            shown = value if len(value) <= _SHOWN_CHARS else value[:_SHOWN_CHARS] + "..."
+            return f"the text {shown!r}"
+        case int():
+            return f"the integer {value}" if INT_MIN <= value <= INT_MAX else "an integer beyond 64 bits"
+        case float():
+            return f"the number {value}"
+        case list():
+            return "a list"
+        case dict():
+            return "a mapping"
+    return f"a {type(value).__name__}"
+
+
+def clean(tree: Any, type_: type[msgspec.Struct], report: Report) -> Any:
+    """Report every mistake of ``tree`` as a ``type_``; returns what is good of it, convertible to ``type_``."""
+    walk = _Walk(report)
+    kind = mi.type_info(type_)
+    made = walk.value(tree, kind, ())
+    return _empty(kind) if made is _BAD else made
+
+
+def _bare(kind: mi.Type) -> mi.Type:
+    while isinstance(kind, mi.Metadata):
+        kind = kind.type
+    return kind
+
+
+def _alternatives(kind: mi.Type) -> tuple[mi.Type, ...]:
+    kind = _bare(kind)
+    if isinstance(kind, mi.UnionType):
+        return tuple(one for part in kind.types for one in _alternatives(part))
+    return (kind,)
+
+
+_NAMES: dict[type[mi.Type], str] = {
+    mi.NoneType: "nothing",
+    mi.BoolType: "true or false",
+    mi.IntType: "an integer",
+    mi.FloatType: "a number",
+    mi.StrType: "text",
+    mi.ListType: "a list",
+    mi.VarTupleType: "a list",
+    mi.SetType: "a list",
+    mi.FrozenSetType: "a list",
+    mi.DictType: "a mapping",
+    mi.StructType: "a mapping",
+}
+
+
+def _expected(kind: mi.Type) -> str:
+    names: dict[str, None] = {}
+    for one in _alternatives(kind):
+        if isinstance(one, mi.LiteralType):
+            values = [f"{value!r}" for value in one.values]
+            names[values[0] if len(values) == 1 else "one of " + ", ".join(values)] = None
+        elif isinstance(one, mi.EnumType):
+            names["one of " + ", ".join(repr(member.value) for member in one.cls)] = None
+        elif not isinstance(one, mi.NoneType):
+            names[_NAMES.get(type(one), str(getattr(one, "cls", type(one).__name__)))] = None
+    return " or ".join(names)
+
+
+def _is_of(value: Any, kind: mi.Type) -> bool:
+    """Whether the value is of that kind at all, its limits apart."""
+    match kind:
+        case mi.AnyType():
+            return True
+        case mi.NoneType():
+            return value is None
+        case mi.BoolType():
+            return isinstance(value, bool)
+        case mi.IntType():
+            return isinstance(value, int) and not isinstance(value, bool)
+        case mi.FloatType():
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        case mi.StrType():
+            return isinstance(value, str)
+        case mi.LiteralType():
+            return any(type(value) is type(known) and value == known for known in kind.values)
+        case mi.EnumType():
+            return any(type(value) is type(member.value) and value == member.value for member in kind.cls)
+        case mi.ListType() | mi.VarTupleType() | mi.SetType() | mi.FrozenSetType():
+            return isinstance(value, list)
+        case mi.DictType() | mi.StructType():
+            return isinstance(value, dict)
+    raise TypeError(f"documents cannot hold a {kind}")
+
+
+def _out_of_limits(value: Any, kind: mi.Type) -> str:
+    """Why the value, which is of that kind, is not within its limits; empty if it is."""
+    for name, words in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
+        limit = getattr(kind, name, None)
+        if limit is not None:
+            fits = {"gt": value > limit, "ge": value >= limit, "lt": value < limit, "le": value <= limit}[name]
+            if not fits:
+                return f"must be {words} {limit}, but is {value}"
+    if isinstance(value, (str, list, dict)):
+        return _out_of_length(value, kind)
+    return ""
+
+
+def _out_of_length(value: Any, kind: mi.Type) -> str:
+    shortest, longest = getattr(kind, "min_length", None), getattr(kind, "max_length", None)
+    if shortest is not None and len(value) < shortest:
+        return "must not be empty" if shortest == 1 else f"must have at least {shortest} entries, but has {len(value)}"
+    if longest is not None and len(value) > longest:
+        return f"must be at most {longest} long, but is {len(value)}"
+    pattern = getattr(kind, "pattern", None)
+    if pattern is not None and not _compiled(pattern).search(value):
+        return f"{describe(value)} does not have the form {pattern}"
+    return ""
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(pattern: str) -> Any:
+    import re
+
+    return re.compile(pattern)
+
+
+def _unusable(value: Any) -> str:
+    """Why a plain value can be in no document; empty if it can."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return "the character U+0000 is not allowed in a text"
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            return "half a surrogate pair (\\ud800 to \\udfff) is not a character"
+    elif isinstance(value, float) and not math.isfinite(value):
+        return "the number is not finite, or too large"
+    elif isinstance(value, int) and not INT_MIN <= value <= INT_MAX:
+        return "the integer is beyond 64 bits"
+    return ""
+
+
+@functools.lru_cache(maxsize=256)
+def _unknown_key(key: str, known: tuple[str, ...]) -> str:
+    close = errors.nearest(key, known, 1)
+    if close:
+        return f"unknown key {key!r}; did you mean {close[0]!r}?"
+    return f"unknown key {key!r}; known are {', '.join(known)}" if known else f"unknown key {key!r}"
+
+
+def _empty(kind: mi.Type) -> Any:
+    """A value of that kind that says nothing."""
+    one = _alternatives(kind)[0]
+    match one:
+        case mi.StructType():
+            return {field.encode_name: _empty(field.type) for field in one.fields if field.required}
+        case mi.DictType():
+            return {}
+        case mi.ListType() | mi.VarTupleType() | mi.SetType() | mi.FrozenSetType():
+            return []
+        case mi.StrType():
+            return ""
+        case mi.IntType() | mi.FloatType():
+            return next(
+                limit
+                for limit in (one.ge, one.le, one.gt and one.gt + 1, one.lt and one.lt - 1, 0)
+                if limit is not None
+            )
+        case mi.BoolType():
+            return False
+        case mi.LiteralType():
+            return one.values[0]
+        case mi.EnumType():
+            return next(iter(one.cls)).value
+    return None
+
+
+class _Walk:
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._count = 0
+
+    def report(self, path: Path, message: str | Callable[[], str], at_key: bool = False) -> None:
+        self._count += 1
+        self._report(path, message, at_key)
+
+    def value(self, value: Any, kind: mi.Type, path: Path) -> Any:
+        alternatives = _alternatives(kind)
+        if isinstance(value, (dict, list)) and len(path) >= DEPTH_MAX:
+            return self._bad(path, f"lists and mappings are nested more than {DEPTH_MAX} deep")
+        why = _unusable(value)
+        if why:
+            return self._bad(path, why)
+        complaint = ""
+        for one in alternatives:
+            if _is_of(value, one):
+                complaint = _out_of_limits(value, one)
+                if not complaint:
+                    return self._inside(value, one, path)
+        if complaint:
+            return self._bad(path, complaint)
+        return self._bad(path, f"expected {_expected(kind)}, got {describe(value)}{_hint(value, alternatives)}")
+
+    def _bad(self, path: Path, message: str) -> Any:
+        self.report(path, message)
+        return _BAD
+
+    def _inside(self, value: Any, kind: mi.Type, path: Path) -> Any:
+        if isinstance(value, dict):
+            self._keys(value, path)
+            if isinstance(kind, mi.StructType):
+                return self._struct(value, kind, path)
+            each = kind.value_type if isinstance(kind, mi.DictType) else mi.AnyType()
+            made = {key: self.value(item, each, (*path, key)) for key, item in value.items()}
+            return {key: item for key, item in made.items() if item is not _BAD}
+        if isinstance(value, list):
+            of = getattr(kind, "item_type", mi.AnyType())
+            # What is bad keeps its place, or the paths of later mistakes would be off by one.
+            items = (self.value(item, of, (*path, index)) for index, item in enumerate(value))
+            return [_empty(of) if item is _BAD else item for item in items]
+        return value
+
+    def _keys(self, value: dict[str, Any], path: Path) -> None:
+        if isinstance(value, Repeated):
+            for key in value.keys_given_again:
+                self.report((*path, key), f"the key {key!r} is given more than once", at_key=True)
+        for key in value:
+            why = _unusable(key)
+            if why:
+                self.report((*path, key), why, at_key=True)
+
+    def _struct(self, value: dict[str, Any], kind: mi.StructType, path: Path) -> dict[str, Any]:
+        fields = {field.encode_name: field for field in kind.fields}
+        made: dict[str, Any] = {}
+        count = self._count
+        for key, item in value.items():
+            if key in fields:
+                result = self.value(item, fields[key].type, (*path, key))
+                if result is not _BAD:
+                    made[key] = result
+            elif kind.forbid_unknown_fields:
+                self.report((*path, key), functools.partial(_unknown_key, key, tuple(fields)), at_key=True)
+        for name, field in fields.items():
+            if field.required and name not in made:
+                made[name] = _empty(field.type)
+                if name not in value:
+                    self.report((*path, name), f"the key {name!r} is missing")
+        if self._count == count:
+            self._whole(made, kind, path)
+        return made
+
+    def _whole(self, made: dict[str, Any], kind: mi.StructType, path: Path) -> None:
+        """Let a type that checks itself as a whole (``__post_init__``) do so, if its parts are good."""
+        if hasattr(kind.cls, "__post_init__"):
+            try:
+                msgspec.convert(made, kind.cls)
+            except msgspec.ValidationError as exc:
+                self.report(path, str(exc))
+
+
+def _hint(value: Any, alternatives: tuple[mi.Type, ...]) -> str:
+    if any(isinstance(one, mi.StrType) for one in alternatives) and isinstance(value, (int, float)):
+        return "; put it in quotes"
+    return ""

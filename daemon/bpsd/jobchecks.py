@@ -1,0 +1,226 @@
+"""What can be wrong with one job, seen alone: pure functions from values to sentences.
+
+Each returns what is wrong, or nothing. The whole of a workflow is the matter of `bpsd.validation`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ARGUMENTS_MAX_CHARS",
+    "NAME_MAX_BYTES",
+    "NEST_MAX",
+    "TEXT_MAX_CHARS",
+    "arguments_problem",
+    "env_name_problem",
+    "files_in",
+    "is_nested_too_deep",
+    "label_problem",
+    "name_problem",
+    "quoting_problem",
+    "scalar_problems",
+    "scalar_warnings",
+    "text_problem",
+]
+
+import re
+from typing import Any
+
+from bpsd.workflow import Job, walltime_seconds
+
+NAME_MAX_BYTES = 200
+"""The longest name of a job, group or label: with a suffix it still is a file name (at most 255 bytes)."""
+
+TEXT_MAX_CHARS = 4096
+"""The longest text of any other field but the command lines."""
+
+ARGUMENTS_MAX_CHARS = 1024 * 1024
+"""The longest command line; Linux takes about 2 MB of arguments and environment together."""
+
+NEST_MAX = 32
+"""How deep the values of ``tags``, ``attrs``, ``profile`` and ``cmdvals`` may be nested."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_QUOTED = re.compile(
+    r"""(?: [^'"\\]++ | \\. | '[^']*+' | "(?: [^"\\]++ | \\. )*+" )*+""",
+    re.VERBOSE | re.DOTALL,
+)
+_FILE = re.compile(r"<FILE:([^<>]*)>")
+_ENV = re.compile(r"<ENV:([^<>]*)>")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+_COUNTS_FROM_ONE = ("request_memory", "request_memory_max", "request_cpus", "request_disk")
+_EXIT_CODES = ("abort_on_value", "abort_return_value")
+_EXIT_CODE_MIN, _EXIT_CODE_MAX = -255, 255  # negative: ended by that signal, as HTCondor's DAGMan has it
+_ONE_LINERS = (
+    "executable",
+    "compute_site",
+    "compute_cloud",
+    "accounting_group",
+    "accounting_user",
+    "mail_to",
+    "when_to_mail",
+    "priority",
+    "category",
+    "concurrency_limit",
+    "queue",
+    "working_directory",
+)
+_COMMAND_LINES = ("pre_cmdline", "post_cmdline")
+
+
+def text_problem(text: str, limit: int = TEXT_MAX_CHARS) -> str:
+    """Why a text cannot stand on a line of its own in a log, a table or a submit file."""
+    if len(text) > limit:
+        return f"is {len(text)} characters long; at most {limit} are allowed"
+    if not text.isprintable() and (found := _CONTROL.search(text)):
+        return f"contains the control character U+{ord(found[0]):04X}"
+    return ""
+
+
+def name_problem(name: str, *, slashes: bool = False) -> str:
+    """Why a text cannot name anything; ``slashes`` allows them inside, as in the name of a run (``u/op/demo``)."""
+    if not name:
+        return "must not be empty"
+    if len(name.encode("utf-8", "replace")) > NAME_MAX_BYTES:
+        return f"is longer than {NAME_MAX_BYTES} bytes"
+    if name != name.strip():
+        return f"{name!r} begins or ends with a space"
+    if "/" in name and (not slashes or name[0] == "/"):
+        return f"{name!r} {'begins with' if slashes else 'contains'} a slash"
+    if any(part in (".", "..") for part in name.split("/")):
+        return f"{name!r} would name a folder ('.' or '..')"
+    return text_problem(name)
+
+
+def label_problem(label: str) -> str:
+    """Why a text cannot be a label."""
+    if ":" in label or ";" in label:
+        return f"{label!r} contains ':' or ';', of which the run summary is made"
+    return name_problem(label)
+
+
+def env_name_problem(name: str) -> str:
+    """Why a text cannot name a variable of the environment."""
+    if not name:
+        return "a variable needs a name"
+    if "=" in name:
+        return f"{name!r} contains '='"
+    return text_problem(name)
+
+
+def quoting_problem(text: str) -> str:
+    """Why a command line cannot be split as a shell would: what `shlex.split` refuses, at a tenth of its time."""
+    found = _QUOTED.match(text)
+    end = found.end() if found else 0
+    if end == len(text):
+        return ""
+    if text[end] == "\\":
+        return "ends in a backslash that quotes nothing"
+    return f"the quote {text[end]} at character {end + 1} is not closed"
+
+
+def files_in(arguments: str) -> list[str]:
+    """The names of the files that ``<FILE:name>`` stands for."""
+    return _FILE.findall(arguments)
+
+
+def arguments_problem(arguments: str) -> str:
+    """Why the arguments of a job cannot be used."""
+    if len(arguments) > ARGUMENTS_MAX_CHARS:
+        return f"is {len(arguments)} characters long; at most {ARGUMENTS_MAX_CHARS} are allowed"
+    if "<ENV:" in arguments:
+        for name in _ENV.findall(arguments):
+            if not _VARIABLE.fullmatch(name):
+                return f"<ENV:{name}> does not name a variable"
+    if "'" in arguments or '"' in arguments or "\\" in arguments:
+        return quoting_problem(arguments)
+    return ""
+
+
+def is_nested_too_deep(value: Any) -> bool:
+    """Whether a plain value is nested deeper than `NEST_MAX`."""
+    level = [value]
+    for _ in range(NEST_MAX + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def scalar_problems(job: Job) -> list[tuple[str, str]]:
+    """What is wrong with the numbers and short texts of a payload job, as (field, sentence)."""
+    found: list[tuple[str, str]] = []
+    for name in _COUNTS_FROM_ONE:
+        value = getattr(job, name)
+        if value is not None and value < 1:
+            found.append((name, f"must be at least 1, but is {value}"))
+    for name in _ONE_LINERS:
+        value = getattr(job, name)
+        if isinstance(value, str):
+            why = text_problem(value) if value.strip() else "must not be empty; leave it out"
+            if why:
+                found.append((name, why))
+    for name in _COMMAND_LINES:
+        value = getattr(job, name)
+        if value is not None:
+            # YAML's block texts end in a line feed, which does no harm; one inside would be a second command.
+            why = (
+                text_problem(value.strip(), ARGUMENTS_MAX_CHARS) if value.strip() else "must not be empty; leave it out"
+            )
+            if why:
+                found.append((name, why))
+    return found + _memory_problems(job) + _retry_problems(job) + _walltime_problems(job)
+
+
+def _memory_problems(job: Job) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    most, least, growth = job.request_memory_max, job.request_memory, job.memory_multiplier
+    if most is not None and least is not None and 1 <= most < least:
+        found.append(("request_memory_max", f"is {most} MB, less than request_memory ({least} MB)"))
+    if growth is not None and growth < 1:
+        found.append(("memory_multiplier", f"must be at least 1, but is {growth}"))
+    return found
+
+
+def _retry_problems(job: Job) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if job.number_of_retries is not None and job.number_of_retries < 0:
+        found.append(("number_of_retries", f"must be at least 0, but is {job.number_of_retries}"))
+    codes = job.retry_unless_exit
+    for code in codes if isinstance(codes, list) else [] if codes is None else [codes]:
+        if not 0 <= code <= _EXIT_CODE_MAX:
+            found.append(("retry_unless_exit", f"{code} is not an exit code (0 to {_EXIT_CODE_MAX})"))
+    for name in _EXIT_CODES:
+        value = getattr(job, name)
+        if value is not None and not _EXIT_CODE_MIN <= value <= _EXIT_CODE_MAX:
+            found.append((name, f"{value} is not an exit code ({_EXIT_CODE_MIN} to {_EXIT_CODE_MAX})"))
+    return found
+
+
+def _walltime_problems(job: Job) -> list[tuple[str, str]]:
+    if job.request_walltime is None:
+        return []
+    try:
+        walltime_seconds(job.request_walltime)
+    except ValueError as exc:
+        return [("request_walltime", str(exc))]
+    return []
+
+
+def scalar_warnings(job: Job) -> list[str]:
+    """What in a job has no effect, though nothing is wrong with it."""
+    found = []
+    if job.request_memory is None:
+        found += [
+            f"{name} has no effect without request_memory"
+            for name in ("request_memory_max", "memory_multiplier")
+            if getattr(job, name) is not None
+        ]
+    if job.abort_return_value is not None and job.abort_on_value is None:
+        found.append("abort_return_value has no effect without abort_on_value")
+    return found

@@ -1,0 +1,354 @@
+"""What can be wrong with a workflow as a whole; every finding goes to the `~bpsd.documents.Document` it was read from."""
+
+from __future__ import annotations
+
+__all__ = ["LABELS_MAX", "UNSET", "FieldTable", "WorkflowChecks"]
+
+import bisect
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, TypeAlias
+
+from bpsd import errors, jobchecks, topology
+from bpsd.documents import Document
+from bpsd.workflow import JOB_FIELDS, Executable, File, Group, Job, Workflow
+
+_PathT: TypeAlias = tuple[str | int, ...]
+
+FieldTable: TypeAlias = Mapping[str, tuple[str, str]]
+"""What a backend does with each field (``honours``, ``approximates`` or ``refuses``), and how or why."""
+
+LABELS_MAX = 1000
+"""A label names a kind of job: a report has a row for each."""
+
+_SHOWN_OF_CYCLE = 8
+_NEAREST_OF_ALL = 2000
+"""With more names than that, only those that stand near it in alphabetical order are compared with an unknown one."""
+_NEIGHBOURS = 20
+
+UNSET: dict[str, Any] = {name: getattr(Job(name=""), name) for name in Job.__struct_fields__}
+"""The value of each field of a job that nothing was said about."""
+
+_SCALARS = tuple(
+    name
+    for name in JOB_FIELDS
+    if not isinstance(UNSET[name], (list, dict)) and name not in ("arguments", "retry_unless_exit")
+)
+_MEANINGLESS_FOR_NOOP = tuple(name for name in JOB_FIELDS if name not in ("tags", "attrs", "quanta_counts"))
+_NESTING = ("cmdvals", "tags", "profile", "attrs")
+
+
+def _values_of(names: Sequence[str]) -> Callable[[Job], tuple[Any, ...]]:
+    """What takes these fields from a job at once; `~operator.attrgetter` gives a tuple only for two names or more."""
+    if len(names) < 2:
+        return lambda job: tuple(getattr(job, name) for name in names)
+    return attrgetter(*names)
+
+
+_scalars = _values_of(_SCALARS)
+
+
+class WorkflowChecks:
+    """The checks of one workflow.
+
+    Parameters
+    ----------
+    document : `~bpsd.documents.Document`
+        Takes the mistakes.
+    workflow : `~bpsd.workflow.Workflow`
+        Its content, with the defaults applied.
+    given : `~collections.abc.Mapping`
+        The defaults: a mistake that comes from there is reported there, once.
+    fields : `FieldTable`
+        What the backend does with the fields.
+    backend : `str`
+        Its name, for the messages.
+    """
+
+    def __init__(
+        self, document: Document[Any], workflow: Workflow, given: Mapping[str, Any], fields: FieldTable, backend: str
+    ) -> None:
+        self.document = document
+        self.workflow = workflow
+        self.order: list[int] = []
+        self._given = given
+        self._said: set[_PathT] = set()
+        self._fields = fields
+        self._backend = f"backend {backend}" if backend else "the backend"
+        self._refused = tuple(name for name in JOB_FIELDS if fields.get(name, ("", ""))[0] == "refuses")
+        self._approximated = tuple(name for name in JOB_FIELDS if fields.get(name, ("", ""))[0] == "approximates")
+        self._approximations: Counter[str] = Counter()
+        self._useless: Counter[str] = Counter()
+        self._verdicts: dict[Any, tuple[list[tuple[str, str]], list[str]]] = {}
+        self._owners: dict[str, str] = {}
+        self._files = {file.name for file in workflow.files}
+        self._groups = {group.name for group in workflow.groups}
+
+    def run(self) -> None:
+        """Find everything; sets ``order``, the nodes of `bpsd.topology` in the order in which they become ready."""
+        self._header()
+        self._unique("executables", self.workflow.executables)
+        self._unique("files", self.workflow.files)
+        for index, entry in enumerate(self.workflow.executables):
+            if entry.transfer_executable and not entry.src_uri:
+                self.document.add(("executables", index), "transfer_executable needs a src_uri")
+        self._names()
+        if not self.workflow.jobs and not self.document.is_bad(("jobs",)):
+            self.document.add(("jobs",), "the workflow has no jobs")
+        self._category_limits()
+        for index, group in enumerate(self.workflow.groups):
+            self._links(("groups", index), group.name, group.parents, None)
+        self._jobs()
+        labels = {job.label for job in self.workflow.jobs}
+        if len(labels) > LABELS_MAX:
+            self.document.add(("jobs",), f"{len(labels)} different labels; at most {LABELS_MAX} are allowed")
+        self._graph()
+
+    def warnings(self) -> list[str]:
+        """What is not wrong, but not as one may think either."""
+        found = [
+            f"{name} of {_jobs(count)} is approximated by {self._backend}: {self._fields[name][1]}"
+            for name, count in self._approximations.items()
+        ]
+        found += [f"{text} ({_jobs(count)})" for text, count in self._useless.items()]
+        used = {job.group for job in self.workflow.jobs}
+        found += [f"group {group.name} has no jobs" for group in self.workflow.groups if group.name not in used]
+        return found
+
+    # -- around the jobs -------------------------------------------------------------------------------------------------
+
+    def _header(self) -> None:
+        workflow = self.workflow
+        self._complain(("name",), jobchecks.name_problem(workflow.name, slashes=True))
+        for name in ("project", "campaign", "payload", "operator", "site", "label"):
+            value = getattr(workflow.run, name)
+            if value is not None:
+                self._complain(("run", name), jobchecks.text_problem(value))
+        for name, value in workflow.run.attrs.items():
+            self._complain(("run", "attrs", name), jobchecks.name_problem(name) or jobchecks.text_problem(value))
+        for name in workflow.environment:
+            self._complain(("environment", name), jobchecks.env_name_problem(name))
+
+    def _complain(self, path: _PathT, why: str) -> None:
+        if why and not self.document.is_bad(path):
+            self.document.add(path, why)
+
+    def _unique(self, section: str, entries: Iterable[Executable | File]) -> None:
+        first: dict[str, int] = {}
+        for index, entry in enumerate(entries):
+            path = (section, index, "name")
+            self._complain(path, jobchecks.text_problem(entry.name) if entry.name else "must not be empty")
+            if entry.name and first.setdefault(entry.name, index) != index:
+                self.document.add(path, f"{entry.name!r} is the name of {section}[{first[entry.name]}] already")
+
+    def _names(self) -> None:
+        """Jobs, groups and the final job share one space of names, for parents name any of them."""
+        owners = self._owners
+        named: list[tuple[_PathT, Job | Group]] = [
+            (("groups", i), group) for i, group in enumerate(self.workflow.groups)
+        ]
+        named += [(("jobs", i), job) for i, job in enumerate(self.workflow.jobs)]
+        if self.workflow.final is not None:
+            named.append((("final",), self.workflow.final))
+        for path, entry in named:
+            name = entry.name
+            if not name and self.document.is_bad((*path, "name")):
+                continue
+            why = jobchecks.name_problem(name)
+            if why:
+                self._complain((*path, "name"), why)
+            owner = errors.Problem(path, "").key
+            if owners.setdefault(name, owner) != owner:
+                self.document.add((*path, "name"), f"{name!r} is the name of {owners[name]} already")
+
+    def _category_limits(self) -> None:
+        limits = self.workflow.category_limits
+        used = {job.category for job in self.workflow.jobs} if limits else set()
+        for name, limit in limits.items():
+            path = ("category_limits", name)
+            if name not in used:
+                close = errors.nearest(name, [known for known in used if known], 1)
+                self._complain(path, f"no job has the category {name!r}{_did_you_mean(close)}")
+            elif limit < 1:
+                self._complain(path, f"must be at least 1, but is {limit}: its jobs would never run")
+
+    # -- order -----------------------------------------------------------------------------------------------------------
+
+    def _links(self, path: _PathT, name: str, parents: Sequence[str], group: str | None) -> None:
+        if group is not None and group not in self._groups:
+            close = errors.nearest(group, self._groups, 1)
+            self._complain((*path, "group"), f"no group is named {group!r}{_did_you_mean(close)}")
+        for index, parent in enumerate(parents):
+            if parent == name:
+                self.document.add((*path, "parents", index), f"{name!r} waits for itself")
+            elif group is not None and parent == group:
+                self.document.add((*path, "parents", index), f"{name!r} waits for {group!r}, the group it belongs to")
+            elif parent not in self._owners:
+                if not self.document.is_bad((*path, "parents", index)):
+                    self.document.add((*path, "parents", index), functools.partial(self._unknown_parent, parent))
+            elif self._owners[parent] == "final":
+                self.document.add((*path, "parents", index), f"nothing can wait for {parent!r}, the final job")
+
+    def _unknown_parent(self, name: str) -> str:
+        return f"no job or group is named {name!r}{_did_you_mean(self._nearest_name(name))}"
+
+    def _nearest_name(self, name: str) -> list[str]:
+        if len(self._owners) <= _NEAREST_OF_ALL:
+            return errors.nearest(name, self._owners, 1)
+        by_begin, by_end = self._sorted_names
+        near = [*_around(by_begin, name), *(word[::-1] for word in _around(by_end, name[::-1]))]
+        return errors.nearest(name, near, 1)
+
+    @functools.cached_property
+    def _sorted_names(self) -> tuple[list[str], list[str]]:
+        return sorted(self._owners), sorted(name[::-1] for name in self._owners)
+
+    def _graph(self) -> None:
+        jobs, groups = self.workflow.jobs, self.workflow.groups
+        graph = topology.graph_of(jobs, groups)
+        self.order = topology.order(graph)
+        if len(self.order) == len(graph):
+            return
+        for cycle in topology.cycles(graph, set(range(len(graph))).difference(self.order)):
+            shown = [self._node_name(node) for node in cycle]
+            shown = [name for index, name in enumerate(shown) if not index or name != shown[index - 1]]
+            if len(shown) > 2 * _SHOWN_OF_CYCLE:
+                left_out = len(shown) - 2 * _SHOWN_OF_CYCLE
+                shown = [*shown[:_SHOWN_OF_CYCLE], f"({left_out} more)", *shown[-_SHOWN_OF_CYCLE:]]
+            self.document.add(self._edge(cycle[-2], cycle[0]), "these wait for one another: " + " -> ".join(shown))
+
+    def _node_name(self, node: int) -> str:
+        jobs = self.workflow.jobs
+        if node < len(jobs):
+            return jobs[node].name
+        return f"group {self.workflow.groups[(node - len(jobs)) // 2].name}"
+
+    def _edge(self, parent: int, child: int) -> _PathT:
+        """The place in the document that makes ``child`` wait for ``parent``."""
+        jobs, groups = self.workflow.jobs, self.workflow.groups
+        entry: Job | Group
+        if child < len(jobs):
+            entry, path = jobs[child], ("jobs", child)
+        else:
+            index = (child - len(jobs)) // 2
+            entry, path = groups[index], ("groups", index)
+        name = jobs[parent].name if parent < len(jobs) else groups[(parent - len(jobs)) // 2].name
+        return (*path, "parents", entry.parents.index(name)) if name in entry.parents else (*path, "group")
+
+    # -- each job --------------------------------------------------------------------------------------------------------
+
+    def _jobs(self) -> None:
+        for index, job in enumerate(self.workflow.jobs):
+            path = ("jobs", index)
+            if job.parents or job.group is not None:
+                self._links(path, job.name, job.parents, job.group)
+            self._job(path, job)
+        final = self.workflow.final
+        if final is not None:
+            if final.parents:
+                self._complain(("final", "parents"), "the final job waits for all others; name no parents")
+            if final.group is not None:
+                self._complain(("final", "group"), "the final job is in no group")
+            if final.kind != "payload":
+                self._complain(("final", "kind"), "the final job cannot be a noop job")
+            self._job(("final",), final)
+
+    def _job(self, path: _PathT, job: Job) -> None:
+        why = jobchecks.label_problem(job.label)
+        if why:
+            self._say(path, job, "label", why)
+        if job.kind == "noop":
+            for name in _MEANINGLESS_FOR_NOOP:
+                if getattr(job, name) != UNSET[name]:
+                    self._say(path, job, name, f"a noop job runs nothing, so {name} means nothing")
+            return
+        if job.executable is None and not self.document.is_bad((*path, "executable")):
+            self.document.add((*path, "executable"), "the job has no executable")
+        self._scalars(path, job)
+        self._support(path, job)
+        self._texts(path, job)
+
+    def _scalars(self, path: _PathT, job: Job) -> None:
+        """Numbers and short texts. Jobs of one label are alike in these, so a verdict is kept for its values."""
+        codes = job.retry_unless_exit
+        key = (_scalars(job), tuple(codes) if isinstance(codes, list) else codes)
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            verdict = self._verdicts[key] = (jobchecks.scalar_problems(job), jobchecks.scalar_warnings(job))
+        for name, why in verdict[0]:
+            self._say(path, job, name, why)
+        for text in verdict[1]:
+            self._useless[text] += 1
+
+    def _support(self, path: _PathT, job: Job) -> None:
+        for name in self._refused:
+            if getattr(job, name) != UNSET[name]:
+                self._say(path, job, name, f"{self._backend} refuses {name}: {self._fields[name][1]}")
+        for name in self._approximated:
+            if getattr(job, name) != UNSET[name]:
+                self._approximations[name] += 1
+
+    def _texts(self, path: _PathT, job: Job) -> None:
+        """Command line, files, environment and free mappings."""
+        arguments = job.arguments
+        if arguments:
+            why = jobchecks.arguments_problem(arguments)
+            if why:
+                self._say(path, job, "arguments", why)
+            if "<FILE:" in arguments:
+                for name in jobchecks.files_in(arguments):
+                    if name not in self._files:
+                        self._say(path, job, "arguments", self._unknown_file(f"<FILE:{name}>", name))
+        for field in ("inputs", "outputs"):
+            for index, name in enumerate(getattr(job, field)):
+                if name not in self._files:
+                    self._say(path, job, field, self._unknown_file(repr(name), name), index)
+        for name in job.environment:
+            why = jobchecks.env_name_problem(name)
+            if why:
+                self._say(path, job, "environment", why, name)
+        for name, count in job.quanta_counts.items():
+            if count < 0:
+                self._say(path, job, "quanta_counts", f"must be at least 0, but is {count}", name)
+        for field in _NESTING:
+            for name, value in getattr(job, field).items():
+                if isinstance(value, (dict, list)) and jobchecks.is_nested_too_deep(value):
+                    self._say(path, job, field, f"is nested more than {jobchecks.NEST_MAX} deep", name)
+
+    def _unknown_file(self, shown: str, name: str) -> str:
+        close = errors.nearest(name, self._files, 1)
+        return f"{shown} names no entry of files{_did_you_mean(close)}"
+
+    def _say(self, path: _PathT, job: Job, field: str, why: str, *rest: str | int) -> None:
+        """Complain about a field of a job: where the job says it, or once where the defaults do."""
+        if field in self._given and self._is_given(job, field, rest):
+            path = ("defaults",)
+        where = (*path, field, *rest)
+        if self.document.is_bad(where) and where not in self._said:
+            return
+        if path == ("defaults",):
+            if where in self._said:
+                return
+            self._said.add(where)
+        self.document.add(where, why)
+
+    def _is_given(self, job: Job, field: str, rest: tuple[str | int, ...]) -> bool:
+        own, given = getattr(job, field), self._given[field]
+        if isinstance(given, dict) and rest:
+            return rest[0] in given and own.get(rest[0]) is given[rest[0]]
+        return bool(own == given)
+
+
+def _jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"
+
+
+def _did_you_mean(close: Sequence[str]) -> str:
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _around(words: list[str], word: str) -> list[str]:
+    at = bisect.bisect(words, word)
+    return words[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS]
