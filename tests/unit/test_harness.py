@@ -29,12 +29,11 @@ def _as_if_in_bpsd(source: str) -> None:
         "import time; time.sleep(0)",
         "open('/dev/null').close()",
         "import pathlib; pathlib.Path('/dev/null').read_text()",
-        "import sqlite3; sqlite3.connect(':memory:').execute('select 1')",
+        "import contextlib, sqlite3 as s\nwith contextlib.closing(s.connect(':memory:')) as db: db.execute('select 1')",
         "import fcntl; fcntl.flock(0, fcntl.LOCK_EX)",
         "import os; os.fsync(0)",
     ],
 )
-@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 async def test_blocking_call_from_our_code_is_caught_in_the_loop(source: str) -> None:
     with pytest.raises(BlockingError):
         _as_if_in_bpsd(source)
