@@ -51,7 +51,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _COUNTS_FROM_ONE = ("request_memory", "request_memory_max", "request_cpus", "request_disk")
 _EXIT_CODES = ("abort_on_value", "abort_return_value")
 _EXIT_CODE_MIN, _EXIT_CODE_MAX = -255, 255  # negative: ended by that signal, as HTCondor's DAGMan has it
-_ONE_LINERS = (
+_SHORT_TEXTS = (
     "executable",
     "compute_site",
     "compute_cloud",
@@ -65,7 +65,12 @@ _ONE_LINERS = (
     "queue",
     "working_directory",
 )
-_COMMAND_LINES = ("pre_cmdline", "post_cmdline")
+_ONE_LINERS = (
+    *((name, TEXT_MAX_CHARS) for name in _SHORT_TEXTS),
+    ("pre_cmdline", ARGUMENTS_MAX_CHARS),
+    ("post_cmdline", ARGUMENTS_MAX_CHARS),
+)
+"""Texts that stand on one line of a submit file, and how long they may be."""
 
 
 def text_problem(text: str, limit: int = TEXT_MAX_CHARS) -> str:
@@ -159,19 +164,10 @@ def scalar_problems(job: Job) -> list[tuple[str, str]]:
         value = getattr(job, name)
         if value is not None and value < 1:
             found.append((name, f"must be at least 1, but is {value}"))
-    for name in _ONE_LINERS:
+    for name, limit in _ONE_LINERS:
         value = getattr(job, name)
         if isinstance(value, str):
-            why = text_problem(value) if value.strip() else "must not be empty; leave it out"
-            if why:
-                found.append((name, why))
-    for name in _COMMAND_LINES:
-        value = getattr(job, name)
-        if value is not None:
-            # YAML's block texts end in a line feed, which does no harm; one inside would be a second command.
-            why = (
-                text_problem(value.strip(), ARGUMENTS_MAX_CHARS) if value.strip() else "must not be empty; leave it out"
-            )
+            why = text_problem(value.strip(), limit) if value.strip() else "must not be empty; leave it out"
             if why:
                 found.append((name, why))
     return found + _memory_problems(job) + _retry_problems(job) + _walltime_problems(job)
@@ -192,9 +188,11 @@ def _retry_problems(job: Job) -> list[tuple[str, str]]:
     if job.number_of_retries is not None and job.number_of_retries < 0:
         found.append(("number_of_retries", f"must be at least 0, but is {job.number_of_retries}"))
     codes = job.retry_unless_exit
-    for code in codes if isinstance(codes, list) else [] if codes is None else [codes]:
-        if not 0 <= code <= _EXIT_CODE_MAX:
-            found.append(("retry_unless_exit", f"{code} is not an exit code (0 to {_EXIT_CODE_MAX})"))
+    found += [
+        ("retry_unless_exit", f"{code} is not an exit code (0 to {_EXIT_CODE_MAX})")
+        for code in (codes if isinstance(codes, list) else [] if codes is None else [codes])
+        if not 0 <= code <= _EXIT_CODE_MAX
+    ]
     for name in _EXIT_CODES:
         value = getattr(job, name)
         if value is not None and not _EXIT_CODE_MIN <= value <= _EXIT_CODE_MAX:

@@ -100,13 +100,13 @@ def _knots(above: dict[int, list[int]]) -> Iterator[set[int]]:
     low: dict[int, int] = {}
     on_stack: set[int] = set()
     stack: list[int] = []
-    for root in above:
+    for root, parents in above.items():
         if root in number:
             continue
         number[root] = low[root] = len(number)
         stack.append(root)
         on_stack.add(root)
-        work = [(root, iter(above[root]))]
+        work = [(root, iter(parents))]
         while work:
             node, rest = work[-1]
             parent = next(rest, None)

@@ -2,7 +2,8 @@
 
 ``python -m bpsd.validate_worker`` reads one line of JSON on its standard input::
 
-    {"input": PATH, "source": NAME, "output": PATH, "fields": {FIELD: [SUPPORT, REASON]}, "backend": NAME, "token": TOKEN}
+    {"input": PATH, "source": NAME, "output": PATH, "fields": {FIELD: [SUPPORT, REASON]}, "backend": NAME,
+     "token": TOKEN}
 
 (all but ``input`` and ``source`` may be missing) and writes one line on its standard output, either ::
 
@@ -11,7 +12,8 @@
 
 after ``output`` holds the canonical form (complete or not at all; only its owner can read it), or ::
 
-    {"ok": false, "code": ..., "message": ..., "advice": ..., "total": ..., "problems": [{"key", "message", "line", "column"}]}
+    {"ok": false, "code": ..., "message": ..., "advice": ..., "total": ...,
+     "problems": [{"key": ..., "message": ..., "line": ..., "column": ...}]}
 
 where ``code`` is a key of `bpsd.wire.ERRORS`. A token is written into the run's attributes as ``bps_token``.
 """

@@ -4,10 +4,10 @@
 
     workflow = validation.load_workflow(data, "night.yaml", fields=capabilities.fields)
 
-In the canonical form ``defaults`` have been applied to every payload job and to the final job (what a job says wins; of
-``environment``, ``profile`` and the like the entries are merged; an empty value says nothing), each job has a label
-(``payload``, ``noop`` or ``final`` if it was given none) and each parent is named once. To validate a canonical document
-changes nothing.
+In the canonical form ``defaults`` have been applied to every payload job and to the final job (what a job says wins;
+of ``environment``, ``profile`` and the like the entries are merged; an empty value says nothing), each job has a label
+(``payload``, ``noop`` or ``final`` if it was given none) and each parent is named once. To validate a canonical
+document changes nothing.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ FieldSupportLike: TypeAlias = str | _HasValue
 _DEFAULTABLE = ("label", *JOB_FIELDS)
 
 
+def _default_of(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return msgspec.field(default_factory=field.default_factory)
+    return msgspec.field(default=field.default)
+
+
 def _like(struct: type[msgspec.Struct], name: str, names: tuple[str, ...], **types: Any) -> type[msgspec.Struct]:
     """A strict struct with these fields of another, some with another type."""
     made: list[Any] = []
@@ -55,9 +61,7 @@ def _like(struct: type[msgspec.Struct], name: str, names: tuple[str, ...], **typ
         elif field.name in names and field.required:
             made.append((field.name, field.type))
         elif field.name in names:
-            made.append(
-                (field.name, field.type, msgspec.field(default=field.default, default_factory=field.default_factory))
-            )
+            made.append((field.name, field.type, _default_of(field)))
     return msgspec.defstruct(name, made, module=__name__, kw_only=True, forbid_unknown_fields=True)
 
 
@@ -70,8 +74,8 @@ _Source = _like(Workflow, "Source", Workflow.__struct_fields__, defaults=_Defaul
 class Validated:
     """A valid workflow in its canonical form, and what is good to know of it.
 
-    ``label_counts`` counts what runs (payload jobs and the final job; a noop job runs nothing), in the order in which the labels
-    become ready. ``job_count`` is their sum. ``warnings`` are sentences.
+    ``label_counts`` counts what runs (payload jobs and the final job; a noop job runs nothing), in the order in which
+    the labels become ready. ``job_count`` is their sum. ``warnings`` are sentences.
     """
 
     workflow: Workflow
@@ -158,7 +162,8 @@ def run_summary(workflow: Workflow) -> str:
 def executables_of(workflow: Workflow) -> dict[str, str]:
     """Each program that the workflow runs, with the name of the first job that runs it.
 
-    A program is the ``src_uri`` of an entry of ``executables`` (its name if it has none), a path, or a name for ``PATH``.
+    A program is the ``src_uri`` of an entry of ``executables`` (its name if it has none), a path, or a name for
+    ``PATH``.
     """
     entries = {entry.name: entry.src_uri or entry.name for entry in workflow.executables}
     programs: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What can be wrong with a workflow as a whole; every finding goes to the `~bpsd.documents.Document` it was read from."""
+"""What can be wrong with a workflow as a whole: every finding goes to the `~bpsd.documents.Document` it came from."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class WorkflowChecks:
         found += [f"group {group.name} has no jobs" for group in self.workflow.groups if group.name not in used]
         return found
 
-    # -- around the jobs -------------------------------------------------------------------------------------------------
+    # -- around the jobs -----------------------------------------------------------------------------------------------
 
     def _header(self) -> None:
         workflow = self.workflow
@@ -174,7 +174,7 @@ class WorkflowChecks:
             elif limit < 1:
                 self._complain(path, f"must be at least 1, but is {limit}: its jobs would never run")
 
-    # -- order -----------------------------------------------------------------------------------------------------------
+    # -- order ---------------------------------------------------------------------------------------------------------
 
     def _links(self, path: _PathT, name: str, parents: Sequence[str], group: str | None) -> None:
         if group is not None and group not in self._groups:
@@ -237,7 +237,7 @@ class WorkflowChecks:
         name = jobs[parent].name if parent < len(jobs) else groups[(parent - len(jobs)) // 2].name
         return (*path, "parents", entry.parents.index(name)) if name in entry.parents else (*path, "group")
 
-    # -- each job --------------------------------------------------------------------------------------------------------
+    # -- each job ------------------------------------------------------------------------------------------------------
 
     def _jobs(self) -> None:
         for index, job in enumerate(self.workflow.jobs):
@@ -292,15 +292,8 @@ class WorkflowChecks:
 
     def _texts(self, path: _PathT, job: Job) -> None:
         """Command line, files, environment and free mappings."""
-        arguments = job.arguments
-        if arguments:
-            why = jobchecks.arguments_problem(arguments)
-            if why:
-                self._say(path, job, "arguments", why)
-            if "<FILE:" in arguments:
-                for name in jobchecks.files_in(arguments):
-                    if name not in self._files:
-                        self._say(path, job, "arguments", self._unknown_file(f"<FILE:{name}>", name))
+        if job.arguments:
+            self._arguments(path, job)
         for field in ("inputs", "outputs"):
             for index, name in enumerate(getattr(job, field)):
                 if name not in self._files:
@@ -316,6 +309,15 @@ class WorkflowChecks:
             for name, value in getattr(job, field).items():
                 if isinstance(value, (dict, list)) and jobchecks.is_nested_too_deep(value):
                     self._say(path, job, field, f"is nested more than {jobchecks.NEST_MAX} deep", name)
+
+    def _arguments(self, path: _PathT, job: Job) -> None:
+        why = jobchecks.arguments_problem(job.arguments)
+        if why:
+            self._say(path, job, "arguments", why)
+        if "<FILE:" in job.arguments:
+            for name in jobchecks.files_in(job.arguments):
+                if name not in self._files:
+                    self._say(path, job, "arguments", self._unknown_file(f"<FILE:{name}>", name))
 
     def _unknown_file(self, shown: str, name: str) -> str:
         close = errors.nearest(name, self._files, 1)

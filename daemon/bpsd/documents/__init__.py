@@ -2,9 +2,9 @@
 
 ::
 
-    text -- msgspec, or libyaml's events -----> value            nearly always: fast, looks for nothing
-      \\-- tree -- walk along the type --------> mistakes, value  only if that failed: finds them all
-                     \\-- places of paths -----> line, column     only for what has mistakes
+    text ---> typed value                    nearly always: msgspec, or libyaml's events and msgspec; fast
+         ---> tree ---> mistakes, value      only if that failed: a walk along the type that finds them all
+              ---> line, column              only of what has mistakes: a second look at the text
 
 What is JSON is recognised by its first characters. The checks that follow on the typed value (`bpsd.validation`,
 `bpsd.config`) add their mistakes to the same `Document`, which finds the places when it is asked to `~Document.check`.
@@ -28,6 +28,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 PROBLEMS_MAX = 100
 """How many mistakes of one document are described; the others are only counted."""
+
+_KEY_SHOWN_CHARS = 200
 
 _JSON_BEGINS = re.compile(r"[ \t\n\r]*(?:\{[ \t\n\r]*[\"}]|\[)")
 
@@ -106,9 +108,9 @@ class Document(Generic[T]):
         found = []
         for where, message, at_key, index in self._mistakes:
             at = _index_of(places, where, at_key=at_key) if index is None else index
-            if at_key and len(hits := places.get(where, ())) > 1:
-                message += f" (first on line {self._line_and_column(hits[0][0])[0]})"
-            found.append((at, Problem(where, message, *self._line_and_column(at))))
+            hits = places.get(where, [])
+            first = f" (first on line {self._line_and_column(hits[0][0])[0]})" if at_key and len(hits) > 1 else ""
+            found.append((at, Problem(_printable(where), message + first, *self._line_and_column(at))))
         found.sort(key=lambda pair: pair[0])
         return [problem for _, problem in found]
 
@@ -118,6 +120,16 @@ class Document(Generic[T]):
 
     def _line_and_column(self, index: int) -> tuple[int, int]:
         return _line_and_column(self._text, index)
+
+
+def _printable(path: Path) -> Path:
+    """The path as it may appear on a terminal, whatever somebody took for keys."""
+    return tuple(
+        part
+        if isinstance(part, int) or (part.isprintable() and len(part) <= _KEY_SHOWN_CHARS)
+        else repr(part[:_KEY_SHOWN_CHARS])[1:-1]
+        for part in path
+    )
 
 
 def _line_and_column(text: str, index: int) -> tuple[int, int]:

@@ -18,8 +18,8 @@ _ODD_DIGITS = 19
 def has_oddities(text: str) -> bool:
     """Whether the text, which is valid JSON, has what a typed decoder lets pass.
 
-    These are repeated keys, integers beyond 64 bits and NUL characters. It is one pass of the standard library's scanner
-    that keeps nothing: a tenth of the time that a decoding into a tree would take, and none of its memory.
+    These are repeated keys, integers beyond 64 bits and NUL characters. It is one pass of the standard library's
+    scanner that keeps nothing, so it takes little time and no memory.
     """
     if "\\u0000" in text:
         return True
@@ -56,11 +56,9 @@ def read(text: str) -> Any:
         raise Unreadable("lists or mappings are nested too deep", 0) from exc
 
 
-def _keep_nothing(pairs: list[tuple[str, Any]]) -> None:
-    return None
-
-
-_skip = json.JSONDecoder(object_pairs_hook=_keep_nothing, parse_int=len, parse_float=len).scan_once
+_decoder: Any = json.JSONDecoder(object_pairs_hook=len, parse_int=len, parse_float=len)
+_skip = _decoder.scan_once
+"""From a text and an index to what stands there (nothing but texts is kept) and the index after it, at C's speed."""
 
 
 def find(text: str, wanted: Trie) -> Places:

@@ -1,7 +1,7 @@
 """What the JSON and the YAML reader have in common: a document as plain values, and the places of its parts.
 
-Both readers make the same tree of ``dict``, ``list``, ``str``, ``int``, ``float``, ``bool`` and `None`. A mapping in which a
-key is repeated becomes a `Repeated`, so that whoever walks over the tree meets the mistake at its place.
+Both readers make the same tree of ``dict``, ``list``, ``str``, ``int``, ``float``, ``bool`` and `None`. A mapping in
+which a key is repeated becomes a `Repeated`, so that whoever walks over the tree meets the mistake at its place.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Compare a tree with a type, find every mistake, and keep what is good.
 
-`msgspec` stops at the first mistake; this walk, driven by `msgspec.inspect`, does not. It runs only on documents that are
-known to have one, so it may take its time. What it returns is the tree with the bad parts left out (what is required and
-missing gets an empty value), so that later checks can find their mistakes in the same reading.
+`msgspec` stops at the first mistake; this walk, driven by `msgspec.inspect`, does not. It runs only on documents that
+are known to have one, so it may take its time. What it returns is the tree with the bad parts left out (what is
+required and missing gets an empty value), so that later checks can find their mistakes in the same reading.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ __all__ = ["clean", "describe"]
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -71,58 +72,50 @@ def _alternatives(kind: mi.Type) -> tuple[mi.Type, ...]:
     return (kind,)
 
 
-_NAMES: dict[type[mi.Type], str] = {
-    mi.NoneType: "nothing",
-    mi.BoolType: "true or false",
-    mi.IntType: "an integer",
-    mi.FloatType: "a number",
-    mi.StrType: "text",
-    mi.ListType: "a list",
-    mi.VarTupleType: "a list",
-    mi.SetType: "a list",
-    mi.FrozenSetType: "a list",
-    mi.DictType: "a mapping",
-    mi.StructType: "a mapping",
+_KINDS: dict[type[mi.Type], tuple[str, tuple[type, ...], Callable[[], Any]]] = {
+    mi.NoneType: ("nothing", (type(None),), lambda: None),
+    mi.BoolType: ("true or false", (bool,), bool),
+    mi.IntType: ("an integer", (int,), int),
+    mi.FloatType: ("a number", (int, float), float),
+    mi.StrType: ("text", (str,), str),
+    mi.ListType: ("a list", (list,), list),
+    mi.VarTupleType: ("a list", (list,), list),
+    mi.SetType: ("a list", (list,), list),
+    mi.FrozenSetType: ("a list", (list,), list),
+    mi.DictType: ("a mapping", (dict,), dict),
+    mi.StructType: ("a mapping", (dict,), dict),
 }
+"""What people call it, what a reader makes of it, and one that says nothing."""
 
 
-def _expected(kind: mi.Type) -> str:
+def _choices(kind: mi.Type) -> tuple[Any, ...]:
+    """The values of a type that has only few."""
+    if isinstance(kind, mi.LiteralType):
+        return tuple(kind.values)
+    if isinstance(kind, mi.EnumType):
+        return tuple(member.value for member in kind.cls)
+    return ()
+
+
+def _expected(alternatives: tuple[mi.Type, ...]) -> str:
     names: dict[str, None] = {}
-    for one in _alternatives(kind):
-        if isinstance(one, mi.LiteralType):
-            values = [f"{value!r}" for value in one.values]
-            names[values[0] if len(values) == 1 else "one of " + ", ".join(values)] = None
-        elif isinstance(one, mi.EnumType):
-            names["one of " + ", ".join(repr(member.value) for member in one.cls)] = None
+    for one in alternatives:
+        choices = ", ".join(repr(value) for value in _choices(one))
+        if choices:
+            names["one of " + choices if ", " in choices else choices] = None
         elif not isinstance(one, mi.NoneType):
-            names[_NAMES.get(type(one), str(getattr(one, "cls", type(one).__name__)))] = None
+            names[_KINDS[type(one)][0]] = None
     return " or ".join(names)
 
 
 def _is_of(value: Any, kind: mi.Type) -> bool:
     """Whether the value is of that kind at all, its limits apart."""
-    match kind:
-        case mi.AnyType():
-            return True
-        case mi.NoneType():
-            return value is None
-        case mi.BoolType():
-            return isinstance(value, bool)
-        case mi.IntType():
-            return isinstance(value, int) and not isinstance(value, bool)
-        case mi.FloatType():
-            return isinstance(value, (int, float)) and not isinstance(value, bool)
-        case mi.StrType():
-            return isinstance(value, str)
-        case mi.LiteralType():
-            return any(type(value) is type(known) and value == known for known in kind.values)
-        case mi.EnumType():
-            return any(type(value) is type(member.value) and value == member.value for member in kind.cls)
-        case mi.ListType() | mi.VarTupleType() | mi.SetType() | mi.FrozenSetType():
-            return isinstance(value, list)
-        case mi.DictType() | mi.StructType():
-            return isinstance(value, dict)
-    raise TypeError(f"documents cannot hold a {kind}")
+    if isinstance(kind, mi.AnyType):
+        return True
+    if choices := _choices(kind):
+        return any(type(value) is type(choice) and value == choice for choice in choices)
+    # To Python true is an integer; to a person it is none.
+    return isinstance(value, _KINDS[type(kind)][1]) and isinstance(value, bool) == isinstance(kind, mi.BoolType)
 
 
 def _out_of_limits(value: Any, kind: mi.Type) -> str:
@@ -145,16 +138,9 @@ def _out_of_length(value: Any, kind: mi.Type) -> str:
     if longest is not None and len(value) > longest:
         return f"must be at most {longest} long, but is {len(value)}"
     pattern = getattr(kind, "pattern", None)
-    if pattern is not None and not _compiled(pattern).search(value):
+    if pattern is not None and not re.search(pattern, value):
         return f"{describe(value)} does not have the form {pattern}"
     return ""
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(pattern: str) -> Any:
-    import re
-
-    return re.compile(pattern)
 
 
 def _unusable(value: Any) -> str:
@@ -182,28 +168,16 @@ def _unknown_key(key: str, known: tuple[str, ...]) -> str:
 def _empty(kind: mi.Type) -> Any:
     """A value of that kind that says nothing."""
     one = _alternatives(kind)[0]
-    match one:
-        case mi.StructType():
-            return {field.encode_name: _empty(field.type) for field in one.fields if field.required}
-        case mi.DictType():
-            return {}
-        case mi.ListType() | mi.VarTupleType() | mi.SetType() | mi.FrozenSetType():
-            return []
-        case mi.StrType():
-            return ""
-        case mi.IntType() | mi.FloatType():
-            return next(
-                limit
-                for limit in (one.ge, one.le, one.gt and one.gt + 1, one.lt and one.lt - 1, 0)
-                if limit is not None
-            )
-        case mi.BoolType():
-            return False
-        case mi.LiteralType():
-            return one.values[0]
-        case mi.EnumType():
-            return next(iter(one.cls)).value
-    return None
+    if isinstance(one, mi.StructType):
+        return {field.encode_name: _empty(field.type) for field in one.fields if field.required}
+    if isinstance(one, mi.AnyType):
+        return None
+    if choices := _choices(one):
+        return choices[0]
+    if isinstance(one, (mi.IntType, mi.FloatType)):
+        inside = (one.ge, one.le, one.gt and one.gt + 1, one.lt and one.lt - 1, 0)
+        return next(limit for limit in inside if limit is not None)
+    return _KINDS[type(one)][2]()
 
 
 class _Walk:
@@ -230,7 +204,7 @@ class _Walk:
                     return self._inside(value, one, path)
         if complaint:
             return self._bad(path, complaint)
-        return self._bad(path, f"expected {_expected(kind)}, got {describe(value)}{_hint(value, alternatives)}")
+        return self._bad(path, f"expected {_expected(alternatives)}, got {describe(value)}{_hint(value, alternatives)}")
 
     def _bad(self, path: Path, message: str) -> Any:
         self.report(path, message)

@@ -1,8 +1,9 @@
 """YAML: a document as a tree, and the places of its parts, both straight from libyaml's events.
 
 No node tree is built (it would cost ten times the time and the memory), and what a plain word means does not depend on
-whose YAML it is: it is a number, a truth value or nothing only where versions 1.1 and 1.2 and a person's eye agree, and text
-otherwise. So ``no``, ``1:30:00``, ``010``, ``2026-01-01`` and ``1e3`` are text. Keys are always text. Merge keys (``<<``) work.
+whose YAML it is: it is a number, a truth value or nothing only where versions 1.1 and 1.2 and a person's eye agree, and
+text otherwise. So ``no``, ``1:30:00``, ``010``, ``2026-01-01`` and ``1e3`` are text. Keys are always text. Merge keys
+(``<<``) work.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _TAG_PREFIX = "tag:yaml.org,2002:"
 _SCALAR_TAGS = frozenset(_TAG_PREFIX + name for name in ("int", "float", "bool", "null"))
 _ADVICE = {
     "found character that cannot start any token": "this character cannot stand here",
-    "mapping values are not allowed in this context": "a ':' cannot stand here (quote the text, or mind the indentation)",
+    "mapping values are not allowed in this context": "a ':' cannot stand here (quotes, or indentation?)",
 }
 
 
@@ -64,9 +65,8 @@ def plain(text: str) -> Any:
         return read_int(text)
     if found["hex"]:
         return read_int(text, 16)
-    return float(
-        text.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".n", "n").replace(".N", "n")
-    )
+    # Python writes infinity and not-a-number without YAML's dot.
+    return float(text.replace(".", "") if text[-1] in "fFnN" else text)
 
 
 class _Events:
@@ -161,10 +161,8 @@ class _Reader:
         tag = event.tag
         if tag is None or tag in _SCALAR_TAGS:
             value = plain(text) if event.implicit[0] or tag is not None else text
-            if type(value) is float and (value - value != 0.0):
-                self.odd = True
-            elif type(value) is int and not INT_MIN <= value <= INT_MAX:
-                self.odd = True
+            if isinstance(value, (int, float)) and not INT_MIN <= value <= INT_MAX:
+                self.odd = True  # not-a-number and infinity too; a number that large goes the long way and passes
         else:
             if tag not in ("!", _TAG_PREFIX + "str"):
                 self.note(f"the tag {tag} means nothing here", event)
