@@ -1,0 +1,45 @@
+"""The vocabulary of the logs. Each name is a fact that somebody may search for or count: add here, never improvise.
+
+A name says what happened, not what is being tried; the fields say to what. ``..._failed`` was foreseen and is dealt
+with; ``..._broke`` is a mistake in bpsd or an adapter and comes with a traceback.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LogEvent"]
+
+from enum import StrEnum
+
+
+class LogEvent(StrEnum):
+    """What a log line can be about."""
+
+    # -- the daemon --
+    DAEMON_STARTED = "daemon_started"  # version, mode, socket, state_dir
+    DAEMON_STOPPING = "daemon_stopping"  # reason
+    DAEMON_STOPPED = "daemon_stopped"
+    CONFIG_RELOADED = "config_reloaded"
+    CONFIG_REFUSED = "config_refused"  # a new configuration has mistakes; the old one goes on
+    LIBRARY_MESSAGE = "library_message"  # logger, text: what a library said through `logging`, or a warning
+    LOG_LINES_DROPPED = "log_lines_dropped"  # count: nobody read stderr
+
+    # -- the socket --
+    SOCKET_OPENED = "socket_opened"  # path, activated
+    SOCKET_CLOSED = "socket_closed"  # path
+    SOCKET_STALE_REMOVED = "socket_stale_removed"  # path: its owner was gone
+    SOCKET_TAKEN_AWAY = "socket_taken_away"  # path: at the end it was no longer ours
+    ACCEPT_FAILED = "accept_failed"  # error: no file descriptors or memory for another client, for now
+    CLIENT_REFUSED = "client_refused"  # uid, pid, code, reason
+    CLIENT_DROPPED = "client_dropped"  # connection, uid, pid, code, reason
+    REQUEST_BROKE = "request_broke"  # method, reference (the client was told it)
+    CLOSE_CALLBACK_BROKE = "close_callback_broke"  # connection
+
+    # -- backends and polls --
+    BACKEND_FAILED = "backend_failed"  # backend: its adapter gave up; no other is touched
+    PING_BROKE = "ping_broke"  # backend
+    POLL_BROKE = "poll_broke"  # backend
+    POLL_FAILED = "poll_failed"  # backend, failures, error
+
+    # -- commands and storage --
+    COMMAND_BROKE = "command_broke"  # command
+    JOURNAL_WRITE_FAILED = "journal_write_failed"  # error, retry_s
