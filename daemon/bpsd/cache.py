@@ -1,18 +1,18 @@
 """What the daemon knows now: hot runs in memory, every change as a numbered event, and what the store is to keep.
 
-Everything here runs on the event loop and touches memory only; the two awaits of `apply_poll` give way to waiting requests
-(a poll of 10,000 changed runs must not delay an answer) and hand the batch to the store. Between two slices every run is
-whole, so that a reader sees each run before or after its change, never halfway.
+Everything here runs on the event loop and touches memory only; the two awaits of `apply_poll` give way to waiting
+requests (a poll of 10,000 changed runs must not delay an answer) and hand the batch to the store. Between two slices
+every run is whole, so that a reader sees each run before or after its change, never halfway.
 """
 
 from __future__ import annotations
 
-__all__ = ["Cache", "Listener"]
+__all__ = ["Cache", "Listener", "Recalled"]
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -39,6 +39,9 @@ INDEX_IDLE_S = 120.0
 
 TRANSIENT_KINDS = frozenset({"run.progress", "job.state"})
 """Events for watchers only: the timeline would drown in them."""
+
+Recalled = tuple[StoredRun, bytes | None, Sequence[bytes]]
+"""A run in the store, with the snapshot of its jobs and the changes since."""
 
 Listener = Callable[[Event, Sequence[JobObservation]], None]
 """Gets every event at once, with the jobs that moved; must not block and must not raise."""
@@ -71,6 +74,8 @@ class Cache:
         Hands a `~bpsd.store.Batch` to the store; waits only if the store is far behind.
     identify : callable
         Gives run ids to sightings of one backend, durably: ``(backend, observations) -> run ids`` in the same order.
+    recall : callable
+        Reads runs that have cooled back from the store, by our ids.
     text_chars : `int`
         Longest text field taken from outside.
     clock : callable
@@ -82,11 +87,13 @@ class Cache:
         *,
         put: Callable[[Batch], Awaitable[None]],
         identify: Callable[[str, Sequence[RunObservation]], Awaitable[Sequence[str]]],
+        recall: Callable[[Sequence[str]], Awaitable[Sequence[Recalled]]],
         text_chars: int = 4096,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._put = put
         self._identify = identify
+        self._recall = recall
         self._text_chars = text_chars
         self._clock = clock
         self._hot: dict[str, _Hot] = {}
@@ -179,9 +186,7 @@ class Cache:
             raise RunAmbiguous(
                 f"{len(found)} runs are called {text}",
                 advice="name the backend (--backend), or use one of the ids that begin with r",
-                candidates=[
-                    {"id": r.run_id, "backend": r.backend, "wms_id": r.wms_id, "name": r.name} for r in found
-                ],
+                candidates=[{"id": r.run_id, "backend": r.backend, "wms_id": r.wms_id, "name": r.name} for r in found],
             )
         known = [*self._hot, *(wms_id for _, wms_id in self._by_wms)]
         near = nearest(text, known)
@@ -296,9 +301,14 @@ class Cache:
         return changed
 
     async def _run_ids(self, backend: str, seen: Sequence[RunObservation]) -> list[str]:
+        given: Iterator[str] = iter(())
         found = [self._known_id(backend, obs) for obs in seen]
         missing = [obs for obs, run_id in zip(seen, found, strict=True) if run_id is None]
-        given = iter(await self._identify(backend, missing) if missing else ())
+        if missing:
+            ids = await self._identify(backend, missing)
+            # A run that ended long ago may come back (restarted by hand): its past must come back with it.
+            await self.thaw([run_id for run_id in ids if run_id not in self._hot])
+            given = iter(ids)
         return [run_id if run_id is not None else next(given) for run_id in found]
 
     def _known_id(self, backend: str, seen: RunObservation) -> str | None:
@@ -372,6 +382,16 @@ class Cache:
         self._emit(Change(kind, data), backend, run, (), batch)
         await self._put(batch)
 
+    async def thaw(self, run_ids: Sequence[str]) -> None:
+        """Take runs that have cooled back into memory, if the store has them."""
+        if not run_ids:
+            return
+        for stored, snapshot, appended in await self._recall(run_ids):
+            if stored.run_id not in self._hot:
+                hot = _Hot(decode_record(stored.doc), JobTable.load(snapshot, appended))
+                hot.snapshot_bytes, hot.appended_bytes = len(snapshot or b""), sum(map(len, appended))
+                self._insert(hot)
+
     async def cool(self, ended_before: float) -> int:
         """Let runs that ended before that time go from memory (they stay in the store); returns how many."""
         gone = [
@@ -389,9 +409,7 @@ class Cache:
 
     # -- bookkeeping -------------------------------------------------------------------------------------------------
 
-    def _publish(
-        self, hot: _Hot, changes: Sequence[Change], moved: Sequence[JobObservation], batch: Batch
-    ) -> None:
+    def _publish(self, hot: _Hot, changes: Sequence[Change], moved: Sequence[JobObservation], batch: Batch) -> None:
         hot.row = None
         hot.moved_at = time.monotonic()
         record = hot.record
@@ -436,9 +454,7 @@ class Cache:
         batch: Batch,
     ) -> None:
         self.seq += 1
-        event = Event(
-            seq=self.seq, time=self._clock(), kind=change.kind, backend=backend, run=run_id, data=change.data
-        )
+        event = Event(seq=self.seq, time=self._clock(), kind=change.kind, backend=backend, run=run_id, data=change.data)
         self._events.append(event)
         if change.kind not in TRANSIENT_KINDS:
             batch.events.append(
@@ -497,4 +513,3 @@ class Cache:
             of["live"] += hot.record.live
             of["jobs"] += len(hot.jobs)
         return counts
-

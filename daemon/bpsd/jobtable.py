@@ -3,7 +3,8 @@
 A struct for each job would cost four times as much (a million jobs are what the daemon must hold), and a report would
 have to walk over all of them. Here a change of one job touches a few array cells and two counters.
 
-The decision whether an observation may change a job is `bpsd.reducer.job_wins`; this module only keeps what was decided.
+The decision whether an observation may change a job is `bpsd.reducer.job_wins`; this module only keeps what was
+decided.
 """
 
 from __future__ import annotations
@@ -324,7 +325,18 @@ class JobTable:
         if data is not None:
             dumped = msgspec.msgpack.decode(data, type=_Dump)
             table._names, table._labels, table._hosts = dumped.names, dumped.labels, dumped.hosts
-            for name in ("label_of", "state", "run_attempt", "attempt", "rank", "code", "time", "start", "end", "host_of"):
+            for name in (
+                "label_of",
+                "state",
+                "run_attempt",
+                "attempt",
+                "rank",
+                "code",
+                "time",
+                "start",
+                "end",
+                "host_of",
+            ):
                 column: array[int] | array[float] = getattr(table, f"_{name}")
                 column.frombytes(getattr(dumped, name))
                 if len(column) != len(table._names):

@@ -1,8 +1,8 @@
 """When to ask a backend next: the pure decision behind every poller.
 
-The WMS is spared: a poll that cost t seconds is not repeated within ``cost_factor`` times t, whatever else is wanted; one
-that failed is repeated with growing, jittered gaps; after ``breaker_failures`` in a row the breaker is open and each try is a
-single probe. Soon after a change it is asked often, and less and less while nothing happens.
+The WMS is spared: a poll that cost t seconds is not repeated within ``cost_factor`` times t, whatever else is wanted;
+one that failed is repeated with growing, jittered gaps; after ``breaker_failures`` in a row the breaker is open and
+each try is a single probe. Soon after a change it is asked often, and less and less while nothing happens.
 """
 
 from __future__ import annotations

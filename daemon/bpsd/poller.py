@@ -1,7 +1,8 @@
 """One poller per backend: opens its service, asks it at the right times, and confines whatever goes wrong there.
 
-Each backend lives in a task group of its own. A poll that fails, hangs or is refused ages that backend's rows and changes
-nothing else; an adapter whose background task dies is closed, shown as ``stopped`` and opened again after a pause.
+Each backend lives in a task group of its own. A poll that fails, hangs or is refused ages that backend's rows and
+changes nothing else; an adapter whose background task dies is closed, shown as ``stopped`` and opened again after a
+pause.
 """
 
 from __future__ import annotations
@@ -107,6 +108,26 @@ class Backend:
                 backend=self.name,
             )
         return self._service
+
+    @property
+    def error(self) -> str:
+        """What the last failed poll said; empty while all is well."""
+        return self._error
+
+    async def ping(self, pass_thru: str | None) -> tuple[int, str, float]:
+        """Ask the WMS itself; returns its status (0: fine), its message and the seconds it took. Never raises."""
+        began = time.monotonic()
+        try:
+            with anyio.fail_after(self.settings.deadline_s):
+                status, message = await self.service.ping(pass_thru)
+        except TimeoutError:
+            status, message = 1, f"no answer within {self.settings.deadline_s:g} s"
+        except BpsdError as exc:
+            status, message = 1, str(exc)
+        except Exception as exc:  # an adapter's mistake is an answer too: the WMS cannot be used
+            self._log.error("ping_broke", backend=self.name, error=repr(exc), exc_info=exc)
+            status, message = 1, f"the adapter failed: {exc!r}"
+        return status, message, time.monotonic() - began
 
     @property
     def last_good_at(self) -> float | None:

@@ -1,8 +1,8 @@
 """Which evidence may change a state: the rules that make a report true, as pure functions.
 
-1. Only positive evidence changes a state. A poll that failed or was partial changes nothing.
-2. A run that every source *which answered completely* denies becomes UNKNOWN and keeps ``last_known``; a terminal run never.
-3. Evidence is ordered by attempt; a higher attempt wins. Within an attempt terminal wins over live; between two terminals
+1. Only positive evidence changes a state. A poll that failed or was partial changes nothing. 2. A run that every source
+*which answered completely* denies becomes UNKNOWN and keeps ``last_known``; a terminal run never. 3. Evidence is
+ordered by attempt; a higher attempt wins. Within an attempt terminal wins over live; between two terminals
    the source that the adapter ranks higher wins, and the other is a conflict for the timeline.
 4. Without a known attempt nothing leaves a terminal state.
 5. Everything may be seen twice, late, or out of order.
@@ -104,8 +104,8 @@ def judge_run(
 ) -> Verdict:
     """Weigh an observation against what is known.
 
-    ``older_ids`` are the WMS ids of earlier attempts. A run seen under an id that is neither the present one nor an older
-    one is a new attempt, if the WMS's counter does not say otherwise.
+    ``older_ids`` are the WMS ids of earlier attempts. A run seen under an id that is neither the present one nor an
+    older one is a new attempt, if the WMS's counter does not say otherwise.
     """
     if attempt is None:
         if wms_id == before.wms_id or not before.wms_id:

@@ -1,8 +1,8 @@
 """Commands: what a client asks of a WMS, carried out once.
 
-`engine` keeps the order and the journal, `verbs` are one module each and know what to ask of a service, `outcomes` is what
-a verb says happened. A verb never retries, never writes the journal and never guesses: if it cannot tell whether the WMS
-did what was asked, it says `Doubt`, and the engine asks the verb to look it up until somebody knows.
+`engine` keeps the order and the journal, `verbs` are one module each and know what to ask of a service, `outcomes` is
+what a verb says happened. A verb never retries, never writes the journal and never guesses: if it cannot tell whether
+the WMS did what was asked, it says `Doubt`, and the engine asks the verb to look it up until somebody knows.
 
 ::
 

@@ -26,8 +26,7 @@ class Cancel:
             message = ""
             try:
                 service = desk.service
-                wms_id = record.wms_id
-                agreed, message = await desk.call("cancelling", lambda: service.cancel(wms_id, pass_thru))
+                agreed, message = await desk.call("cancelling", service.cancel, record.wms_id, pass_thru)
             except RunNotFound:
                 agreed = True  # gone from where it can be cancelled: the poll says what became of it
             except (BackendUnavailable, BackendAuthError) as exc:

@@ -1,8 +1,8 @@
 """The engine: takes commands, keeps their order and their journal, and carries each one out once.
 
-Commands of one run go one at a time in the order of acceptance; of one backend at most ``at_once`` touch the WMS at the same
-time. A command is durable before its acceptance is answered and before the WMS is touched. What was RUNNING when the daemon
-died is looked up in the WMS before anything else is done for its run.
+Commands of one run go one at a time in the order of acceptance; of one backend at most ``at_once`` touch the WMS at the
+same time. A command is durable before its acceptance is answered and before the WMS is touched. What was RUNNING when
+the daemon died is looked up in the WMS before anything else is done for its run.
 """
 
 from __future__ import annotations
@@ -161,9 +161,7 @@ class CommandEngine:
             return entry.command
         command = await self._journal.command(command_id)
         if command is None:
-            raise CommandNotFound(
-                f"there is no command {command_id}", advice="`bpsctl commands` lists the latest ones"
-            )
+            raise CommandNotFound(f"there is no command {command_id}", advice="`bpsctl commands` lists the latest ones")
         return command
 
     # -- taking ------------------------------------------------------------------------------------------------------

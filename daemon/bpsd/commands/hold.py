@@ -21,7 +21,7 @@ class Hold:
         wms_id = record.wms_id if record is not None else ""
         try:
             service = desk.service
-            agreed, message = await desk.call(command.verb, lambda: self.ask(service, wms_id))
+            agreed, message = await desk.call(command.verb, self.ask, service, wms_id)
         except (BackendUnavailable, BackendAuthError) as exc:
             return Again(str(exc))
         except BpsdError as exc:

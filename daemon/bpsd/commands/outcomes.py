@@ -75,8 +75,8 @@ class Desk:
         """The open service; `BackendUnavailable` if it is not."""
         return self.backend.service
 
-    async def call(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
-        """Ask the WMS, at most N at once and no longer than the deadline.
+    async def call(self, what: str, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Ask the WMS (``await ask(*args)``), at most N at once and no longer than the deadline.
 
         Raises
         ------
@@ -86,7 +86,7 @@ class Desk:
         async with self._slots:
             try:
                 with anyio.fail_after(self._deadline_s):
-                    return await call()
+                    return await ask(*args)
             except TimeoutError as exc:
                 raise DeadlineExceeded(
                     f"{what} on backend {self.backend.name}: no answer within {self._deadline_s:g} s",

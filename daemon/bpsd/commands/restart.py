@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["Restart"]
 
+from functools import partial
+
 from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome
 from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict
 from bpsd.journal import CommandRecord
@@ -23,8 +25,8 @@ class Restart:
         except BackendUnavailable as exc:
             return Again(str(exc))
         try:
-            new_id, name, message = await desk.call(
-                "restarting", lambda: service.restart(wms_id, attempt_token=_attempt_token(command))
+            new_id, _, message = await desk.call(
+                "restarting", partial(service.restart, wms_id, attempt_token=_attempt_token(command))
             )
         except BackendAuthError as exc:
             return Again(str(exc))
@@ -46,9 +48,7 @@ class Restart:
         assert command.started_at is not None
         since = command.started_at
         service = desk.service
-        answer = await desk.call(
-            "looking for the attempt", lambda: service.find_by_token(_attempt_token(command), since)
-        )
+        answer = await desk.call("looking for the attempt", service.find_by_token, _attempt_token(command), since)
         if answer.verdict == "found" and answer.wms_id is not None:
             return await self._done(desk, command, answer.wms_id, "")
         if answer.verdict == "absent":

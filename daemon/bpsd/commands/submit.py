@@ -28,13 +28,13 @@ class Submit:
         try:
             service = desk.service
             await desk.call("checking before submission", service.run_submission_checks)
-            prepared = await desk.call("preparing", lambda: service.prepare({}, workflow))
+            prepared = await desk.call("preparing", service.prepare, {}, workflow)
         except (BackendUnavailable, BackendAuthError) as exc:
             return Again(str(exc))
         except BpsdError as exc:
             return Failed(exc)
         try:
-            await desk.call("submitting", lambda: service.submit(prepared))
+            await desk.call("submitting", service.submit, prepared)
         except BackendAuthError as exc:
             return Again(str(exc))
         except BackendUnavailable as exc:
@@ -50,7 +50,7 @@ class Submit:
         assert command.token is not None and command.started_at is not None
         token, since = command.token, command.started_at
         service = desk.service
-        answer = await desk.call("looking for the run", lambda: service.find_by_token(token, since))
+        answer = await desk.call("looking for the run", service.find_by_token, token, since)
         if answer.verdict == "found" and answer.wms_id is not None:
             return await self._done(desk, command, answer.wms_id, answer.path)
         if answer.verdict == "absent":

@@ -1,0 +1,107 @@
+"""Bulk: ``blob.put`` into the spool, ``validate`` of what lies there, ``logs`` of jobs."""
+
+from __future__ import annotations
+
+__all__ = ["Bulk"]
+
+import base64
+import binascii
+
+import anyio
+
+from bpsd import wire
+from bpsd.api.deps import Deps
+from bpsd.errors import InvalidParams, JobNotFound, WorkflowInvalid, nearest
+from bpsd.messages import (
+    BlobPut,
+    BlobPutResult,
+    LogsParams,
+    LogsResult,
+    ProblemRow,
+    ValidateParams,
+    ValidateResult,
+)
+from bpsd.server import Call
+
+
+class Bulk:
+    """The methods that move documents and output."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+
+    async def put(self, call: Call, params: BlobPut) -> BlobPutResult:
+        """A piece of a document; answered when it is durable."""
+        try:
+            data = base64.b64decode(params.data, validate=True)
+        except binascii.Error as exc:
+            raise InvalidParams(f"blob.put: data is not base64: {exc}") from exc
+        have = await self._deps.spool.put(params.sha256, params.size, params.offset, data, call.peer.uid)
+        return BlobPutResult(have=have, complete=have >= params.size)
+
+    async def validate(self, call: Call, params: ValidateParams) -> ValidateResult:
+        """Everything that is wrong with a document, for one backend."""
+        deps = self._deps
+        backend = deps.backend(params.backend)
+        blob = await deps.spool.open_blob(params.blob, call.peer.uid)
+        token = wire.new_token()  # names the scratch file only
+        try:
+            checked = await deps.workflows.check(
+                blob,
+                params.source,
+                backend=backend.name,
+                capabilities=backend.service.capabilities,
+                token=token,
+            )
+        except WorkflowInvalid as exc:
+            problems = [ProblemRow(key=p.key, message=p.message, line=p.line, column=p.column) for p in exc.problems]
+            return ValidateResult(ok=False, backend=backend.name, problems=problems, total=exc.total)
+        finally:
+            await anyio.to_thread.run_sync(deps.workflows.drop, token)
+        return ValidateResult(
+            ok=True,
+            backend=backend.name,
+            warnings=checked.warnings,
+            name=checked.file.name,
+            job_count=checked.file.job_count,
+            labels=checked.labels,
+        )
+
+    async def logs(self, call: Call, params: LogsParams) -> LogsResult:
+        """A piece of what a job printed, as text that ends at a whole character."""
+        deps = self._deps
+        record, jobs, _ = await deps.find(params.run, params.backend)
+        if jobs is not None and len(jobs) and jobs.find(params.job) is None:
+            near = nearest(params.job, jobs.names())
+            raise JobNotFound(
+                f"run {record.run_id} has no job {params.job}",
+                advice=f"did you mean {' or '.join(near)}?" if near else "`bpsctl jobs` lists them",
+                nearest=near,
+            )
+        backend = deps.backend(record.backend)
+        with anyio.fail_after(backend.settings.deadline_s):
+            piece = await backend.service.read_output(
+                record.wms_id, params.job, params.stream, params.offset, params.limit
+            )
+        data = _whole_characters(piece.data, at_end=piece.offset + len(piece.data) >= piece.size)
+        return LogsResult(
+            run=record.run_id,
+            job=params.job,
+            text=data.decode("utf-8", "replace"),
+            offset=piece.offset,
+            next=piece.offset + len(data),
+            size=piece.size,
+            path=piece.path,
+        )
+
+
+def _whole_characters(data: bytes, *, at_end: bool) -> bytes:
+    """``data`` without the beginning of a character whose rest is in the next piece."""
+    if at_end:
+        return data
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:  # the last byte that begins a character (RFC 3629)
+            length = 1 if byte < 0x80 else 2 if byte >> 5 == 0b110 else 3 if byte >> 4 == 0b1110 else 4
+            return data[:-back] if length > back else data
+    return data

@@ -1,0 +1,114 @@
+"""What the methods work with, and what several of them share: finding a run, hot or cold."""
+
+from __future__ import annotations
+
+__all__ = ["Deps"]
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bpsd.api.workflows import Workflows
+from bpsd.cache import Cache
+from bpsd.commands.engine import CommandEngine
+from bpsd.config import Config
+from bpsd.errors import RunAmbiguous, RunNotFound, UnknownBackend, nearest
+from bpsd.jobtable import JobTable
+from bpsd.journal import Journal
+from bpsd.poller import Backend
+from bpsd.runs import RunRecord, decode_record
+from bpsd.spool import Spool
+from bpsd.store import Store
+
+
+@dataclass(slots=True)
+class Deps:
+    """Everything that a method may use. ``figures`` gives the daemon's own figures for `health`."""
+
+    config: Config
+    config_path: str | None
+    cache: Cache
+    store: Store
+    journal: Journal
+    engine: CommandEngine
+    backends: Mapping[str, Backend]
+    spool: Spool
+    workflows: Workflows
+    figures: Callable[[], dict[str, float]]
+    clock: Callable[[], float]
+    started_at: float
+    log: Any
+
+    def backend(self, name: str | None) -> Backend:
+        """The backend called ``name``, or the only or first one.
+
+        Raises
+        ------
+        UnknownBackend
+            If there is none of that name.
+        """
+        if name is None:
+            return next(iter(self.backends.values()))
+        backend = self.backends.get(name)
+        if backend is None:
+            near = nearest(name, self.backends)
+            raise UnknownBackend(
+                f"no backend is called {name}",
+                advice=(f"did you mean {near[0]}? " if near else "") + f"the backends are: {', '.join(self.backends)}",
+                known=list(self.backends),
+            )
+        return backend
+
+    def check_backends(self, names: list[str]) -> None:
+        """Refuse filters that name a backend that is not there: an empty answer would look like good news."""
+        for name in names:
+            self.backend(name)
+
+    async def find(self, text: str, backend: str | None) -> tuple[RunRecord, JobTable | None, bool]:
+        """The run that a person calls ``text``: hot, or from our history.
+
+        Returns
+        -------
+        record : `~bpsd.runs.RunRecord`
+        jobs : `~bpsd.jobtable.JobTable` or `None`
+            Its jobs (`None` if none are kept).
+        hot : `bool`
+            Whether it is in memory.
+
+        Raises
+        ------
+        RunNotFound, RunAmbiguous
+            If not exactly one run answers to it.
+        """
+        try:
+            record = self.cache.resolve(text, backend)
+        except RunNotFound:
+            cold = await self._cold(text, backend)
+            if cold is None:
+                raise
+            return cold, await self.cold_jobs(cold.run_id), False
+        jobs = self.cache.jobs(record.run_id)
+        if not len(jobs) and not record.live:
+            # The jobs of a run that ended before the daemon started are on the disk only.
+            return record, await self.cold_jobs(record.run_id), True
+        return record, jobs, True
+
+    async def _cold(self, text: str, backend: str | None) -> RunRecord | None:
+        stored = [s for s in await self.store.find(text) if backend in (None, s.backend)]
+        stored = [s for s in stored if text in (s.run_id, s.wms_id, s.token, s.path)] or stored
+        if not stored:
+            return None
+        if len(stored) > 1:
+            raise RunAmbiguous(
+                f"{len(stored)} runs in the history are called {text}",
+                advice="use one of the ids that begin with r",
+                candidates=[{"id": s.run_id, "backend": s.backend, "wms_id": s.wms_id, "name": s.name} for s in stored],
+            )
+        return decode_record(stored[0].doc)
+
+    async def cold_jobs(self, run_id: str) -> JobTable | None:
+        """The jobs of a run as the store keeps them."""
+        snapshot, appended = await self.store.jobs(run_id)
+        if snapshot is None and not appended:
+            return None
+        return JobTable.load(snapshot, appended)

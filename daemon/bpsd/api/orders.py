@@ -1,0 +1,300 @@
+"""Methods that ask a WMS for something: ``submit cancel restart hold release``, and ``commands`` and its kin."""
+
+from __future__ import annotations
+
+__all__ = ["Orders", "command_row"]
+
+import secrets
+from typing import Any
+
+import msgspec
+
+from bpsd import wire
+from bpsd.api.deps import Deps
+from bpsd.errors import Conflict, LimitExceeded, PermissionDenied, RunNotFound
+from bpsd.journal import CommandRecord
+from bpsd.messages import (
+    CommandRow,
+    CommandsParams,
+    CommandsResolve,
+    CommandsResult,
+    CommandsWait,
+    RunCommand,
+    SubmitParams,
+)
+from bpsd.models import WmsStates
+from bpsd.peers import Peer
+from bpsd.runs import RunRecord
+from bpsd.server import Call
+
+
+class Orders:
+    """The methods that write the journal."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+
+    # -- submit ------------------------------------------------------------------------------------------------------
+
+    async def submit(self, call: Call, params: SubmitParams) -> CommandRow:
+        """Validate, accept durably, and leave the rest to the engine."""
+        deps = self._deps
+        known = await deps.journal.by_token(params.token)
+        if known is not None:
+            return self._same_token(call.peer, params, known)
+        self._check_quota(call.peer)
+        backend = deps.backend(params.backend)
+        blob = await deps.spool.open_blob(params.blob, call.peer.uid)
+        checked = await deps.workflows.check(
+            blob,
+            params.source,
+            backend=backend.name,
+            capabilities=backend.service.capabilities,
+            token=params.token,
+        )
+        command = self._command(
+            "submit",
+            call.peer,
+            backend=backend.name,
+            run_id="",
+            token=params.token,
+            attempt=1,
+            args={
+                "workflow": msgspec.to_builtins(checked.file),
+                "blob": params.blob,
+                "source": params.source,
+                "warnings": checked.warnings,
+            },
+            client=params.client,
+            expires_s=params.expires_s,
+        )
+        accepted, created = await deps.journal.accept(command)
+        if created:
+            await deps.engine.show_accepted(accepted)
+            await self._accepted(accepted)
+        return command_row(accepted, created=created)
+
+    def _same_token(self, peer: Peer, params: SubmitParams, known: CommandRecord) -> CommandRow:
+        if known.uid != peer.uid:
+            raise PermissionDenied(
+                f"the token {params.token} belongs to somebody else's run", advice="make a new token for a new run"
+            )
+        if known.args.get("blob") != params.blob:
+            raise Conflict(
+                f"the token {params.token} is that of run {known.run_id}, which is another workflow",
+                advice="make a new token for a new run",
+                run=known.run_id,
+            )
+        return command_row(known, created=False)
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    async def cancel(self, call: Call, params: RunCommand) -> CommandRow:
+        """End a run."""
+        record = await self._hot_run(params)
+        submitting = any(c.verb == "submit" for c in self._deps.engine.open_of_run(record.run_id))
+        if not record.live and not submitting and not self._restarting(record):
+            raise Conflict(
+                f"run {record.run_id} is over ({record.state.name}): there is nothing to cancel",
+                advice="`bpsctl report --id` shows how it ended",
+                run=record.run_id,
+                state=record.state.name,
+            )
+        return await self._order("cancel", call, params, record)
+
+    async def restart(self, call: Call, params: RunCommand) -> CommandRow:
+        """Begin a new attempt of a run that is over."""
+        record = await self._hot_run(params)
+        if record.live and record.state is not WmsStates.UNKNOWN:
+            raise Conflict(
+                f"run {record.run_id} is {record.state.name}: only a run that is over can be restarted",
+                advice="cancel it first, or wait until it is over",
+                run=record.run_id,
+                state=record.state.name,
+            )
+        if record.state is WmsStates.SUCCEEDED:
+            raise Conflict(
+                f"run {record.run_id} has SUCCEEDED: there is nothing to restart",
+                advice="submit the workflow again for a new run",
+                run=record.run_id,
+                state=record.state.name,
+            )
+        if not record.wms_id:
+            raise Conflict(
+                f"run {record.run_id} was never submitted: {record.note}",
+                advice="submit the workflow again",
+                run=record.run_id,
+            )
+        return await self._order("restart", call, params, record)
+
+    async def hold(self, call: Call, params: RunCommand) -> CommandRow:
+        """Put a run on hold."""
+        return await self._order("hold", call, params, await self._live_run(params, "hold"))
+
+    async def release(self, call: Call, params: RunCommand) -> CommandRow:
+        """Release a run."""
+        return await self._order("release", call, params, await self._live_run(params, "release"))
+
+    def _restarting(self, record: RunRecord) -> bool:
+        return any(c.verb == "restart" for c in self._deps.engine.open_of_run(record.run_id))
+
+    async def _live_run(self, params: RunCommand, verb: str) -> RunRecord:
+        record = await self._hot_run(params)
+        if not record.live:
+            raise Conflict(
+                f"run {record.run_id} is over ({record.state.name}): there is nothing to {verb}",
+                run=record.run_id,
+                state=record.state.name,
+            )
+        return record
+
+    async def _hot_run(self, params: RunCommand) -> RunRecord:
+        """The run, taken back into memory if it had cooled."""
+        record, _, hot = await self._deps.find(params.run, params.backend)
+        if not hot:
+            await self._deps.cache.thaw([record.run_id])
+            record = self._deps.cache.get(record.run_id) or record
+        if record.backend not in self._deps.backends:
+            raise RunNotFound(
+                f"run {record.run_id} is on backend {record.backend}, which is not configured any more",
+                advice="put the backend back into the configuration and reload",
+            )
+        return record
+
+    async def _order(self, verb: str, call: Call, params: RunCommand, record: RunRecord) -> CommandRow:
+        command = self._command(
+            verb,
+            call.peer,
+            backend=record.backend,
+            run_id=record.run_id,
+            token=record.token,
+            attempt=None,
+            args={"pass_thru": params.pass_thru, "wms_id": record.wms_id},
+            client=params.client,
+            expires_s=params.expires_s,
+        )
+        if params.dry_run:
+            command.note = "dry run: nothing was done"
+            return command_row(command, created=False)
+        self._check_quota(call.peer)
+        accepted, created = await self._deps.journal.accept(command)
+        if created:
+            await self._accepted(accepted)
+        return command_row(accepted, created=created)
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    async def commands(self, call: Call, params: CommandsParams) -> CommandsResult:
+        """Commands, the newest first."""
+        deps = self._deps
+        if params.id is not None:
+            found = await deps.engine.wait(params.id, 0)
+            return CommandsResult(commands=[command_row(found)])
+        run_id = None
+        if params.run is not None:
+            record, _, _ = await deps.find(params.run, None)
+            run_id = record.run_id
+        page = await deps.journal.commands(
+            run_id=run_id,
+            backend=params.backend,
+            states=params.state,
+            user=params.user,
+            since=params.since,
+            before=params.before,
+            limit=params.limit + 1,
+        )
+        rows = [command_row(command) for command in page[: params.limit]]
+        return CommandsResult(commands=rows, next=rows[-1].id if len(page) > params.limit else None)
+
+    async def wait(self, call: Call, params: CommandsWait) -> CommandRow:
+        """Wait for the end of a command."""
+        return command_row(await self._deps.engine.wait(params.id, params.timeout_s))
+
+    async def resolve(self, call: Call, params: CommandsResolve) -> CommandRow:
+        """Settle a command in doubt by a person's word."""
+        word = f"{params.note} (by {call.peer.user})".strip()
+        return command_row(await self._deps.engine.resolve(params.id, params.outcome, params.wms_id, word))
+
+    # -- the record --------------------------------------------------------------------------------------------------
+
+    def _check_quota(self, peer: Peer) -> None:
+        limit = self._deps.config.commands.queue_per_user
+        if self._deps.engine.open_of_user(peer.uid) >= limit:
+            raise LimitExceeded(
+                f"{limit} commands of user {peer.user} are under way (commands.queue_per_user)",
+                advice="wait for some of them: `bpsctl commands --state ACCEPTED`",
+            )
+
+    def _command(
+        self,
+        verb: str,
+        peer: Peer,
+        *,
+        backend: str,
+        run_id: str,
+        token: str | None,
+        attempt: int | None,
+        args: dict[str, Any],
+        client: str,
+        expires_s: float | None,
+    ) -> CommandRecord:
+        now = self._deps.clock()
+        expires = self._deps.config.commands.expires_s if expires_s is None else expires_s
+        return CommandRecord(
+            id="c" + "".join(secrets.choice(wire.RUN_ID_ALPHABET) for _ in range(8)),
+            verb=verb,
+            backend=backend,
+            run_id=run_id,
+            token=token,
+            attempt=attempt,
+            args=args,
+            state="ACCEPTED",
+            uid=peer.uid,
+            pid=peer.pid,
+            user=peer.user,
+            client=client,
+            accepted_at=now,
+            expires_at=now + expires,
+        )
+
+    async def _accepted(self, command: CommandRecord) -> None:
+        await self._deps.cache.announce(
+            "command.state",
+            backend=command.backend,
+            run=command.run_id,
+            command=command.id,
+            verb=command.verb,
+            state="ACCEPTED",
+            note="",
+        )
+        self._deps.engine.enqueue(command)
+
+
+def command_row(command: CommandRecord, *, created: bool = True) -> CommandRow:
+    """A command as a client sees it."""
+    args = {name: value for name, value in command.args.items() if name != "workflow" and value is not None}
+    workflow = command.args.get("workflow")
+    if workflow:
+        args["workflow"] = {name: workflow.get(name) for name in ("name", "job_count", "run_summary")}
+    return CommandRow(
+        id=command.id,
+        verb=command.verb,
+        state=command.state,  # type: ignore[arg-type]  # the journal holds only these words
+        backend=command.backend,
+        run=command.run_id,
+        token=command.token,
+        attempt=command.attempt,
+        uid=command.uid,
+        pid=command.pid,
+        user=command.user,
+        client=command.client,
+        args=args,
+        accepted_at=command.accepted_at,
+        expires_at=command.expires_at,
+        started_at=command.started_at,
+        ended_at=command.ended_at,
+        result=command.result,
+        error=command.error,
+        note=command.note,
+        created=created,
+    )

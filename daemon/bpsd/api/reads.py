@@ -1,0 +1,370 @@
+"""Methods that read memory: ``ping version backends list report status jobs`` (and history where it is asked for)."""
+
+from __future__ import annotations
+
+__all__ = ["Reads"]
+
+import fnmatch
+import os
+import platform
+import pwd
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+import anyio
+import msgspec
+
+from bpsd import __version__, wire
+from bpsd.api.deps import Deps
+from bpsd.errors import InvalidParams, RunNotFound
+from bpsd.jobtable import JobTable
+from bpsd.messages import (
+    BackendPing,
+    BackendPingResult,
+    BackendsParams,
+    BackendsResult,
+    Filters,
+    JobsParams,
+    JobsResult,
+    ListParams,
+    ListResult,
+    ListRow,
+    Nothing,
+    PingResult,
+    RefreshParams,
+    RefreshResult,
+    ReportParams,
+    ReportResult,
+    StatusParams,
+    StatusResult,
+    VersionResult,
+)
+from bpsd.models import WmsStates
+from bpsd.runs import RunRecord, decode_record
+from bpsd.server import Call
+
+PAGE_BYTES = wire.MAX_MESSAGE_BYTES - 128 * 1024
+"""A page ends before its rows fill a message; the rest of the message is for what stands around them."""
+
+SECONDS_PER_DAY = 86_400.0
+_COLD = "history:"
+
+
+class Reads:
+    """The methods that answer from what is known."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+
+    def ping(self, call: Call, params: Nothing) -> PingResult:
+        """The daemon is there."""
+        return PingResult(time=self._deps.clock())
+
+    def version(self, call: Call, params: Nothing) -> VersionResult:
+        """Which daemon this is."""
+        deps = self._deps
+        return VersionResult(
+            version=__version__,
+            protocol=wire.PROTOCOL_VERSION,
+            python=platform.python_version(),
+            pid=os.getpid(),
+            mode=deps.config.mode,
+            uid=os.getuid(),
+            socket=deps.config.socket,
+            state_dir=deps.config.state_dir,
+            config=deps.config_path,
+            started_at=deps.started_at,
+        )
+
+    def backends(self, call: Call, params: BackendsParams) -> BackendsResult:
+        """How the backends are doing."""
+        chosen = [self._deps.backend(params.backend)] if params.backend else list(self._deps.backends.values())
+        rows = []
+        for backend in chosen:
+            row = backend.row()
+            if params.fields:
+                fields = backend.service.capabilities.fields
+                row.fields = {name: (support.value, note) for name, (support, note) in fields.items()}
+            rows.append(row)
+        return BackendsResult(backends=rows, time=self._deps.clock())
+
+    async def backend_ping(self, call: Call, params: BackendPing) -> BackendPingResult:
+        """Ask the WMS of one backend, or of all at once."""
+        deps = self._deps
+        chosen = [deps.backend(params.backend)] if params.backend else list(deps.backends.values())
+        answers: dict[str, tuple[int, str, float]] = {}
+
+        async def ask(name: str) -> None:
+            answers[name] = await deps.backends[name].ping(params.pass_thru)
+
+        async with anyio.create_task_group() as group:
+            for backend in chosen:
+                group.start_soon(ask, backend.name)
+        return BackendPingResult(answers={b.name: answers[b.name] for b in chosen})
+
+    async def refresh(self, call: Call, params: RefreshParams) -> RefreshResult:
+        """Poll now, or join the poll in flight."""
+        chosen = [self._deps.backend(params.backend)] if params.backend else list(self._deps.backends.values())
+        await self._poll([backend.name for backend in chosen], params.timeout_s)
+        return RefreshResult(last_good_at={backend.name: backend.last_good_at for backend in chosen})
+
+    async def _poll(self, names: Iterable[str], timeout_s: float) -> None:
+        with anyio.move_on_after(timeout_s):
+            async with anyio.create_task_group() as group:
+                for name in names:
+                    group.start_soon(self._deps.backends[name].refresh)
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    def list(self, call: Call, params: ListParams) -> ListResult:
+        """Ids of hot runs."""
+        self._deps.check_backends(params.backend)
+        page = ListResult(runs=[], seq=self._deps.cache.seq)
+        for record in self._after(params, call, params.after):
+            if len(page.runs) == params.limit:
+                page.next = page.runs[-1].id
+                break
+            page.runs.append(
+                ListRow(
+                    id=record.run_id,
+                    backend=record.backend,
+                    wms_id=record.wms_id,
+                    name=record.name,
+                    state=record.state.name,  # type: ignore[arg-type]  # the names are those of StateName
+                )
+            )
+        return page
+
+    def report(self, call: Call, params: ReportParams) -> object:
+        """Rows of runs; answered at once unless history or a fresh poll is asked for."""
+        self._deps.check_backends(params.backend)
+        if params.run is not None or params.max_age_s is not None or self._reaches_back(params):
+            return self._report_slowly(call, params)
+        return self._hot_page(call, params)
+
+    def _reaches_back(self, params: ReportParams) -> bool:
+        if params.after is not None and params.after.startswith(_COLD):
+            return True
+        return params.hist is not None and params.hist > self._deps.config.history.hot_days and not params.active
+
+    def _hot_page(self, call: Call, params: ReportParams) -> msgspec.Raw:
+        cache, rows, size, following = self._deps.cache, [], 0, None
+        last = ""
+        for record in self._after(params, call, params.after):
+            row = cache.row(record.run_id)
+            size += len(row) + 1
+            if rows and (len(rows) == params.limit or size > PAGE_BYTES):
+                following = last
+                break
+            rows.append(row)
+            last = record.run_id
+        if following is None and self._reaches_back(params):
+            following = f"{_COLD}0"
+        return self._page(rows, following)
+
+    def _page(self, rows: list[bytes], following: str | None) -> msgspec.Raw:
+        around = ReportResult(
+            runs=[],
+            seq=self._deps.cache.seq,
+            time=self._deps.clock(),
+            next=following,
+            backends={backend.name: backend.row() for backend in self._deps.backends.values()},
+        )
+        # The rows are encoded already: they are put between the brackets of the empty list.
+        return msgspec.Raw(msgspec.json.encode(around).replace(b'"runs":[]', b'"runs":[%s]' % b",".join(rows), 1))
+
+    async def _report_slowly(self, call: Call, params: ReportParams) -> object:
+        if params.max_age_s is not None:
+            await self._freshen(params.run, params.backend, params.max_age_s)
+        if params.run is not None:
+            return await self._one(params)
+        if params.after is not None and params.after.startswith(_COLD):
+            return await self._cold_page(params, call)
+        return self._hot_page(call, params)
+
+    async def _one(self, params: ReportParams) -> ReportResult:
+        deps = self._deps
+        backend = params.backend[0] if params.backend else None
+        assert params.run is not None
+        record, jobs, hot = await deps.find(params.run, backend)
+        row = record.as_row(jobs, full=True)
+        row.observed_at = deps.cache.observed_at(record)
+        if not hot:
+            row.source = "history"
+        return ReportResult(
+            runs=[row],
+            seq=deps.cache.seq,
+            time=deps.clock(),
+            backends={b.name: b.row() for b in deps.backends.values() if b.name == record.backend},
+        )
+
+    async def _cold_page(self, params: ReportParams, call: Call) -> msgspec.Raw:
+        assert params.after is not None
+        skip = int(params.after.removeprefix(_COLD)) if params.after.removeprefix(_COLD).isdigit() else 0
+        since = self._deps.clock() - (params.hist or 0.0) * SECONDS_PER_DAY
+        stored = await self._deps.store.history(ended_after=since, limit=params.limit, offset=skip)
+        rows, size, taken = [], 0, 0
+        for entry in stored:
+            record = decode_record(entry.doc)
+            taken += 1
+            if record.run_id in self._deps.cache or not self._matches(params, call, record):
+                continue
+            row = record.as_row(None)
+            row.source = "history"
+            data = msgspec.json.encode(row)
+            size += len(data) + 1
+            if rows and size > PAGE_BYTES:
+                taken -= 1
+                break
+            rows.append(data)
+        more = taken < len(stored) or len(stored) == params.limit
+        return self._page(rows, f"{_COLD}{skip + taken}" if more else None)
+
+    def status(self, call: Call, params: StatusParams) -> object:
+        """The state of one run; from memory unless it is cold or a fresh poll is asked for."""
+        if params.max_age_s is None:
+            try:
+                record = self._deps.cache.resolve(params.run, params.backend)
+            except RunNotFound:
+                return self._status_slowly(params)
+            return self._status_of(record, hot=True)
+        return self._status_slowly(params)
+
+    async def _status_slowly(self, params: StatusParams) -> StatusResult:
+        if params.max_age_s is not None:
+            await self._freshen(params.run, [params.backend] if params.backend else [], params.max_age_s)
+        record, _, hot = await self._deps.find(params.run, params.backend)
+        return self._status_of(record, hot=hot)
+
+    def _status_of(self, record: RunRecord, *, hot: bool) -> StatusResult:
+        backend = self._deps.backends.get(record.backend)
+        stale = record.live and (backend is None or backend.stale)
+        jobs = self._deps.cache.jobs(record.run_id) if hot else None
+        total = record.total(jobs)
+        counts = record.counts(jobs)
+        return StatusResult(
+            id=record.run_id,
+            backend=record.backend,
+            wms_id=record.wms_id,
+            name=record.name,
+            state=record.state.name,  # type: ignore[arg-type]  # the names are those of StateName
+            code=int(record.state),
+            attempt=record.attempt,
+            percent=int(counts.get("SUCCEEDED", 0) / total * 100) if total else None,
+            note=record.note,
+            last_known=record.last_known.name if record.last_known is not None else None,  # type: ignore[arg-type]
+            last_known_at=record.last_known_at,
+            ended_at=record.end_time,
+            observed_at=self._deps.cache.observed_at(record),
+            source=record.source if hot else "history",
+            stale=stale,
+            error=backend.error if backend is not None and stale else "",
+            seq=self._deps.cache.seq,
+        )
+
+    async def _freshen(self, run: str | None, backends: list[str], max_age_s: float) -> None:
+        """Poll the backends concerned whose last good answer is older than ``max_age_s``."""
+        deps = self._deps
+        names = backends or list(deps.backends)
+        if run is not None:
+            found = {r.backend for r in deps.cache.candidates(run) if r.backend in deps.backends}
+            names = [name for name in names if name in found] or names
+        now = deps.clock()
+        old = [name for name in names if now - (deps.backend(name).last_good_at or 0.0) > max_age_s]
+        await self._poll(old, max(deps.backends[name].settings.deadline_s for name in old) if old else 0.0)
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def jobs(self, call: Call, params: JobsParams) -> object:
+        """A page of jobs of one run."""
+        try:
+            record = self._deps.cache.resolve(params.run, params.backend)
+        except RunNotFound:
+            return self._jobs_slowly(params)
+        jobs = self._deps.cache.jobs(record.run_id)
+        if not len(jobs) and not record.live:
+            return self._jobs_slowly(params)
+        return self._jobs_page(params, record, jobs, hot=True)
+
+    async def _jobs_slowly(self, params: JobsParams) -> JobsResult:
+        record, jobs, hot = await self._deps.find(params.run, params.backend)
+        return self._jobs_page(params, record, jobs if jobs is not None else JobTable(), hot=hot)
+
+    def _jobs_page(self, params: JobsParams, record: RunRecord, jobs: JobTable, *, hot: bool) -> JobsResult:
+        names = jobs.names()
+        rows = list(jobs.select(frozenset(WmsStates[name] for name in params.state), params.label))
+        if params.pattern is not None:
+            rows = [row for row in rows if fnmatch.fnmatchcase(names[row], params.pattern)]
+        start = 0
+        if params.after is not None:
+            if not params.after.isdigit():
+                raise InvalidParams(f"jobs: after is {params.after!r}, expected the next of the page before")
+            start = next((n for n, row in enumerate(rows) if row > int(params.after)), len(rows))
+        page = JobsResult(
+            run=record.run_id,
+            jobs=[],
+            total=len(rows),
+            seq=self._deps.cache.seq,
+            observed_at=self._deps.cache.observed_at(record),
+            source=record.source if hot else "history",
+        )
+        size = 0
+        for row in rows[start : start + params.limit]:
+            job = jobs.row(row)
+            size += 300 + len(job.name) + len(job.note) * 2
+            if page.jobs and size > PAGE_BYTES:
+                break
+            page.jobs.append(job)
+        end = start + len(page.jobs)
+        page.next = str(rows[end - 1]) if end < len(rows) else None
+        return page
+
+    # -- filters -----------------------------------------------------------------------------------------------------
+
+    def _after(self, params: Filters, call: Call, after: str | None) -> Iterator[RunRecord]:
+        """Matching hot runs behind the one called ``after``, newest first."""
+        records = iter(self._deps.cache.records())
+        if after is not None:
+            anchor = self._deps.cache.get(after)
+            if anchor is None:
+                raise InvalidParams(
+                    f"the run {after}, after which the page begins, is not there any more",
+                    advice="begin again with the first page",
+                )
+            records = (r for r in records if (-r.since, r.run_id) > (-anchor.since, anchor.run_id))
+        return (record for record in records if self._matches(params, call, record))
+
+    def _matches(self, params: Filters, call: Call, record: RunRecord) -> bool:
+        if params.backend and record.backend not in params.backend:
+            return False
+        if params.state and record.state.name not in params.state:
+            return False
+        if params.active and not record.live:
+            return False
+        if params.mine and not _is_mine(record, call.peer.uid):
+            return False
+        if params.user and not ({record.owner, record.operator} & set(params.user)):
+            return False
+        if params.label is not None and record.label != params.label and params.label not in record.expected():
+            return False
+        if params.hist is not None and not record.live:
+            ended = record.end_time or record.changed_at or 0.0
+            if ended < self._deps.clock() - params.hist * SECONDS_PER_DAY:
+                return False
+        return params.pattern is None or any(
+            fnmatch.fnmatchcase(text, params.pattern)
+            for text in (record.run, record.payload, record.campaign, record.project, record.label)
+            if text is not None
+        )
+
+
+def _is_mine(record: RunRecord, uid: int) -> bool:
+    return record.uid == uid if record.uid is not None else record.owner == _user_name(uid)
+
+
+@lru_cache(maxsize=256)
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

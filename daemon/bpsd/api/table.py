@@ -1,0 +1,47 @@
+"""Every method of the protocol with what carries it out and the right that it needs."""
+
+from __future__ import annotations
+
+__all__ = ["method_table"]
+
+from collections.abc import Mapping
+
+from bpsd.api.bulk import Bulk
+from bpsd.api.deps import Deps
+from bpsd.api.health import Health
+from bpsd.api.orders import Orders
+from bpsd.api.reads import Reads
+from bpsd.api.watches import Watches
+from bpsd.server import MethodSpec
+
+
+def method_table(deps: Deps) -> Mapping[str, MethodSpec]:
+    """All methods (the keys are `bpsd.wire.METHODS`)."""
+    reads, orders, bulk, watches, health = Reads(deps), Orders(deps), Bulk(deps), Watches(deps), Health(deps)
+    return {
+        "ping": MethodSpec(reads.ping, "none"),
+        "version": MethodSpec(reads.version, "read"),
+        "backends": MethodSpec(reads.backends, "read"),
+        "backend.ping": MethodSpec(reads.backend_ping, "read"),
+        "list": MethodSpec(reads.list, "read"),
+        "report": MethodSpec(reads.report, "read"),
+        "status": MethodSpec(reads.status, "read"),
+        "jobs": MethodSpec(reads.jobs, "read"),
+        "logs": MethodSpec(bulk.logs, "read"),
+        "events": MethodSpec(watches.events, "read"),
+        "watch": MethodSpec(watches.watch, "read"),
+        "unwatch": MethodSpec(watches.unwatch, "read"),
+        "blob.put": MethodSpec(bulk.put, "submit"),
+        "validate": MethodSpec(bulk.validate, "submit"),
+        # What has begun to be accepted is accepted, also if the client goes away meanwhile.
+        "submit": MethodSpec(orders.submit, "submit", finish=True),
+        "cancel": MethodSpec(orders.cancel, "command", finish=True),
+        "restart": MethodSpec(orders.restart, "command", finish=True),
+        "hold": MethodSpec(orders.hold, "command", finish=True),
+        "release": MethodSpec(orders.release, "command", finish=True),
+        "commands": MethodSpec(orders.commands, "read"),
+        "commands.wait": MethodSpec(orders.wait, "read"),
+        "commands.resolve": MethodSpec(orders.resolve, "command", finish=True),
+        "refresh": MethodSpec(reads.refresh, "read"),
+        "health": MethodSpec(health.health, "read"),
+    }

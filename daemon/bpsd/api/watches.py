@@ -1,0 +1,184 @@
+"""``events``, ``watch`` and ``unwatch``: what happened, and what happens."""
+
+from __future__ import annotations
+
+__all__ = ["Watches"]
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from bpsd.api.deps import Deps
+from bpsd.errors import InvalidParams, LimitExceeded
+from bpsd.messages import (
+    Event,
+    EventsParams,
+    EventsResult,
+    PingResult,
+    RunRow,
+    UnwatchParams,
+    WatchParams,
+    WatchResult,
+)
+from bpsd.models import JobObservation
+from bpsd.server import Call, Connection
+
+MAX_SNAPSHOT_ROWS = 500
+"""Rows of a snapshot; who watches more runs than that reads `report` first and watches from its ``seq``."""
+
+MAX_MOVED_JOBS = 500
+"""Jobs named in one ``job.state`` event; the counts in the row are always whole."""
+
+MAX_REPLAY_EVENTS = 5_000
+"""Events sent at once to a watcher that resumes; with more to tell it gets a snapshot."""
+
+
+class Watches:
+    """The subscriptions of all connections."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+        self._next = 1
+        self._of: dict[Connection, dict[int, Callable[[], None]]] = {}
+
+    @property
+    def count(self) -> int:
+        """How many subscriptions there are."""
+        return sum(map(len, self._of.values()))
+
+    async def events(self, call: Call, params: EventsParams) -> EventsResult:
+        """A page of the timeline."""
+        run_id = None
+        if params.run is not None:
+            record, _, _ = await self._deps.find(params.run, params.backend)
+            run_id = record.run_id
+        await self._deps.store.flush()
+        entries = await self._deps.store.timeline(
+            run_id, after_seq=params.after, limit=params.limit, backend=params.backend
+        )
+        events = [
+            Event(
+                seq=entry.seq,
+                time=entry.time,
+                kind=entry.kind,
+                backend=entry.backend or None,
+                run=entry.run_id,
+                data=msgspec.json.decode(entry.doc, type=dict[str, Any]),
+            )
+            for entry in entries
+        ]
+        return EventsResult(events=events, next=events[-1].seq if len(events) == params.limit else None)
+
+    def watch(self, call: Call, params: WatchParams) -> WatchResult:
+        """A snapshot (or what was missed), then every change, as notifications."""
+        deps = self._deps
+        deps.check_backends(params.backend)
+        runs = frozenset(deps.cache.resolve(name).run_id for name in params.runs)
+        mine = self._of.setdefault(call.connection, {})
+        limit = deps.config.limits.watchers_per_connection
+        if len(mine) >= limit:
+            raise LimitExceeded(f"this connection watches {limit} times (limits.watchers_per_connection)")
+        if not mine:
+            call.connection.on_close(lambda: self._forget(call.connection))
+        number, self._next = self._next, self._next + 1
+        watcher = _Watcher(number, runs, frozenset(params.backend), params.jobs, call.connection, self._row)
+        missed = self._missed(params.since)
+        seq = deps.cache.seq
+        mine[number] = deps.cache.listen(watcher)
+        if missed is not None:
+            # They go out after the answer: the client knows the number of its subscription first.
+            call.after_reply(lambda: [watcher(event, ()) for event in missed])
+            return WatchResult(watch=number, seq=seq, resumed=True, snapshot=[])
+        rows = [
+            msgspec.json.decode(deps.cache.row(record.run_id), type=RunRow)
+            for record in self._chosen(runs, frozenset(params.backend))
+        ]
+        return WatchResult(watch=number, seq=seq, resumed=False, snapshot=rows)
+
+    def _missed(self, since: int | None) -> list[Event] | None:
+        if since is None:
+            return None
+        missed = self._deps.cache.events_after(since)
+        return missed if missed is not None and len(missed) <= MAX_REPLAY_EVENTS else None
+
+    def _chosen(self, runs: frozenset[str], backends: frozenset[str]) -> list[Any]:
+        chosen = []
+        for record in self._deps.cache.records():
+            if (runs and record.run_id not in runs) or (backends and record.backend not in backends):
+                continue
+            if runs or record.live:
+                chosen.append(record)
+            if len(chosen) == MAX_SNAPSHOT_ROWS:
+                break
+        return chosen
+
+    def _row(self, run_id: str) -> bytes | None:
+        return self._deps.cache.row(run_id) if run_id in self._deps.cache else None
+
+    def unwatch(self, call: Call, params: UnwatchParams) -> PingResult:
+        """End a subscription."""
+        end = self._of.get(call.connection, {}).pop(params.watch, None)
+        if end is None:
+            raise InvalidParams(f"this connection has no watch {params.watch}")
+        end()
+        return PingResult(time=self._deps.clock())
+
+    def _forget(self, connection: Connection) -> None:
+        for end in self._of.pop(connection, {}).values():
+            end()
+
+
+class _Watcher:
+    """Turns events of the cache into notifications of one subscription."""
+
+    def __init__(
+        self,
+        number: int,
+        runs: frozenset[str],
+        backends: frozenset[str],
+        jobs: bool,
+        connection: Connection,
+        row: Callable[[str], bytes | None],
+    ) -> None:
+        self._number, self._runs, self._backends, self._jobs = number, runs, backends, jobs
+        self._connection, self._row = connection, row
+        self._lost = 0
+
+    def __call__(self, event: Event, moved: Sequence[JobObservation]) -> None:
+        if self._runs and event.run not in self._runs:
+            return
+        if self._backends and event.backend not in self._backends:
+            return
+        self._send(event, self._with_row(event))
+        if self._jobs and moved:
+            self._send(event, {"jobs": _moved(moved), "of": len(moved)}, kind="job.state")
+
+    def _with_row(self, event: Event) -> dict[str, Any]:
+        row = self._row(event.run) if event.run is not None and event.kind.startswith("run.") else None
+        return event.data if row is None else {**event.data, "row": msgspec.Raw(row)}
+
+    def _send(self, event: Event, data: dict[str, Any], kind: str | None = None) -> None:
+        body = {
+            "watch": self._number,
+            "event": {
+                "seq": event.seq,
+                "time": event.time,
+                "kind": kind or event.kind,
+                "backend": event.backend,
+                "run": event.run,
+                "data": data,
+            },
+            "lost": self._lost,
+        }
+        if self._connection.notify("event", msgspec.Raw(msgspec.json.encode(body))):
+            self._lost = 0
+        else:
+            self._lost += 1
+
+
+def _moved(moved: Sequence[JobObservation]) -> list[dict[str, Any]]:
+    return [
+        {"name": job.name, "label": job.label, "state": job.state.name, "attempt": job.attempt, "note": job.note}
+        for job in moved[:MAX_MOVED_JOBS]
+    ]
