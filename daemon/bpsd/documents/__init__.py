@@ -12,7 +12,7 @@ What is JSON is recognised by its first characters. The checks that follow on th
 
 from __future__ import annotations
 
-__all__ = ["PROBLEMS_MAX", "Document", "load", "read"]
+__all__ = ["PROBLEMS_MAX", "Document", "Path", "load", "read"]
 
 import re
 from collections.abc import Callable, Iterable
@@ -25,6 +25,7 @@ from bpsd.documents._tree import Path, Places, Trie, Unreadable, trie_of
 from bpsd.errors import DocumentInvalid, Problem
 
 T = TypeVar("T", bound=msgspec.Struct)
+S = TypeVar("S", bound=msgspec.Struct)
 
 PROBLEMS_MAX = 100
 """How many mistakes of one document are described; the others are only counted."""
@@ -93,6 +94,27 @@ class Document(Generic[T]):
         """Whether a mistake was noted at this path or above it, so that its value says nothing."""
         return bool(self._bad) and any(where[:length] in self._bad for length in range(len(where) + 1))
 
+    def part(self, where: Path, tree: Any, type_: type[S]) -> S:
+        """A part of the document that was read as plain values, as a type that was not known until then.
+
+        Its mistakes are noted; what they leave of it is returned.
+        """
+        from bpsd.documents import _walk  # only documents with mistakes, and only those with parts, pay for it
+
+        known_before = self.bad_paths()
+
+        def report(path: Path, message: str | Callable[[], str], at_key: bool) -> None:
+            if (*where, *path) not in known_before:
+                self.add((*where, *path), message, at_key=at_key)
+
+        good = _walk.clean(tree, type_, report)
+        try:
+            return msgspec.convert(good, type_)
+        except msgspec.ValidationError as exc:
+            # Two readings of one type disagree: better what msgspec says, at the top, than nothing or a traceback.
+            self.add(where, str(exc))
+            raise self.invalid() from exc
+
     def locate(self, *paths: Path) -> list[tuple[int, int]]:
         """Line and column, from 1, of the values at these paths (of the part around it for one that is not there)."""
         places = self._places(paths)
@@ -101,7 +123,11 @@ class Document(Generic[T]):
     def check(self) -> None:
         """Raise all mistakes that were noted, in the order of the text, if there are any."""
         if self.total:
-            raise self._error(self.source, self._problems(), total=self.total)
+            raise self.invalid()
+
+    def invalid(self) -> DocumentInvalid:
+        """The error that tells of all mistakes noted so far."""
+        return self._error(self.source, self._problems(), total=self.total)
 
     def _problems(self) -> list[Problem]:
         places = self._places(where for where, _, _, index in self._mistakes if index is None)
@@ -207,8 +233,8 @@ def _read_yaml(text: str, source: str, type_: type[T], error: type[DocumentInval
 
     document: Document[T] = Document(source, text, _yaml.find, error)
     tree, notes, odd = _yaml.read(text)
-    if tree is None and not notes:
-        raise Unreadable("the document is empty", 0)
+    if tree is None:
+        tree = {}  # nothing at all, or all of it commented out: every key is missing
     for where, message, index in notes:
         document.add(where, message, index=index)
     try:
@@ -223,18 +249,4 @@ def _read_yaml(text: str, source: str, type_: type[T], error: type[DocumentInval
 
 def _compare(document: Document[T], tree: Any, type_: type[T]) -> None:
     """Find every mistake in the tree, and set the document's value to what is left of it."""
-    from bpsd.documents import _walk
-
-    met_while_reading = document.bad_paths()
-
-    def report(where: Path, message: str | Callable[[], str], at_key: bool) -> None:
-        if where not in met_while_reading:
-            document.add(where, message, at_key=at_key)
-
-    good = _walk.clean(tree, type_, report)
-    try:
-        document.value = msgspec.convert(good, type_)
-    except msgspec.ValidationError as exc:
-        # Two readings of one type disagree: say what msgspec says, at the top, rather than nothing or a traceback.
-        document.add((), str(exc))
-        document.check()
+    document.value = document.part((), tree, type_)
