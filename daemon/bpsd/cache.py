@@ -392,6 +392,15 @@ class Cache:
                 hot.snapshot_bytes, hot.appended_bytes = len(snapshot or b""), sum(map(len, appended))
                 self._insert(hot)
 
+    def absorb(self, run_id: str, others: Sequence[str]) -> None:
+        """Let runs go that turned out to be ``run_id``, seen by a source that shows no tokens.
+
+        Their cursors go with them, so the next poll tells of ``run_id`` what was told of them.
+        """
+        for other in others:
+            if other in self._hot and other != run_id:
+                self._remove(other)
+
     async def cool(self, ended_before: float) -> int:
         """Let runs that ended before that time go from memory (they stay in the store); returns how many."""
         gone = [

@@ -1,4 +1,4 @@
-"""Upstream's three readers from one `poll`, and `poll` from upstream's three readers: pure folds, no I/O of their own."""
+"""Upstream's three readers from one `poll`, and `poll` from upstream's three readers: folds without I/O of their own."""
 
 from __future__ import annotations
 

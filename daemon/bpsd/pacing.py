@@ -7,35 +7,16 @@ each try is a single probe. Soon after a change it is asked often, and less and 
 
 from __future__ import annotations
 
-__all__ = ["Pace", "Pacing", "breaker", "next_delay", "soonest"]
+__all__ = ["Pace", "breaker", "next_delay", "soonest"]
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
+
+from bpsd.config import Polling
 
 _GROWTH = 1.5
 _SOON_COST_FACTOR = 5.0
 """A poll that somebody waits for may come after so many times the last cost."""
-
-
-class Pacing(Protocol):
-    """The settings that decide (`bpsd.config`, section ``polling``); all in seconds but for the factors and counts."""
-
-    @property
-    def min_interval_s(self) -> float: ...
-    @property
-    def idle_interval_s(self) -> float: ...
-    @property
-    def max_interval_s(self) -> float: ...
-    @property
-    def cost_factor(self) -> float: ...
-    @property
-    def breaker_failures(self) -> int: ...
-    @property
-    def backoff_initial_s(self) -> float: ...
-    @property
-    def backoff_max_s(self) -> float: ...
-    @property
-    def jitter(self) -> float: ...
 
 
 class Pace(NamedTuple):
@@ -48,7 +29,7 @@ class Pace(NamedTuple):
     failures: int = 0
 
 
-def next_delay(settings: Pacing, pace: Pace, random: Callable[[], float]) -> float:
+def next_delay(settings: Polling, pace: Pace, random: Callable[[], float]) -> float:
     """Seconds from the end of one poll to the beginning of the next; ``random`` gives [0, 1)."""
     if pace.failures:
         wanted = min(settings.backoff_initial_s * 2.0 ** min(pace.failures - 1, 30), settings.backoff_max_s)
@@ -70,7 +51,7 @@ def soonest(floor_s: float, cost_s: float) -> float:
     return max(floor_s, _SOON_COST_FACTOR * cost_s)
 
 
-def breaker(settings: Pacing, failures: int, asking: bool) -> Literal["closed", "open", "half_open"]:
+def breaker(settings: Polling, failures: int, asking: bool) -> Literal["closed", "open", "half_open"]:
     """The breaker's state: open after too many failures, half open while a probe is under way."""
     if failures < settings.breaker_failures:
         return "closed"

@@ -7,23 +7,24 @@ pause.
 
 from __future__ import annotations
 
-__all__ = ["Backend", "BackendSettings"]
+__all__ = ["Backend"]
 
 import random
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import anyio
 from anyio.abc import TaskGroup
 
 from bpsd.cache import Cache
+from bpsd.config import BackendConfig
 from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, DeadlineExceeded
 from bpsd.interface import ServiceContext, WmsService
 from bpsd.messages import BackendRow, SourceRow
 from bpsd.models import PollRequest, PollResult
-from bpsd.pacing import Pace, Pacing, breaker, next_delay, soonest
+from bpsd.pacing import Pace, breaker, next_delay, soonest
 
 ERROR_CHARS = 500
 """How much of an error's text a row of a backend shows."""
@@ -32,44 +33,31 @@ MAX_DETAIL_ROUNDS = 1000
 """How many results in a row a backend may ask to be followed up at once (``more``), before it is a failure."""
 
 
-class BackendSettings(Protocol):
-    """What a poller needs of the configuration of a backend."""
-
-    @property
-    def pacing(self) -> Pacing: ...
-    @property
-    def deadline_s(self) -> float: ...
-    @property
-    def stale_after_s(self) -> float: ...
-
-
 class Backend:
     """A configured backend while the daemon runs.
 
     Parameters
     ----------
-    name, uid, type : `str`
-        Its name in the configuration, its identity over renames, its kind.
+    uid : `str`
+        Its identity over renames.
     make : callable
         Makes the service from a `~bpsd.interface.ServiceContext`.
-    settings : `BackendSettings`
-        Intervals and limits.
+    settings : `~bpsd.config.BackendConfig`
+        Its section of the configuration.
     """
 
     def __init__(
         self,
         *,
-        name: str,
         uid: str,
-        type: str,
         make: Callable[[ServiceContext], WmsService],
-        settings: BackendSettings,
+        settings: BackendConfig,
         cache: Cache,
         state_dir: Path,
         log: Any,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.name, self.uid, self.type = name, uid, type
+        self.name, self.uid, self.type = settings.name, uid, settings.type
         self.settings = settings
         self._make, self._cache, self._state_dir, self._clock = make, cache, state_dir, clock
         self._log = log
@@ -118,10 +106,10 @@ class Backend:
         """Ask the WMS itself; returns its status (0: fine), its message and the seconds it took. Never raises."""
         began = time.monotonic()
         try:
-            with anyio.fail_after(self.settings.deadline_s):
+            with anyio.fail_after(self.settings.polling.deadline_s):
                 status, message = await self.service.ping(pass_thru)
         except TimeoutError:
-            status, message = 1, f"no answer within {self.settings.deadline_s:g} s"
+            status, message = 1, f"no answer within {self.settings.polling.deadline_s:g} s"
         except BpsdError as exc:
             status, message = 1, str(exc)
         except Exception as exc:  # an adapter's mistake is an answer too: the WMS cannot be used
@@ -140,7 +128,7 @@ class Backend:
         if self._last_good_mono is None:
             return True
         # A long interval that we chose ourselves is no reason for alarm.
-        patience = max(self.settings.stale_after_s, 2 * self._pace.delay_s)
+        patience = max(self.settings.polling.stale_after_s, 2 * self._pace.delay_s)
         return time.monotonic() - self._last_good_mono > patience
 
     def row(self) -> BackendRow:
@@ -151,7 +139,7 @@ class Backend:
             uid=self.uid,
             type=self.type,
             state=self._state,
-            breaker=breaker(self.settings.pacing, self._pace.failures, self._asking),
+            breaker=breaker(self.settings.polling, self._pace.failures, self._asking),
             stale=self.stale,
             last_good_at=self._last_good,
             last_attempt_at=self._last_attempt,
@@ -196,7 +184,7 @@ class Backend:
             try:
                 await self._live_once()
             except Exception as exc:  # the boundary: whatever an adapter does wrong ends here
-                if time.monotonic() - began > self.settings.pacing.backoff_max_s:
+                if time.monotonic() - began > self.settings.polling.backoff_max_s:
                     opened_failures = 0
                 opened_failures += 1
                 await self._stopped(exc, opened_failures)
@@ -217,7 +205,7 @@ class Backend:
         self._log.error("backend_failed", backend=self.name, error=str(error), exc_info=exc)
         await self._change_state("stopped", str(error) or type(error).__name__)
         self._finish_poll()
-        delay = next_delay(self.settings.pacing, Pace(failures=failures), random.random)
+        delay = next_delay(self.settings.polling, Pace(failures=failures), random.random)
         self._next_poll = self._clock() + delay
         await anyio.sleep(delay)
 
@@ -235,7 +223,7 @@ class Backend:
         while True:
             self._wanted = anyio.Event()
             await self._poll_once(service)
-            delay = next_delay(self.settings.pacing, self._pace, random.random)
+            delay = next_delay(self.settings.polling, self._pace, random.random)
             self._pace = self._pace._replace(delay_s=delay)
             self._next_poll = self._clock() + delay
             floor = soonest(service.capabilities.poll_floor_s, self._pace.cost_s)
@@ -270,7 +258,7 @@ class Backend:
         changed = 0
         began = self._clock()
         began_mono = time.monotonic()
-        deadline = self.settings.deadline_s
+        deadline = self.settings.polling.deadline_s
         for _ in range(MAX_DETAIL_ROUNDS):
             result = await self._within(
                 deadline,

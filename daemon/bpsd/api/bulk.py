@@ -79,7 +79,7 @@ class Bulk:
                 nearest=near,
             )
         backend = deps.backend(record.backend)
-        with anyio.fail_after(backend.settings.deadline_s):
+        with anyio.fail_after(backend.settings.polling.deadline_s):
             piece = await backend.service.read_output(
                 record.wms_id, params.job, params.stream, params.offset, params.limit
             )

@@ -66,7 +66,7 @@ class Health:
         )
 
     def _journal(self) -> HealthCheck:
-        if self._deps.journal.read_only:
+        if self._deps.journal.status.read_only:
             return HealthCheck(
                 name="journal",
                 status=CRITICAL,

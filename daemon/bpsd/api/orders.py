@@ -68,7 +68,7 @@ class Orders:
             client=params.client,
             expires_s=params.expires_s,
         )
-        accepted, created = await deps.journal.accept(command)
+        accepted, created = await deps.journal.accept(command, name=checked.file.name)
         if created:
             await deps.engine.show_accepted(accepted)
             await self._accepted(accepted)
@@ -197,7 +197,7 @@ class Orders:
         page = await deps.journal.commands(
             run_id=run_id,
             backend=params.backend,
-            states=params.state,
+            state=params.state,
             user=params.user,
             since=params.since,
             before=params.before,

@@ -271,7 +271,7 @@ class Reads:
             names = [name for name in names if name in found] or names
         now = deps.clock()
         old = [name for name in names if now - (deps.backend(name).last_good_at or 0.0) > max_age_s]
-        await self._poll(old, max(deps.backends[name].settings.deadline_s for name in old) if old else 0.0)
+        await self._poll(old, max(deps.backends[name].settings.polling.deadline_s for name in old) if old else 0.0)
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 

@@ -7,12 +7,12 @@ the daemon died is looked up in the WMS before anything else is done for its run
 
 from __future__ import annotations
 
-__all__ = ["CommandEngine", "CommandSettings"]
+__all__ = ["CommandEngine"]
 
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,7 +23,8 @@ from bpsd.commands.hold import Hold, Release
 from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome, Verb
 from bpsd.commands.restart import Restart
 from bpsd.commands.submit import Submit
-from bpsd.errors import BackendUnavailable, BpsdError, CommandNotFound, Conflict, StorageError
+from bpsd.config import Commands
+from bpsd.errors import BackendUnavailable, BpsdError, Conflict, StorageError
 from bpsd.journal import CommandRecord, Journal
 from bpsd.models import WmsStates
 from bpsd.poller import Backend
@@ -40,23 +41,8 @@ VERBS: Mapping[str, Verb] = {
 OPEN_STATES = frozenset({"ACCEPTED", "RUNNING", "IN_DOUBT"})
 
 
-class CommandSettings(Protocol):
-    """What the engine needs of the configuration (section ``commands``); seconds, but for ``at_once_per_backend``."""
-
-    @property
-    def at_once_per_backend(self) -> int: ...
-    @property
-    def deadline_s(self) -> float: ...
-    @property
-    def doubt_retry_initial_s(self) -> float: ...
-    @property
-    def doubt_retry_max_s(self) -> float: ...
-    @property
-    def cancel_verify_s(self) -> float: ...
-
-
 class _Entry:
-    """An unfinished command in memory. ``begun`` is set before the journal says so: from then on it is not superseded."""
+    """An unfinished command. ``begun`` is set before the journal says so: from then on it is not superseded."""
 
     __slots__ = ("begun", "command", "nudge", "over", "superseded")
 
@@ -85,7 +71,7 @@ class CommandEngine:
         journal: Journal,
         cache: Cache,
         backends: Mapping[str, Backend],
-        settings: CommandSettings,
+        settings: Commands,
         log: Any,
         clock: Callable[[], float],
         finished: Callable[[CommandRecord], Awaitable[None]],
@@ -159,10 +145,7 @@ class CommandEngine:
             with anyio.move_on_after(timeout_s):
                 await entry.over.wait()
             return entry.command
-        command = await self._journal.command(command_id)
-        if command is None:
-            raise CommandNotFound(f"there is no command {command_id}", advice="`bpsctl commands` lists the latest ones")
-        return command
+        return await self._journal.command(command_id)
 
     # -- taking ------------------------------------------------------------------------------------------------------
 
@@ -250,7 +233,7 @@ class CommandEngine:
                 state = "IN_DOUBT" if isinstance(outcome, Doubt) else "ACCEPTED"
                 await self._set(entry, state, note=outcome.reason)
                 entry.begun = state != "ACCEPTED"
-                with anyio.move_on_after(pause * (0.75 + 0.5 * random.random())):
+                with anyio.move_on_after(pause * random.uniform(0.75, 1.25)):  # noqa: S311  # spreads load, keeps no secret
                     await entry.nudge.wait()
                 entry.nudge = anyio.Event()
                 pause = min(pause * 2, self._settings.doubt_retry_max_s)
@@ -292,21 +275,21 @@ class CommandEngine:
             return await ask(desk, entry.command)
         except BpsdError as exc:
             return Doubt(str(exc))
-        except Exception as exc:  # an adapter's mistake: nobody knows what it did before
+        except Exception as exc:  # noqa: BLE001  # an adapter's mistake: nobody knows what it did before
             self._log.error("command_broke", command=entry.command.id, error=repr(exc), exc_info=exc)
             return Doubt(f"the adapter failed: {exc!r}")
 
     def _desk(self, backend: Backend) -> Desk:
         slots = self._slots.get(backend.name)
         if slots is None:
-            at_once = min(self._settings.at_once_per_backend, backend.service.capabilities.commands_at_once)
+            at_once = min(backend.settings.commands_at_once, backend.service.capabilities.commands_at_once)
             slots = self._slots[backend.name] = anyio.CapacityLimiter(at_once)
         return Desk(
             backend=backend,
             cache=self._cache,
             journal=self._journal,
             slots=slots,
-            deadline_s=self._settings.deadline_s,
+            deadline_s=backend.settings.commands_deadline_s,
             verify_s=self._settings.cancel_verify_s,
             clock=self._clock,
         )

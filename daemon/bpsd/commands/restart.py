@@ -57,7 +57,8 @@ class Restart:
 
     async def _done(self, desk: Desk, command: CommandRecord, wms_id: str, message: str) -> Outcome:
         attempt = command.attempt or 1
-        await desk.journal.bind(command.run_id, attempt, wms_id, None, command.id)
+        absorbed = await desk.journal.bind(command.run_id, attempt, wms_id, None, command.id)
+        desk.cache.absorb(command.run_id, absorbed)
 
         def edit(record: RunRecord) -> list[Change]:
             changes = record.from_journal(

@@ -58,7 +58,8 @@ class Submit:
         return Doubt(answer.reason or "the WMS cannot tell")
 
     async def _done(self, desk: Desk, command: CommandRecord, wms_id: str, path: str | None) -> Outcome:
-        await desk.journal.bind(command.run_id, 1, wms_id, path, command.id)
+        absorbed = await desk.journal.bind(command.run_id, 1, wms_id, path, command.id)
+        desk.cache.absorb(command.run_id, absorbed)
 
         def edit(record: RunRecord) -> list[Change]:
             if not record.wms_id:

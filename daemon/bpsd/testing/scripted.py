@@ -6,7 +6,7 @@ __all__ = ["ScriptedConfig", "ScriptedService"]
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -186,14 +186,14 @@ class ScriptedService(WmsService):
                 break
         more = len(observations) < len(changed)
         cursor = str(changed[len(observations) - 1].version) if more else str(wms.version)
-        status = "partial" if kind == "partial" else "ok"
+        status: Literal["ok", "partial"] = "partial" if kind == "partial" else "ok"
         visible = {run.wms_id for run in wms.runs.values() if not run.hidden}
         return PollResult(
             observations=observations,
             cursor=None if kind == "partial" else cursor,
             sources=(
-                SourceReport(name="queue", status=status, covers="what runs"),  # type: ignore[arg-type]  # ok or
-                partial SourceReport(name="history", status="ok", covers="what is over"),
+                SourceReport(name="queue", status=status, covers="what runs"),
+                SourceReport(name="history", status="ok", covers="what is over"),
             ),
             absent=tuple(known.wms_id for known in request.known if known.wms_id not in visible),
             more=more,
