@@ -40,6 +40,8 @@ NEST_MAX = 32
 """How deep the values of ``tags``, ``attrs``, ``profile`` and ``cmdvals`` may be nested."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+"""What names look like in practice; these need no closer look."""
 _QUOTED = re.compile(
     r"""(?: [^'"\\]++ | \\. | '[^']*+' | "(?: [^"\\]++ | \\. )*+" )*+""",
     re.VERBOSE | re.DOTALL,
@@ -84,6 +86,8 @@ def text_problem(text: str, limit: int = TEXT_MAX_CHARS) -> str:
 
 def name_problem(name: str, *, slashes: bool = False) -> str:
     """Why a text cannot name anything; ``slashes`` allows them inside, as in the name of a run (``u/op/demo``)."""
+    if len(name) <= NAME_MAX_BYTES and _PLAIN_NAME.fullmatch(name):
+        return ""
     if not name:
         return "must not be empty"
     if len(name.encode("utf-8", "replace")) > NAME_MAX_BYTES:

@@ -16,6 +16,7 @@ from bpsd.documents import Document
 from bpsd.workflow import JOB_FIELDS, Executable, File, Group, Job, Workflow
 
 _PathT: TypeAlias = tuple[str | int, ...]
+_Why: TypeAlias = str | Callable[[], str]
 
 FieldTable: TypeAlias = Mapping[str, tuple[str, str]]
 """What a backend does with each field (``honours``, ``approximates`` or ``refuses``), and how or why."""
@@ -24,9 +25,8 @@ LABELS_MAX = 1000
 """A label names a kind of job: a report has a row for each."""
 
 _SHOWN_OF_CYCLE = 8
-_NEAREST_OF_ALL = 2000
-"""With more names than that, only those that stand near it in alphabetical order are compared with an unknown one."""
-_NEIGHBOURS = 20
+_NEIGHBOURS = 50
+"""An unknown name is compared with so many around it in alphabetical order, by their beginnings and by their ends."""
 
 UNSET: dict[str, Any] = {name: getattr(Job(name=""), name) for name in Job.__struct_fields__}
 """The value of each field of a job that nothing was said about."""
@@ -48,6 +48,34 @@ def _values_of(names: Sequence[str]) -> Callable[[Job], tuple[Any, ...]]:
 
 
 _scalars = _values_of(_SCALARS)
+
+
+class _Names:
+    """Names, perhaps 100,000 of them, and what may have been meant by one that is not among them."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = names
+
+    @functools.cached_property
+    def _by_begin(self) -> list[str]:
+        return sorted(self._names)
+
+    @functools.cached_property
+    def _by_end(self) -> list[str]:
+        return sorted(name[::-1] for name in self._names)
+
+    def did_you_mean(self, word: str) -> str:
+        """The end of a sentence that complains about ``word``."""
+        if len(word) > jobchecks.NAME_MAX_BYTES:
+            return ""
+        near = [*_around(self._by_begin, word), *(name[::-1] for name in _around(self._by_end, word[::-1]))]
+        close = errors.nearest(word, dict.fromkeys(near), 1)
+        return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _around(words: list[str], word: str) -> list[str]:
+    at = bisect.bisect(words, word)
+    return words[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS]
 
 
 class WorkflowChecks:
@@ -74,7 +102,7 @@ class WorkflowChecks:
         self.workflow = workflow
         self.order: list[int] = []
         self._given = given
-        self._said: set[_PathT] = set()
+        self._said: set[tuple[_PathT, str]] = set()
         self._fields = fields
         self._backend = f"backend {backend}" if backend else "the backend"
         self._refused = tuple(name for name in JOB_FIELDS if fields.get(name, ("", ""))[0] == "refuses")
@@ -82,8 +110,11 @@ class WorkflowChecks:
         self._approximations: Counter[str] = Counter()
         self._useless: Counter[str] = Counter()
         self._verdicts: dict[Any, tuple[list[tuple[str, str]], list[str]]] = {}
-        self._owners: dict[str, str] = {}
+        self._owners: dict[str, _PathT] = {}
+        self._good_labels: set[str] = set()
+        self._known = _Names(self._owners)
         self._files = {file.name for file in workflow.files}
+        self._known_files = _Names(self._files)
         self._groups = {group.name for group in workflow.groups}
 
     def run(self) -> None:
@@ -97,14 +128,15 @@ class WorkflowChecks:
         self._names()
         if not self.workflow.jobs and not self.document.is_bad(("jobs",)):
             self.document.add(("jobs",), "the workflow has no jobs")
-        self._category_limits()
-        for index, group in enumerate(self.workflow.groups):
-            self._links(("groups", index), group.name, group.parents, None)
-        self._jobs()
         labels = {job.label for job in self.workflow.jobs}
         if len(labels) > LABELS_MAX:
             self.document.add(("jobs",), f"{len(labels)} different labels; at most {LABELS_MAX} are allowed")
+        self._category_limits()
+        for index, group in enumerate(self.workflow.groups):
+            self._links(("groups", index), group.name, group.parents, None)
+        # What is wrong once comes before what may be wrong with every job: only the first mistakes are described.
         self._graph()
+        self._jobs()
 
     def warnings(self) -> list[str]:
         """What is not wrong, but not as one may think either."""
@@ -131,7 +163,7 @@ class WorkflowChecks:
         for name in workflow.environment:
             self._complain(("environment", name), jobchecks.env_name_problem(name))
 
-    def _complain(self, path: _PathT, why: str) -> None:
+    def _complain(self, path: _PathT, why: _Why) -> None:
         if why and not self.document.is_bad(path):
             self.document.add(path, why)
 
@@ -145,23 +177,22 @@ class WorkflowChecks:
 
     def _names(self) -> None:
         """Jobs, groups and the final job share one space of names, for parents name any of them."""
-        owners = self._owners
-        named: list[tuple[_PathT, Job | Group]] = [
-            (("groups", i), group) for i, group in enumerate(self.workflow.groups)
-        ]
-        named += [(("jobs", i), job) for i, job in enumerate(self.workflow.jobs)]
+        for index, group in enumerate(self.workflow.groups):
+            self._name(("groups", index), group.name)
+        for index, job in enumerate(self.workflow.jobs):
+            self._name(("jobs", index), job.name)
         if self.workflow.final is not None:
-            named.append((("final",), self.workflow.final))
-        for path, entry in named:
-            name = entry.name
-            if not name and self.document.is_bad((*path, "name")):
-                continue
-            why = jobchecks.name_problem(name)
-            if why:
-                self._complain((*path, "name"), why)
-            owner = errors.Problem(path, "").key
-            if owners.setdefault(name, owner) != owner:
-                self.document.add((*path, "name"), f"{name!r} is the name of {owners[name]} already")
+            self._name(("final",), self.workflow.final.name)
+
+    def _name(self, path: _PathT, name: str) -> None:
+        if not name and self.document.is_bad((*path, "name")):
+            return
+        why = jobchecks.name_problem(name)
+        if why:
+            self._complain((*path, "name"), why)
+        owner = self._owners.setdefault(name, path)
+        if owner is not path:
+            self.document.add((*path, "name"), f"{name!r} is the name of {errors.Problem(owner, '').key} already")
 
     def _category_limits(self) -> None:
         limits = self.workflow.category_limits
@@ -169,8 +200,8 @@ class WorkflowChecks:
         for name, limit in limits.items():
             path = ("category_limits", name)
             if name not in used:
-                close = errors.nearest(name, [known for known in used if known], 1)
-                self._complain(path, f"no job has the category {name!r}{_did_you_mean(close)}")
+                known = _Names({category for category in used if category})
+                self._complain(path, functools.partial(_unknown, "no job has the category", name, known))
             elif limit < 1:
                 self._complain(path, f"must be at least 1, but is {limit}: its jobs would never run")
 
@@ -178,8 +209,8 @@ class WorkflowChecks:
 
     def _links(self, path: _PathT, name: str, parents: Sequence[str], group: str | None) -> None:
         if group is not None and group not in self._groups:
-            close = errors.nearest(group, self._groups, 1)
-            self._complain((*path, "group"), f"no group is named {group!r}{_did_you_mean(close)}")
+            known = _Names(self._groups)
+            self._complain((*path, "group"), functools.partial(_unknown, "no group is named", group, known))
         for index, parent in enumerate(parents):
             if parent == name:
                 self.document.add((*path, "parents", index), f"{name!r} waits for itself")
@@ -187,23 +218,10 @@ class WorkflowChecks:
                 self.document.add((*path, "parents", index), f"{name!r} waits for {group!r}, the group it belongs to")
             elif parent not in self._owners:
                 if not self.document.is_bad((*path, "parents", index)):
-                    self.document.add((*path, "parents", index), functools.partial(self._unknown_parent, parent))
-            elif self._owners[parent] == "final":
+                    why = functools.partial(_unknown, "no job or group is named", parent, self._known)
+                    self.document.add((*path, "parents", index), why)
+            elif self._owners[parent] == ("final",):
                 self.document.add((*path, "parents", index), f"nothing can wait for {parent!r}, the final job")
-
-    def _unknown_parent(self, name: str) -> str:
-        return f"no job or group is named {name!r}{_did_you_mean(self._nearest_name(name))}"
-
-    def _nearest_name(self, name: str) -> list[str]:
-        if len(self._owners) <= _NEAREST_OF_ALL:
-            return errors.nearest(name, self._owners, 1)
-        by_begin, by_end = self._sorted_names
-        near = [*_around(by_begin, name), *(word[::-1] for word in _around(by_end, name[::-1]))]
-        return errors.nearest(name, near, 1)
-
-    @functools.cached_property
-    def _sorted_names(self) -> tuple[list[str], list[str]]:
-        return sorted(self._owners), sorted(name[::-1] for name in self._owners)
 
     def _graph(self) -> None:
         jobs, groups = self.workflow.jobs, self.workflow.groups
@@ -256,9 +274,12 @@ class WorkflowChecks:
             self._job(("final",), final)
 
     def _job(self, path: _PathT, job: Job) -> None:
-        why = jobchecks.label_problem(job.label)
-        if why:
-            self._say(path, job, "label", why)
+        if job.label not in self._good_labels:
+            why = jobchecks.label_problem(job.label)
+            if why:
+                self._say(path, job, "label", why)
+            else:
+                self._good_labels.add(job.label)
         if job.kind == "noop":
             for name in _MEANINGLESS_FOR_NOOP:
                 if getattr(job, name) != UNSET[name]:
@@ -297,7 +318,7 @@ class WorkflowChecks:
         for field in ("inputs", "outputs"):
             for index, name in enumerate(getattr(job, field)):
                 if name not in self._files:
-                    self._say(path, job, field, self._unknown_file(repr(name), name), index)
+                    self._say(path, job, field, self._unknown_file(name), index)
         for name in job.environment:
             why = jobchecks.env_name_problem(name)
             if why:
@@ -317,23 +338,23 @@ class WorkflowChecks:
         if "<FILE:" in job.arguments:
             for name in jobchecks.files_in(job.arguments):
                 if name not in self._files:
-                    self._say(path, job, "arguments", self._unknown_file(f"<FILE:{name}>", name))
+                    self._say(path, job, "arguments", self._unknown_file(name))
 
-    def _unknown_file(self, shown: str, name: str) -> str:
-        close = errors.nearest(name, self._files, 1)
-        return f"{shown} names no entry of files{_did_you_mean(close)}"
+    def _unknown_file(self, name: str) -> _Why:
+        return functools.partial(_unknown, "no entry of files is named", name, self._known_files)
 
-    def _say(self, path: _PathT, job: Job, field: str, why: str, *rest: str | int) -> None:
+    def _say(self, path: _PathT, job: Job, field: str, why: _Why, *rest: str | int) -> None:
         """Complain about a field of a job: where the job says it, or once where the defaults do."""
         if field in self._given and self._is_given(job, field, rest):
             path = ("defaults",)
         where = (*path, field, *rest)
-        if self.document.is_bad(where) and where not in self._said:
+        if self.document.is_bad(where):
             return
         if path == ("defaults",):
-            if where in self._said:
+            why = why if isinstance(why, str) else why()
+            if (where, why) in self._said:
                 return
-            self._said.add(where)
+            self._said.add((where, why))
         self.document.add(where, why)
 
     def _is_given(self, job: Job, field: str, rest: tuple[str | int, ...]) -> bool:
@@ -347,10 +368,5 @@ def _jobs(count: int) -> str:
     return "1 job" if count == 1 else f"{count} jobs"
 
 
-def _did_you_mean(close: Sequence[str]) -> str:
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _around(words: list[str], word: str) -> list[str]:
-    at = bisect.bisect(words, word)
-    return words[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS]
+def _unknown(what: str, name: str, known: _Names) -> str:
+    return f"{what} {name!r}{known.did_you_mean(name)}"

@@ -31,6 +31,7 @@ PROBLEMS_MAX = 100
 """How many mistakes of one document are described; the others are only counted."""
 
 _KEY_SHOWN_CHARS = 200
+_MESSAGE_CHARS = 1000
 
 _JSON_BEGINS = re.compile(r"[ \t\n\r]*(?:\{[ \t\n\r]*[\"}]|\[)")
 
@@ -65,7 +66,13 @@ class Document(Generic[T]):
         return f"<Document {self.source} with {self.total} mistakes>"
 
     def add(
-        self, where: Path, message: str | Callable[[], str], *, at_key: bool = False, index: int | None = None
+        self,
+        where: Path,
+        message: str | Callable[[], str],
+        *,
+        at_key: bool = False,
+        index: int | None = None,
+        lost: bool = False,
     ) -> None:
         """Note a mistake.
 
@@ -79,19 +86,19 @@ class Document(Generic[T]):
             Whether the key is wrong, rather than its value.
         index : `int`, optional
             The place in the text, where it is known.
+        lost : `bool`, optional
+            Whether the value is not what stands there, because that is of no use.
         """
         self.total += 1
-        self._bad.add(where)
+        if lost:
+            self._bad.add(where)
         if len(self._mistakes) < PROBLEMS_MAX:
             text = message if isinstance(message, str) else message()
+            text = text if len(text) <= _MESSAGE_CHARS else text[:_MESSAGE_CHARS] + "..."
             self._mistakes.append((where, text, at_key, index))
 
-    def bad_paths(self) -> frozenset[Path]:
-        """The paths at which mistakes were noted."""
-        return frozenset(self._bad)
-
     def is_bad(self, where: Path) -> bool:
-        """Whether a mistake was noted at this path or above it, so that its value says nothing."""
+        """Whether what stands at this path, or around it, was of no use, so that its value says nothing."""
         return bool(self._bad) and any(where[:length] in self._bad for length in range(len(where) + 1))
 
     def part(self, where: Path, tree: Any, type_: type[S]) -> S:
@@ -101,11 +108,11 @@ class Document(Generic[T]):
         """
         from bpsd.documents import _walk  # only documents with mistakes, and only those with parts, pay for it
 
-        known_before = self.bad_paths()
+        known_before = frozenset(self._bad)
 
         def report(path: Path, message: str | Callable[[], str], at_key: bool) -> None:
             if (*where, *path) not in known_before:
-                self.add((*where, *path), message, at_key=at_key)
+                self.add((*where, *path), message, at_key=at_key, lost=True)
 
         good = _walk.clean(tree, type_, report)
         try:
@@ -236,7 +243,7 @@ def _read_yaml(text: str, source: str, type_: type[T], error: type[DocumentInval
     if tree is None:
         tree = {}  # nothing at all, or all of it commented out: every key is missing
     for where, message, index in notes:
-        document.add(where, message, index=index)
+        document.add(where, message, index=index, lost=True)
     try:
         document.value = msgspec.convert(tree, type_)
         if not odd:

@@ -264,6 +264,14 @@ class _Walk:
 
 
 def _hint(value: Any, alternatives: tuple[mi.Type, ...]) -> str:
-    if any(isinstance(one, mi.StrType) for one in alternatives) and isinstance(value, (int, float)):
+    """What to write instead, where a person and YAML disagree on what is a text."""
+    if isinstance(value, (int, float)) and any(isinstance(one, mi.StrType) for one in alternatives):
         return "; put it in quotes"
+    if isinstance(value, str) and any(isinstance(one, (mi.IntType, mi.FloatType)) for one in alternatives):
+        try:
+            number = float(value.replace("_", "") if len(value) < _SHOWN_CHARS else "")
+        except ValueError:
+            return ""
+        if math.isfinite(number):
+            return f"; write {int(number) if number.is_integer() and abs(number) < INT_MAX else number}, without quotes"
     return ""

@@ -1,7 +1,7 @@
 """YAML: a document as a tree, and the places of its parts, both straight from libyaml's events.
 
 No node tree is built (it would cost ten times the time and the memory), and what a plain word means does not depend on
-whose YAML it is: it is a number, a truth value or nothing only where versions 1.1 and 1.2 and a person's eye agree, and
+whose YAML it is: it is a number, a truth value or nothing only where versions 1.1 (PyYAML's) and 1.2 agree on that, and
 text otherwise. So ``no``, ``1:30:00``, ``010``, ``2026-01-01`` and ``1e3`` are text. Keys are always text. Merge keys
 (``<<``) work.
 """
@@ -28,7 +28,7 @@ _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U000100
 
 _PLAIN = re.compile(
     r"(?P<int>[-+]?(?:0|[1-9][0-9]*))|(?P<hex>0x[0-9a-fA-F]+)"
-    r"|(?P<float>[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))"
+    r"|(?P<float>(?:[-+]?[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))"
 )
 _FIRST_OF_NUMBER = frozenset("0123456789+-.")
 _WORDS: dict[str, bool | None] = {
