@@ -1,0 +1,103 @@
+"""What is installed from the wheel works, not only what lies in the tree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+import bpsd
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="b", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def wheel(scratch: Path) -> Path:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(scratch / "dist")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (built,) = (scratch / "dist").iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(scratch: Path, wheel: Path) -> Path:
+    """The bin folder of an environment with the wheel in it.
+
+    Its dependencies are those of this environment, lent by path: the tree is not on it, for a path that is lent brings
+    no ``.pth`` file along.
+    """
+    venv.create(scratch / "venv", with_pip=False, symlinks=True)
+    python = scratch / "venv" / "bin" / "python"
+    install: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "-qq",
+        "--no-deps",
+        "--no-index",
+        wheel,
+    ]
+    subprocess.run(install, check=True)
+    (site,) = (scratch / "venv" / "lib").glob("python*/site-packages")
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    return python.parent
+
+
+def _says(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd="/").stdout
+
+
+def test_wheel_holds_both_packages_with_their_types_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+
+    assert {name.partition("/")[0] for name in names} == {
+        "bpsd",
+        "bpsd_adapters",
+        f"bpsd-{bpsd.__version__}.dist-info",
+    }
+    in_tree = {
+        str(path.relative_to(source))
+        for source in (ROOT / "daemon", ROOT / "adapters")
+        for path in source.rglob("*")
+        if path.suffix in {".py", ".typed"}
+    }
+    assert {name for name in names if ".dist-info/" not in name} == in_tree
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_both_commands_run_from_the_wheel(installed: Path) -> None:
+    where = _says(installed / "python", "-c", "import bpsd; print(bpsd.__file__)")
+    assert Path(where.strip()).is_relative_to(installed.parent)
+
+    assert bpsd.__version__ in _says(installed / "bpsctl", "--version")
+    assert bpsd.__version__ in _says(installed / "bpsd", "--version")
+
+
+def test_adapters_are_found_from_the_wheel(installed: Path) -> None:
+    program = (
+        "import json; from importlib.metadata import entry_points;"
+        "print(json.dumps({each.name: each.load().__name__ for each in entry_points(group='bpsd.adapters')}))"
+    )
+
+    assert json.loads(_says(installed / "python", "-c", program)) == {
+        "local": "LocalService",
+        "scripted": "ScriptedService",
+    }
