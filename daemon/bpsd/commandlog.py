@@ -20,6 +20,7 @@ __all__ = [
     "unfinished",
 ]
 
+import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ import msgspec
 from bpsd import identities
 from bpsd.errors import CommandNotFound, Conflict, PermissionDenied, RunNotFound
 from bpsd.identities import Attempt
+from bpsd.sqlitefile import text
 
 COMMAND_ID_PREFIX = "c"
 
@@ -100,7 +102,20 @@ _DOCUMENTS = ("args", "result", "error")
 
 
 def _json(document: dict[str, Any] | None) -> str | None:
-    return None if document is None else msgspec.json.encode(document).decode()
+    if document is None:
+        return None
+    try:
+        return msgspec.json.encode(document).decode()
+    except UnicodeEncodeError:
+        # Bytes of somebody's message that are not Unicode, kept by surrogates: the rest must not be lost for them.
+        return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace").decode()
+
+
+def _column(name: str, value: Any) -> Any:
+    """A field of a record as its column holds it."""
+    if name in _DOCUMENTS:
+        return _json(value)
+    return text(value) if isinstance(value, str) else value
 
 
 def _record(row: Sequence[Any]) -> CommandRecord:
@@ -112,10 +127,7 @@ def _record(row: Sequence[Any]) -> CommandRecord:
 
 
 def _insert(connection: sqlite3.Connection, record: CommandRecord, backend_uid: str) -> None:
-    values = [getattr(record, name) for name in _COLUMNS]
-    for name in _DOCUMENTS:
-        index = _COLUMNS.index(name)
-        values[index] = _json(values[index])
+    values = [_column(name, getattr(record, name)) for name in _COLUMNS]
     marks = ", ".join("?" * (len(values) + 1))
     connection.execute(
         f"INSERT INTO commands ({', '.join(_COLUMNS)}, backend_uid) VALUES ({marks})",  # noqa: S608
@@ -332,7 +344,7 @@ def change(
         changes["note"] = note
     if changes:
         columns = ", ".join(f"{name} = ?" for name in changes)
-        values = [_json(value) if name in _DOCUMENTS else value for name, value in changes.items()]
+        values = [_column(name, value) for name, value in changes.items()]
         connection.execute(f"UPDATE commands SET {columns} WHERE id = ?", (*values, id))  # noqa: S608
     return msgspec.structs.replace(record, **changes)
 

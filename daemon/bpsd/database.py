@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import anyio
 
 from bpsd import sqlitefile
-from bpsd.errors import LimitExceeded, Stopping, StorageError
+from bpsd.errors import LimitExceeded, Stopping
 from bpsd.filesystems import MOUNTINFO, require_local
 from bpsd.sqlitefile import Damaged, Schema, translated
 
@@ -138,8 +138,10 @@ class Database:
         # Touched by the writer thread alone:
         self._connection: sqlite3.Connection | None = None
         self._jobs = self._commits = self._largest_group = self._failures = 0
+        self._generation = 0  # counts the files that there were; the reader thread looks at it
         # Touched by the reader thread alone:
         self._read_connection: sqlite3.Connection | None = None
+        self._read_generation = 0
 
     def __repr__(self) -> str:
         return f"<Database {self.schema.name} {str(self.path)!r} {self._state}, {len(self._waiting)} waiting>"
@@ -308,7 +310,7 @@ class Database:
         """Run jobs in one transaction; if that fails as a whole, in one each. In the writer thread."""
         try:
             if self._connection is None:
-                raise StorageError(f"the database {self.path} could not be opened again", advice="restart bpsd")
+                raise Damaged(self.path, "it could not be opened again")
             with translated("writing to the database", self.path):
                 answers = self._transaction(self._connection, jobs)
         except Exception as exc:  # noqa: BLE001 - whatever it was, it belongs to the callers
@@ -387,9 +389,7 @@ class Database:
             with translated("reading the database", self.path):
                 if time.monotonic() > end:
                     raise _too_slow(self.schema, deadline_s)
-                if self._read_connection is None:
-                    self._read_connection = sqlitefile.connect(self.path, "ro")
-                connection = self._read_connection
+                connection = self._reading()
                 connection.set_progress_handler(lambda: time.monotonic() > end, DEADLINE_STEPS)
                 connection.execute("BEGIN")
                 try:
@@ -402,6 +402,15 @@ class Database:
             if exc.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
                 raise _too_slow(self.schema, deadline_s) from exc
             raise
+
+    def _reading(self) -> sqlite3.Connection:
+        """The read-only connection, to the file that the writer has now."""
+        if self._read_connection is not None and self._read_generation != self._generation:
+            self._close_reader()
+        if self._read_connection is None:
+            self._read_generation = self._generation
+            self._read_connection = sqlitefile.connect(self.path, "ro")
+        return self._read_connection
 
     # -- care --------------------------------------------------------------------------------------------------------
 
@@ -438,26 +447,20 @@ class Database:
         except Damaged as damage:
             return [damage.reason]
 
-    async def reopen(self, damage: Damaged) -> None:
+    def reopen(self, damage: Damaged) -> asyncio.Future[None]:
         """Let ``recover`` deal with damage that showed while the file was in use, and go on with what it leaves.
 
-        Jobs that wait are run on the new file.
-
-        Raises
-        ------
-        StorageError
-            If that did not work either; the database is then closed to writers and can be reopened again.
+        Jobs that wait are run on the new file. If that fails too (the future's exception), they are told that the file
+        is `~bpsd.sqlitefile.Damaged`, and this may be called again.
         """
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._reader, self._close_reader)
-        await loop.run_in_executor(self._writer, self._reopen, damage)
-        await loop.run_in_executor(self._reader, self._close_reader)  # a query may have opened the old file meanwhile
+        return asyncio.get_running_loop().run_in_executor(self._writer, self._reopen, damage)
 
     def _reopen(self, damage: Damaged) -> None:
         with contextlib.suppress(sqlite3.Error):
             self._close_writer()
         with translated("opening the database", self.path):
             self._open_recovered(damage)
+        self._generation += 1
 
 
 def _too_slow(schema: Schema, deadline_s: float) -> LimitExceeded:

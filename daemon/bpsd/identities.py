@@ -33,6 +33,7 @@ import msgspec
 
 from bpsd import wire
 from bpsd.errors import Conflict, RunNotFound, UnknownBackend
+from bpsd.sqlitefile import text
 
 SUBMIT_TIME_TOLERANCE_S = 3600.0
 """How far two sources of one WMS may differ about when a run was submitted (a requeue moves it, clocks drift)."""
@@ -240,7 +241,7 @@ def create_run(
     run_id = fresh_id(connection, "r", "runs", "run_id")
     connection.execute(
         f"INSERT INTO runs ({_RUN_COLUMNS}) VALUES (?, ?, ?, ?, NULL, ?, ?, ?, ?)",  # noqa: S608
-        (run_id, backend_uid, token, path, uid, owner, name, now),
+        (run_id, backend_uid, token, path, uid, owner, text(name), now),
     )
     return run_id
 
@@ -269,11 +270,21 @@ def identify(connection: sqlite3.Connection, sightings: Sequence[Sighting], now:
 
     Sightings are taken in the order of submission, so that the attempts of one run, seen at once, are numbered in it.
     """
+    sightings = [_clean(sighting) for sighting in sightings]
     ids = [""] * len(sightings)
     no_time = float("inf")
     for index in sorted(range(len(sightings)), key=lambda i: no_time if (t := sightings[i].submit_time) is None else t):
         ids[index] = _identify_one(connection, sightings[index], now)
     return ids
+
+
+def _clean(sighting: Sighting) -> Sighting:
+    """A sighting as it can be written and found again (paths need not be Unicode)."""
+    return msgspec.structs.replace(
+        sighting,
+        wms_id=text(sighting.wms_id),
+        **{name: text(value) for name in ("token", "path", "owner") if (value := getattr(sighting, name)) is not None},
+    )
 
 
 def _identify_one(connection: sqlite3.Connection, sighting: Sighting, now: float) -> str:
@@ -396,6 +407,7 @@ def bind(
     RunNotFound
         If the run is unknown.
     """
+    wms_id, path = text(wms_id), None if path is None else text(path)
     run = _one(connection, run_id)
     if run is None:
         raise RunNotFound(f"no run has the id {run_id}", run=run_id)

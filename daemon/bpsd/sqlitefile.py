@@ -20,6 +20,7 @@ __all__ = [
     "restore",
     "set_aside",
     "sync_folder",
+    "text",
     "translated",
 ]
 
@@ -460,3 +461,8 @@ def set_aside(path: Path) -> Path | None:
 def is_missing(path: Path) -> bool:
     """Whether there is no database, though its log lies there: somebody or something took it away."""
     return not path.exists() and any(path.with_name(path.name + suffix).exists() for suffix in LOG_SUFFIXES)
+
+
+def text(value: str) -> str:
+    r"""A text as SQLite can keep it: what is not Unicode (bytes of a path, as surrogates) is written as ``\udcNN``."""
+    return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
