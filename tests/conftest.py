@@ -86,7 +86,7 @@ def nothing_blocks(request: pytest.FixtureRequest) -> Iterator[None]:
     import bpsd_adapters
 
     # The contract suite is test code, though it lies in the package: its tests may read files as any other test does.
-    tests = ["bpsd.testing.contract", "bpsd.testing.observer"]
+    tests = ["bpsd.testing.contract", "bpsd.testing.observer", "bpsd.testing.wms"]
     packages = [bpsd, bpsd_adapters]
     buster = BlockBuster(packages, excluded_modules=tests)
     for call in ALSO_BLOCKING:

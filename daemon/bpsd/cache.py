@@ -114,13 +114,13 @@ class Cache:
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
-    def load(self, loaded: Loaded, jobs_of: Callable[[str], tuple[bytes | None, Sequence[bytes]]]) -> list[str]:
+    def load(self, loaded: Loaded) -> list[str]:
         """Take what the store kept; returns the ids of runs whose record could not be read (they are seen anew)."""
         damaged = []
         for stored in loaded.runs:
             try:
                 record = decode_record(stored.doc)
-                snapshot, appended = jobs_of(stored.run_id) if stored.live else (None, ())
+                snapshot, appended = loaded.jobs_of(stored.run_id)
                 table = JobTable.load(snapshot, appended)
             except (msgspec.MsgspecError, ValueError):
                 damaged.append(stored.run_id)
@@ -375,6 +375,24 @@ class Cache:
         batch = Batch()
         self._publish(hot, changes, (), batch)
         await self._put(batch)
+
+    async def put_again(self) -> None:
+        """Hand everything to a store that had to begin anew."""
+        for run_id in list(self._hot):
+            hot = self._hot.get(run_id)
+            if hot is None:
+                continue
+            batch = Batch()
+            if len(hot.jobs):
+                snapshot = hot.jobs.dump()
+                hot.snapshot_bytes, hot.appended_bytes = len(snapshot), 0
+                batch.jobs_replace[run_id] = snapshot
+            if hot.cursor is not None:
+                batch.run_cursors[(hot.record.backend, run_id)] = hot.cursor
+            self._publish(hot, (), (), batch)
+            await self._put(batch)
+            await asyncio.sleep(0)
+        await self._put(Batch(cursors=dict(self._cursors)))
 
     async def announce(self, kind: str, *, backend: str | None = None, run: str | None = None, **data: Any) -> None:
         """Make an event that is about no run's state (a backend, a command, the daemon)."""

@@ -105,7 +105,8 @@ async def status_from_poll(service: WmsService, wms_workflow_id: str, hist: floa
     reports, message = await report_from_poll(service, wms_workflow_id, None, hist)
     if not reports:
         raise RunNotFound(f"backend {service.context.backend} knows no run {wms_workflow_id}")
-    return reports[0].state or WmsStates.UNKNOWN, message
+    state = reports[0].state
+    return WmsStates.UNKNOWN if state is None else state, message
 
 
 async def list_from_poll(service: WmsService, wms_id: str | None, user: str | None) -> list[str]:

@@ -159,7 +159,7 @@ class Reads:
             rows.append(row)
             last = record.run_id
         if following is None and self._reaches_back(params):
-            following = f"{_COLD}0"
+            following = _COLD
         return self._page(rows, following)
 
     def _page(self, rows: list[bytes], following: str | None) -> msgspec.Raw:
@@ -200,25 +200,26 @@ class Reads:
 
     async def _cold_page(self, params: ReportParams, call: Call) -> msgspec.Raw:
         assert params.after is not None
-        skip = int(params.after.removeprefix(_COLD)) if params.after.removeprefix(_COLD).isdigit() else 0
+        anchor = params.after.removeprefix(_COLD) or None
         since = self._deps.clock() - (params.hist or 0.0) * SECONDS_PER_DAY
-        stored = await self._deps.store.history(ended_after=since, limit=params.limit, offset=skip)
-        rows, size, taken = [], 0, 0
+        stored = await self._deps.store.history(
+            ended_after=since, backends=params.backend, limit=params.limit, after=anchor
+        )
+        rows: list[bytes] = []
+        size, full = 0, len(stored) == params.limit
         for entry in stored:
             record = decode_record(entry.doc)
-            taken += 1
-            if record.run_id in self._deps.cache or not self._matches(params, call, record):
-                continue
-            row = record.as_row(None)
-            row.source = "history"
-            data = msgspec.json.encode(row)
-            size += len(data) + 1
-            if rows and size > PAGE_BYTES:
-                taken -= 1
-                break
-            rows.append(data)
-        more = taken < len(stored) or len(stored) == params.limit
-        return self._page(rows, f"{_COLD}{skip + taken}" if more else None)
+            if record.run_id not in self._deps.cache and self._matches(params, call, record):
+                row = record.as_row(None)
+                row.source = "history"
+                data = msgspec.json.encode(row)
+                size += len(data) + 1
+                if rows and size > PAGE_BYTES:
+                    full = True
+                    break
+                rows.append(data)
+            anchor = record.run_id
+        return self._page(rows, f"{_COLD}{anchor}" if full else None)
 
     def status(self, call: Call, params: StatusParams) -> object:
         """The state of one run; from memory unless it is cold or a fresh poll is asked for."""

@@ -77,7 +77,7 @@ class CommandEngine:
         finished: Callable[[CommandRecord], Awaitable[None]],
     ) -> None:
         self._journal, self._cache, self._backends = journal, cache, backends
-        self._settings, self._log, self._clock, self._finished = settings, log, clock, finished
+        self.settings, self._log, self._clock, self._finished = settings, log, clock, finished
         self._slots: dict[str, anyio.CapacityLimiter] = {}
         self._entries: dict[str, _Entry] = {}
         self._queues: dict[str, deque[_Entry]] = {}
@@ -133,6 +133,14 @@ class CommandEngine:
     def open_of_run(self, run_id: str) -> list[CommandRecord]:
         """The commands of a run that are not over, in order."""
         return [entry.command for entry in self._queues.get(run_id, ())]
+
+    def pinned_blobs(self) -> frozenset[tuple[str, int]]:
+        """The documents (sha256, uid) that commands which are not over came from."""
+        return frozenset(
+            (entry.command.args["blob"], entry.command.uid)
+            for entry in self._entries.values()
+            if "blob" in entry.command.args
+        )
 
     def open_of_user(self, uid: int) -> int:
         """How many commands of a user are not over."""
@@ -220,7 +228,7 @@ class CommandEngine:
         del self._queues[run_id]
 
     async def _carry_out(self, entry: _Entry) -> None:
-        pause = self._settings.doubt_retry_initial_s
+        pause = self.settings.doubt_retry_initial_s
         while entry.command.state in OPEN_STATES:
             outcome = await self._step(entry)
             if outcome is None:
@@ -236,7 +244,7 @@ class CommandEngine:
                 with anyio.move_on_after(pause * random.uniform(0.75, 1.25)):  # noqa: S311  # spreads load, keeps no secret
                     await entry.nudge.wait()
                 entry.nudge = anyio.Event()
-                pause = min(pause * 2, self._settings.doubt_retry_max_s)
+                pause = min(pause * 2, self.settings.doubt_retry_max_s)
         await self._finished(entry.command)
 
     async def _step(self, entry: _Entry) -> Outcome | None:
@@ -290,7 +298,7 @@ class CommandEngine:
             journal=self._journal,
             slots=slots,
             deadline_s=backend.settings.commands_deadline_s,
-            verify_s=self._settings.cancel_verify_s,
+            verify_s=self.settings.cancel_verify_s,
             clock=self._clock,
         )
 
@@ -343,11 +351,11 @@ class CommandEngine:
 
     async def _durably(self, write: Callable[[], Awaitable[CommandRecord]]) -> CommandRecord:
         """Repeat a write that the disk refuses: what the WMS did must not be forgotten for a full disk."""
-        pause = self._settings.doubt_retry_initial_s
+        pause = self.settings.doubt_retry_initial_s
         while True:
             try:
                 return await write()
             except StorageError as exc:
                 self._log.error("journal_write_failed", error=str(exc), retry_s=pause)
                 await anyio.sleep(pause)
-                pause = min(pause * 2, self._settings.doubt_retry_max_s)
+                pause = min(pause * 2, self.settings.doubt_retry_max_s)

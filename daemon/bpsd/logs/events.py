@@ -43,3 +43,7 @@ class LogEvent(StrEnum):
     # -- commands and storage --
     COMMAND_BROKE = "command_broke"  # command
     JOURNAL_WRITE_FAILED = "journal_write_failed"  # error, retry_s
+    STORE_EMPTIED = "store_emptied"  # reason, set_aside: it is filled again from the backends
+    JOURNAL_RESTORED = "journal_restored"  # reason, restored_from, set_aside: no commands until it is accepted
+    RUN_UNREADABLE = "run_unreadable"  # run: its record in the store is damaged; it is seen anew
+    UPKEEP_FAILED = "upkeep_failed"  # what, error

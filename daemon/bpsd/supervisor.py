@@ -1,0 +1,393 @@
+"""The whole daemon: what is started in which order, what watches over it, and how it stops.
+
+Start: lock the state folder, bind the socket (clients wait in its backlog), open the journal and the store, fill the cache,
+open the backends, take up unfinished commands, answer. Stop, within ``stop.timeout_s``: take no more clients, let what is
+being answered finish, leave commands as the journal has them, close the backends, write the store, close the journal.
+Runs go on in any case: no adapter's run depends on this process.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Daemon"]
+
+import fcntl
+import gc
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from bpsd import __version__, wire
+from bpsd.api.deps import Deps
+from bpsd.api.table import method_table
+from bpsd.api.workflows import Workflows
+from bpsd.cache import Cache
+from bpsd.commands.engine import CommandEngine
+from bpsd.config import BackendConfig, Config
+from bpsd.errors import BpsdError, CannotStart
+from bpsd.interface import ServiceContext, WmsService
+from bpsd.journal import CommandRecord, Journal, Sighting
+from bpsd.logs.events import LogEvent
+from bpsd.messages import Hello
+from bpsd.models import RunObservation
+from bpsd.peers import Policy
+from bpsd.poller import Backend
+from bpsd.registry import adapter
+from bpsd.sdnotify import SystemdNotifier
+from bpsd.server import SocketServer
+from bpsd.spool import Spool
+from bpsd.store import Store, StoreStatus
+from bpsd.upkeep import DAY_S, LoopMeter, Upkeep, memory_bytes
+
+GC_THRESHOLDS = (50_000, 20, 100)
+"""A collection of the oldest generation walks over every run; with Python's own thresholds that is felt in answers."""
+
+
+class Daemon:
+    """One daemon, from `run` to the end.
+
+    Parameters
+    ----------
+    config : `~bpsd.config.Config`
+        The configuration in force.
+    reload : callable
+        Reads the configuration again (in a thread); raises `~bpsd.errors.ConfigInvalid` if it has mistakes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        config_path: str | None,
+        reload: Callable[[], Config],
+        log: Any,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config, self._config_path, self._reload = config, config_path, reload
+        self._log, self._clock = log, clock
+        self._systemd = SystemdNotifier(os.environ)
+        self._meter = LoopMeter(self._systemd)
+        self._state = Path(config.state_dir)
+        self._backends: dict[str, Backend] = {}
+        self._scopes: dict[str, anyio.CancelScope] = {}
+        self._stop = anyio.Event()
+        self._started_at = clock()
+
+    def __repr__(self) -> str:
+        return f"<Daemon {self._config.socket} with {', '.join(self._backends) or 'no backend yet'}>"
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until a signal or `stop` ends it.
+
+        Raises
+        ------
+        CannotStart
+            If lock, socket, folder or file system forbid it.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._locked_state())
+            self._server = SocketServer(
+                self._config.limits,
+                hello=Hello(
+                    version=__version__,
+                    protocol=wire.PROTOCOL_VERSION,
+                    pid=os.getpid(),
+                    mode=self._config.mode,
+                    max_message_bytes=wire.MAX_MESSAGE_BYTES,
+                ),
+                policy=Policy(os.getuid(), frozenset(self._config.rights.others)),
+                log=self._log,
+            )
+            await stack.enter_async_context(self._server.listen(self._config.socket, mode=self._socket_mode()))
+            await self._open_storage(stack)
+            await self._serve()
+        self._log.info(LogEvent.DAEMON_STOPPED)
+
+    def stop(self, reason: str) -> None:
+        """End in good order."""
+        if not self._stop.is_set():
+            self._log.info(LogEvent.DAEMON_STOPPING, reason=reason)
+            self._systemd.stopping(reason)
+            self._stop.set()
+
+    def _socket_mode(self) -> int:
+        return 0o600 if self._config.mode == "user" else 0o666
+
+    @asynccontextmanager
+    async def _locked_state(self) -> AsyncIterator[None]:
+        descriptor = await anyio.to_thread.run_sync(self._lock_state)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _lock_state(self) -> int:
+        """Make the state folder ours alone: two daemons on one journal would each do what the other has done."""
+        try:
+            self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._state.chmod(0o700)
+            descriptor = os.open(self._state / "bpsd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise CannotStart(
+                f"the state folder {self._state} cannot be used: {exc.strerror}",
+                advice="set state_dir in the configuration to a folder on a local disk that you may write",
+            ) from exc
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise CannotStart(
+                f"another bpsd (process {owner}) uses the state folder {self._state}",
+                advice="use that one (`bpsctl version` shows it), stop it, or give this one a state_dir of its own",
+            ) from exc
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return descriptor
+
+    async def _open_storage(self, stack: AsyncExitStack) -> None:
+        config, network = self._config, self._config.state_on_network
+        self._journal = await stack.enter_async_context(
+            Journal(
+                self._state / "journal.db",
+                backups=config.history.backups,
+                allow_network=network,
+                keep_days=config.history.keep_days,
+            )
+        )
+        status = self._journal.status
+        if status.kind == "restored":
+            self._log.error(
+                LogEvent.JOURNAL_RESTORED,
+                reason=status.reason,
+                restored_from=status.restored_from,
+                set_aside=status.set_aside,
+            )
+        self._store = await stack.enter_async_context(
+            Store(self._state / "store.db", allow_network=network, on_emptied=self._on_emptied)
+        )
+        if self._store.status.kind == "emptied":
+            self._tell_emptied(self._store.status)
+        self._cache = Cache(
+            put=self._store.put,
+            identify=self._identify,
+            recall=self._store.recall,
+            text_chars=config.limits.text_chars,
+            clock=self._clock,
+        )
+        loaded = await self._store.load(self._clock() - config.history.hot_days * DAY_S)
+        for run_id in self._cache.load(loaded):
+            self._log.warning(LogEvent.RUN_UNREADABLE, run=run_id)
+        self._spool = Spool(self._state / "spool", config.limits.spool_bytes_per_user, config.limits.workflow_bytes)
+        self._workflows = Workflows(self._state / "workflows")
+
+    async def _identify(self, backend: str, seen: Sequence[RunObservation]) -> Sequence[str]:
+        uid = self._backends[backend].uid
+        return await self._journal.identify(
+            [
+                Sighting(
+                    backend_uid=uid,
+                    wms_id=obs.wms_id,
+                    token=obs.token,
+                    path=obs.path,
+                    submit_time=obs.submit_time,
+                    attempt=obs.attempt,
+                    owner=obs.owner,
+                )
+                for obs in seen
+            ]
+        )
+
+    def _on_emptied(self, status: StoreStatus) -> None:
+        self._tell_emptied(status)
+        self._group.start_soon(self._cache.put_again)
+
+    def _tell_emptied(self, status: StoreStatus) -> None:
+        self._log.error(LogEvent.STORE_EMPTIED, reason=status.reason, set_aside=status.set_aside)
+
+    async def _serve(self) -> None:
+        gc.set_threshold(*GC_THRESHOLDS)
+        async with anyio.create_task_group() as self._group:
+            self._engine = CommandEngine(
+                journal=self._journal,
+                cache=self._cache,
+                backends=self._backends,
+                settings=self._config.commands,
+                log=self._log,
+                clock=self._clock,
+                finished=self._command_over,
+            )
+            self._deps = self._make_deps()
+            self._server.use(method_table(self._deps))
+            for settings in self._config.backends.values():
+                await self._add_backend(settings)
+            await self._group.start(self._engine.run)
+            await self._cache.announce("daemon.start", version=__version__, pid=os.getpid())
+            gc.collect()
+            gc.freeze()  # what is there now stays: collections need not walk over it again
+            self._group.start_soon(self._meter.run, name="loop meter")
+            self._group.start_soon(self._upkeep().run, name="upkeep")
+            self._group.start_soon(self._signals, name="signals")
+            await self._group.start(self._server.serve)
+            self._ready()
+            await self._stop.wait()
+            await self._wind_down()
+            self._group.cancel_scope.cancel()
+
+    def _ready(self) -> None:
+        self._log.info(
+            LogEvent.DAEMON_STARTED,
+            version=__version__,
+            mode=self._config.mode,
+            socket=self._config.socket,
+            state_dir=str(self._state),
+            backends=list(self._backends),
+        )
+        self._systemd.ready(f"{len(self._backends)} backends, {len(self._cache)} runs")
+
+    async def _wind_down(self) -> None:
+        """Answer what was asked, then write what is known; a stuck WMS must not hold the stop up."""
+        with anyio.move_on_after(self._config.stop.timeout_s):
+            await self._server.stop(self._config.stop.timeout_s / 2)
+            for scope in self._scopes.values():
+                scope.cancel()
+            try:
+                await self._store.flush()
+            except BpsdError as exc:
+                self._log.error(LogEvent.UPKEEP_FAILED, what="flush", error=str(exc))
+
+    async def _signals(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    await self.reload()
+                else:
+                    self.stop(signal.Signals(number).name)
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _make_deps(self) -> Deps:
+        return Deps(
+            config=self._config,
+            config_path=self._config_path,
+            cache=self._cache,
+            store=self._store,
+            journal=self._journal,
+            engine=self._engine,
+            backends=self._backends,
+            spool=self._spool,
+            workflows=self._workflows,
+            figures=self._figures,
+            clock=self._clock,
+            started_at=self._started_at,
+            log=self._log,
+        )
+
+    def _upkeep(self) -> Upkeep:
+        return Upkeep(
+            config=lambda: self._config,
+            cache=self._cache,
+            store=self._store,
+            journal=self._journal,
+            spool=self._spool,
+            pinned=self._engine.pinned_blobs,
+            log=self._log,
+            clock=self._clock,
+        )
+
+    async def _command_over(self, command: CommandRecord) -> None:
+        if command.verb == "submit" and command.token is not None:
+            await anyio.to_thread.run_sync(self._workflows.drop, command.token)
+
+    def _figures(self) -> dict[str, float]:
+        counts = self._cache.counts()
+        return {
+            **self._meter.figures(),
+            "memory_bytes": memory_bytes(),
+            "runs_hot": float(sum(of["hot"] for of in counts.values())),
+            "runs_live": float(sum(of["live"] for of in counts.values())),
+            "jobs_known": float(sum(of["jobs"] for of in counts.values())),
+            "commands_open": float(self._engine.open_commands),
+            "commands_in_doubt": float(len(self._engine.in_doubt())),
+            "uptime_s": self._clock() - self._started_at,
+            **self._server.figures(),
+        }
+
+    # -- backends ----------------------------------------------------------------------------------------------------
+
+    async def _add_backend(self, settings: BackendConfig) -> None:
+        folder = self._state / "backends" / await self._journal.backend_uid(settings.name)
+        await anyio.to_thread.run_sync(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
+        kind = adapter(settings.type)
+
+        def make(context: ServiceContext) -> WmsService:
+            return kind(settings.settings, context)
+
+        backend = Backend(
+            uid=folder.name,
+            make=make,
+            settings=settings,
+            cache=self._cache,
+            state_dir=folder,
+            log=self._log,
+            clock=self._clock,
+        )
+        self._backends[settings.name] = backend
+        scope = self._scopes[settings.name] = anyio.CancelScope()
+        self._group.start_soon(self._run_backend, backend, scope, name=f"backend {settings.name}")
+
+    async def _run_backend(self, backend: Backend, scope: anyio.CancelScope) -> None:
+        with scope:
+            await backend.run()
+
+    def _remove_backend(self, name: str) -> None:
+        self._scopes.pop(name).cancel()
+        del self._backends[name]
+
+    # -- reload ------------------------------------------------------------------------------------------------------
+
+    async def reload(self) -> None:
+        """Read the configuration again; one with mistakes is refused and the present one goes on."""
+        self._systemd.reloading()
+        try:
+            new = await anyio.to_thread.run_sync(self._reload)
+            self._refuse_what_needs_a_restart(new)
+        except BpsdError as exc:
+            self._log.error(LogEvent.CONFIG_REFUSED, error=str(exc))
+            await self._cache.announce("daemon.reload", ok=False, error=exc.message)
+        else:
+            await self._take(new)
+            self._log.info(LogEvent.CONFIG_RELOADED, backends=list(self._backends))
+            await self._cache.announce("daemon.reload", ok=True, backends=list(self._backends))
+        self._systemd.ready()
+
+    def _refuse_what_needs_a_restart(self, new: Config) -> None:
+        fixed = ("mode", "socket", "state_dir", "state_on_network", "limits", "rights")
+        changed = [name for name in fixed if getattr(new, name) != getattr(self._config, name)]
+        if changed:
+            raise CannotStart(
+                f"a reload cannot change {', '.join(changed)}", advice="restart the daemon: no run is disturbed by that"
+            )
+
+    async def _take(self, new: Config) -> None:
+        old, self._config = self._config, new
+        self._deps.config = new
+        self._engine.settings = new.commands
+        for name, settings in old.backends.items():
+            if new.backends.get(name) != settings:
+                self._remove_backend(name)
+        for name, settings in new.backends.items():
+            if name not in self._backends:
+                await self._add_backend(settings)
+        # The order of the configuration is the order of the answers.
+        for name in new.backends:
+            self._backends[name] = self._backends.pop(name)
