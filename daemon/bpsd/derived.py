@@ -1,4 +1,4 @@
-"""Upstream's three readers from one `poll`, and `poll` from upstream's three readers: folds without I/O of their own."""
+"""Upstream's three readers from one `poll`, and `poll` from upstream's three readers: folds without I/O."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def report_from_poll(
         as_report(seen)
         for seen in observations
         if (
-            (seen.wms_id in wanted or seen.path == wms_workflow_id or seen.global_wms_id == wms_workflow_id)
+            (seen.wms_id in wanted or wms_workflow_id in (seen.path, seen.global_wms_id))
             if wms_workflow_id is not None
             else _recent(seen, after)
         )

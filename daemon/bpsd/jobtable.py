@@ -57,8 +57,8 @@ class JobTable:
 
     __slots__ = (
         "_attempt",
-        "_codes",
         "_code",
+        "_codes",
         "_counts",
         "_end",
         "_host_of",

@@ -22,6 +22,7 @@ from bpsd.cache import Cache
 from bpsd.config import BackendConfig
 from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, DeadlineExceeded
 from bpsd.interface import ServiceContext, WmsService
+from bpsd.logs.events import LogEvent
 from bpsd.messages import BackendRow, SourceRow
 from bpsd.models import PollRequest, PollResult
 from bpsd.pacing import Pace, breaker, next_delay, soonest
@@ -112,8 +113,8 @@ class Backend:
             status, message = 1, f"no answer within {self.settings.polling.deadline_s:g} s"
         except BpsdError as exc:
             status, message = 1, str(exc)
-        except Exception as exc:  # an adapter's mistake is an answer too: the WMS cannot be used
-            self._log.error("ping_broke", backend=self.name, error=repr(exc), exc_info=exc)
+        except Exception as exc:  # noqa: BLE001  # an adapter's mistake is an answer too: the WMS cannot be used
+            self._log.error(LogEvent.PING_BROKE, backend=self.name, error=repr(exc), exc_info=exc)
             status, message = 1, f"the adapter failed: {exc!r}"
         return status, message, time.monotonic() - began
 
@@ -183,7 +184,7 @@ class Backend:
             began = time.monotonic()
             try:
                 await self._live_once()
-            except Exception as exc:  # the boundary: whatever an adapter does wrong ends here
+            except Exception as exc:  # noqa: BLE001  # the boundary: whatever an adapter does wrong ends here
                 if time.monotonic() - began > self.settings.polling.backoff_max_s:
                     opened_failures = 0
                 opened_failures += 1
@@ -202,7 +203,7 @@ class Backend:
 
     async def _stopped(self, exc: Exception, failures: int) -> None:
         error = _root(exc)
-        self._log.error("backend_failed", backend=self.name, error=str(error), exc_info=exc)
+        self._log.error(LogEvent.BACKEND_FAILED, backend=self.name, error=str(error), exc_info=exc)
         await self._change_state("stopped", str(error) or type(error).__name__)
         self._finish_poll()
         delay = next_delay(self.settings.polling, Pace(failures=failures), random.random)
@@ -243,7 +244,7 @@ class Backend:
             await self._failed("down", exc)
         except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as exc:
             # What an adapter did not foresee in an answer: a failed poll, not the end of the backend.
-            self._log.error("poll_broke", backend=self.name, error=repr(exc), exc_info=exc)
+            self._log.error(LogEvent.POLL_BROKE, backend=self.name, error=repr(exc), exc_info=exc)
             await self._failed("down", exc)
         else:
             self._pace = self._pace._replace(
@@ -292,7 +293,9 @@ class Backend:
         self._failures_ever += 1
         self._pace = self._pace._replace(failures=self._pace.failures + 1)
         text = str(exc) or type(exc).__name__
-        self._log.warning("poll_failed", backend=self.name, failures=self._pace.failures, error=text[:ERROR_CHARS])
+        self._log.warning(
+            LogEvent.POLL_FAILED, backend=self.name, failures=self._pace.failures, error=text[:ERROR_CHARS]
+        )
         await self._change_state(state, text)
 
     async def _change_state(self, state: Literal["up", "down", "auth", "stopped"], error: str) -> None:

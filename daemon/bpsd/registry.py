@@ -1,4 +1,4 @@
-"""Which kinds of backend there are: the entry points of the group ``bpsd.adapters``, loaded only when a backend needs them."""
+"""Which kinds of backend there are: the entry points of the group ``bpsd.adapters``, loaded when one needs them."""
 
 from __future__ import annotations
 

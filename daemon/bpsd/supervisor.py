@@ -1,9 +1,9 @@
 """The whole daemon: what is started in which order, what watches over it, and how it stops.
 
-Start: lock the state folder, bind the socket (clients wait in its backlog), open the journal and the store, fill the cache,
-open the backends, take up unfinished commands, answer. Stop, within ``stop.timeout_s``: take no more clients, let what is
-being answered finish, leave commands as the journal has them, close the backends, write the store, close the journal.
-Runs go on in any case: no adapter's run depends on this process.
+Start: lock the state folder, bind the socket (clients wait in its backlog), open the journal and the store, fill the
+cache, open the backends, take up unfinished commands, answer. Stop, within ``stop.timeout_s``: take no more clients,
+let what is being answered finish, leave commands as the journal has them, close the backends, write the store, close
+the journal. Runs go on in any case: no adapter's run depends on this process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-from anyio.abc import TaskGroup
 
 from bpsd import __version__, wire
 from bpsd.api.deps import Deps

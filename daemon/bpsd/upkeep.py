@@ -1,4 +1,4 @@
-"""What the daemon does for itself, now and then: watch its loop, cool what is over, copy the journal, clear the spool."""
+"""What the daemon does for itself now and then: watch its loop, cool what is over, copy the journal, tidy up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -116,5 +117,5 @@ class Upkeep:
 
 def memory_bytes() -> float:
     """What the daemon holds in memory now (`/proc/self/statm`), in bytes."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return float(int(file.read().split()[1]) * resource.getpagesize())
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return float(int(pages) * resource.getpagesize())

@@ -197,7 +197,7 @@ class Orders:
         page = await deps.journal.commands(
             run_id=run_id,
             backend=params.backend,
-            state=params.state,
+            states=params.state,
             user=params.user,
             since=params.since,
             before=params.before,

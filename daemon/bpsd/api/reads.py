@@ -116,7 +116,7 @@ class Reads:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def list(self, call: Call, params: ListParams) -> ListResult:
+    def list_runs(self, call: Call, params: ListParams) -> ListResult:
         """Ids of hot runs."""
         self._deps.check_backends(params.backend)
         page = ListResult(runs=[], seq=self._deps.cache.seq)
@@ -148,8 +148,10 @@ class Reads:
         return params.hist is not None and params.hist > self._deps.config.history.hot_days and not params.active
 
     def _hot_page(self, call: Call, params: ReportParams) -> msgspec.Raw:
-        cache, rows, size, following = self._deps.cache, [], 0, None
-        last = ""
+        cache = self._deps.cache
+        rows: list[bytes] = []
+        size, last = 0, ""
+        following: str | None = None
         for record in self._after(params, call, params.after):
             row = cache.row(record.run_id)
             size += len(row) + 1

@@ -23,7 +23,7 @@ def method_table(deps: Deps) -> Mapping[str, MethodSpec]:
         "version": MethodSpec(reads.version, "read"),
         "backends": MethodSpec(reads.backends, "read"),
         "backend.ping": MethodSpec(reads.backend_ping, "read"),
-        "list": MethodSpec(reads.list, "read"),
+        "list": MethodSpec(reads.list_runs, "read"),
         "report": MethodSpec(reads.report, "read"),
         "status": MethodSpec(reads.status, "read"),
         "jobs": MethodSpec(reads.jobs, "read"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Watches"]
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -88,7 +89,7 @@ class Watches:
         mine[number] = deps.cache.listen(watcher)
         if missed is not None:
             # They go out after the answer: the client knows the number of its subscription first.
-            call.after_reply(lambda: [watcher(event, ()) for event in missed])
+            call.after_reply(partial(watcher.replay, missed))
             return WatchResult(watch=number, seq=seq, resumed=True, snapshot=[])
         rows = [
             msgspec.json.decode(deps.cache.row(record.run_id), type=RunRow)
@@ -153,6 +154,11 @@ class _Watcher:
         self._send(event, self._with_row(event))
         if self._jobs and moved:
             self._send(event, {"jobs": _moved(moved), "of": len(moved)}, kind="job.state")
+
+    def replay(self, events: Sequence[Event]) -> None:
+        """Tell what was missed."""
+        for event in events:
+            self(event, ())
 
     def _with_row(self, event: Event) -> dict[str, Any]:
         row = self._row(event.run) if event.run is not None and event.kind.startswith("run.") else None

@@ -26,6 +26,7 @@ from bpsd.commands.submit import Submit
 from bpsd.config import Commands
 from bpsd.errors import BackendUnavailable, BpsdError, Conflict, StorageError
 from bpsd.journal import CommandRecord, Journal
+from bpsd.logs.events import LogEvent
 from bpsd.models import WmsStates
 from bpsd.poller import Backend
 from bpsd.runs import Change, RunRecord
@@ -284,7 +285,7 @@ class CommandEngine:
         except BpsdError as exc:
             return Doubt(str(exc))
         except Exception as exc:  # noqa: BLE001  # an adapter's mistake: nobody knows what it did before
-            self._log.error("command_broke", command=entry.command.id, error=repr(exc), exc_info=exc)
+            self._log.error(LogEvent.COMMAND_BROKE, command=entry.command.id, error=repr(exc), exc_info=exc)
             return Doubt(f"the adapter failed: {exc!r}")
 
     def _desk(self, backend: Backend) -> Desk:
@@ -356,6 +357,6 @@ class CommandEngine:
             try:
                 return await write()
             except StorageError as exc:
-                self._log.error("journal_write_failed", error=str(exc), retry_s=pause)
+                self._log.error(LogEvent.JOURNAL_WRITE_FAILED, error=str(exc), retry_s=pause)
                 await anyio.sleep(pause)
                 pause = min(pause * 2, self.settings.doubt_retry_max_s)

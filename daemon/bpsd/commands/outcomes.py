@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Again", "Desk", "Done", "Doubt", "Failed", "Outcome", "Verb"]
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +14,8 @@ from bpsd.cache import Cache
 from bpsd.errors import BpsdError, DeadlineExceeded
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord, Journal
+from bpsd.messages import Event
+from bpsd.models import JobObservation
 from bpsd.poller import Backend
 from bpsd.runs import RunRecord
 
@@ -97,7 +99,7 @@ class Desk:
         """Wait until the cache's record of a run satisfies ``reached``; `False` when the time is over."""
         changed = anyio.Event()
 
-        def listener(event: Any, moved: Any) -> None:
+        def listener(event: Event, _: Sequence[JobObservation]) -> None:
             if event.run == run_id:
                 changed.set()
 

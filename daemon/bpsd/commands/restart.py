@@ -45,8 +45,7 @@ class Restart:
 
     async def look_up(self, desk: Desk, command: CommandRecord) -> Outcome:
         """Ask the WMS for the attempt's token."""
-        assert command.started_at is not None
-        since = command.started_at
+        since = command.started_at or command.accepted_at
         service = desk.service
         answer = await desk.call("looking for the attempt", service.find_by_token, _attempt_token(command), since)
         if answer.verdict == "found" and answer.wms_id is not None:

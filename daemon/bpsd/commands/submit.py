@@ -47,8 +47,7 @@ class Submit:
 
     async def look_up(self, desk: Desk, command: CommandRecord) -> Outcome:
         """Ask the WMS for the token."""
-        assert command.token is not None and command.started_at is not None
-        token, since = command.token, command.started_at
+        token, since = command.token or "", command.started_at or command.accepted_at
         service = desk.service
         answer = await desk.call("looking for the run", service.find_by_token, token, since)
         if answer.verdict == "found" and answer.wms_id is not None:

@@ -18,7 +18,7 @@ import structlog
 from bpsd import wire
 from bpsd.interface import ServiceContext, WmsService
 from bpsd.jobtable import JobTable
-from bpsd.models import KnownRun, PollRequest, PollResult, SourceReport, WmsStates
+from bpsd.models import KnownRun, PollRequest, PollResult, SourceReport
 from bpsd.reducer import JOURNAL_SOURCE
 from bpsd.runs import RunRecord
 from bpsd.validate_worker import Instructions, work
@@ -146,16 +146,15 @@ async def open_service(
     kind: type[WmsService], settings: Mapping[str, Any], state_dir: Path, *, backend: str = "b"
 ) -> AsyncIterator[Observer]:
     """Open a service as the daemon would, in a task group of its own."""
-    state_dir.mkdir(parents=True, exist_ok=True)
     scratch = state_dir / "contract"
-    scratch.mkdir(exist_ok=True)
+    await anyio.Path(scratch).mkdir(parents=True, exist_ok=True)
     async with anyio.create_task_group() as group:
         context = ServiceContext(
             backend=backend,
             state_dir=state_dir,
             log=structlog.get_logger(),
             clock=time.time,
-            wake=lambda reason: None,
+            wake=lambda _: None,
             task_group=group,
         )
         service = kind(msgspec.convert(dict(settings), kind.Config), context)

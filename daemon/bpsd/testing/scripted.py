@@ -37,7 +37,7 @@ from bpsd.workflow import JOB_FIELDS, Workflow, WorkflowFile
 
 T = TypeVar("T")
 
-_FIELDS = {name: (FieldSupport.HONOURS, "") for name in JOB_FIELDS} | {
+_FIELDS = dict.fromkeys(JOB_FIELDS, (FieldSupport.HONOURS, "")) | {
     "preemptible": (FieldSupport.REFUSES, "nothing is ever preempted in a scripted WMS"),
     "priority": (FieldSupport.APPROXIMATES, "written down, but nothing is ordered by it"),
 }
@@ -86,7 +86,7 @@ class ScriptedService(WmsService):
         ]
         if problems:
             raise WorkflowInvalid(workflow.name, problems)
-        await self._call("prepare", lambda wms: None)
+        await self._call("prepare", lambda _: None)
         jobs = [ScriptedJob(name=job.name, label=job.label) for job in workflow.jobs]
         return WmsWorkflow(
             name=workflow.name,
@@ -162,7 +162,7 @@ class ScriptedService(WmsService):
 
     async def ping(self, pass_thru: str | None = None) -> tuple[int, str]:
         """Always there, unless a fault says otherwise."""
-        await self._call("ping", lambda wms: None)
+        await self._call("ping", lambda _: None)
         return 0, "the scripted WMS is there"
 
     # -- readers -----------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class ScriptedWms:
     def edit(self) -> Iterator[WmsFile]:
         """Change the file under its lock."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(f"{self.path}.lock", "ab") as lock:
+        with self.path.with_name(f"{self.path.name}.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             wms = self.read()
             yield wms
