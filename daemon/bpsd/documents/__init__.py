@@ -118,8 +118,8 @@ class Document(Generic[T]):
         try:
             return msgspec.convert(good, type_)
         except msgspec.ValidationError as exc:
-            # Two readings of one type disagree: better what msgspec says, at the top, than nothing or a traceback.
-            self.add(where, str(exc))
+            if not self.total:  # two readings of one type disagree: better what msgspec says than a traceback
+                self.add(where, str(exc))
             raise self.invalid() from exc
 
     def locate(self, *paths: Path) -> list[tuple[int, int]]:

@@ -234,7 +234,7 @@ class _Walk:
             if why:
                 self.report((*path, key), why, at_key=True)
 
-    def _struct(self, value: dict[str, Any], kind: mi.StructType, path: Path) -> dict[str, Any]:
+    def _struct(self, value: dict[str, Any], kind: mi.StructType, path: Path) -> Any:
         fields = {field.encode_name: field for field in kind.fields}
         made: dict[str, Any] = {}
         count = self._count
@@ -250,17 +250,17 @@ class _Walk:
                 made[name] = _empty(field.type)
                 if name not in value:
                     self.report((*path, name), f"the key {name!r} is missing")
-        if self._count == count:
-            self._whole(made, kind, path)
-        return made
+        return made if self._count > count or self._agrees(made, kind, path) else _BAD
 
-    def _whole(self, made: dict[str, Any], kind: mi.StructType, path: Path) -> None:
-        """Let a type that checks itself as a whole (``__post_init__``) do so, if its parts are good."""
+    def _agrees(self, made: dict[str, Any], kind: mi.StructType, path: Path) -> bool:
+        """Let a type that checks itself as a whole (``__post_init__``) do so; its parts are good."""
         if hasattr(kind.cls, "__post_init__"):
             try:
                 msgspec.convert(made, kind.cls)
             except msgspec.ValidationError as exc:
                 self.report(path, str(exc))
+                return False
+        return True
 
 
 def _hint(value: Any, alternatives: tuple[mi.Type, ...]) -> str:
