@@ -95,7 +95,9 @@ def daemon(folder: Path, shown: Path) -> Iterator[None]:
     config.write_text(f"state_dir: {state}\nbackends:\n  here: {{type: local}}\n", encoding="utf-8")
     show(f"bpsd serve --config {config} 2> {log} &")
     with log.open("wb") as out:
-        process = subprocess.Popen(["bpsd", "serve", "--config", str(config)], stdin=subprocess.DEVNULL, stderr=out)
+        # A process group of its own: Ctrl-C is for the tour, which then cancels its run and stops the daemon.
+        serve = ["bpsd", "serve", "--config", str(config)]
+        process = subprocess.Popen(serve, stdin=subprocess.DEVNULL, stderr=out, process_group=0)
     try:
         await_answer(process, log)
         yield
