@@ -22,6 +22,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from bpsd import __version__, wire
 from bpsd.api.deps import Deps
@@ -40,7 +41,7 @@ from bpsd.peers import Policy
 from bpsd.poller import Backend
 from bpsd.registry import adapter
 from bpsd.sdnotify import SystemdNotifier
-from bpsd.server import SocketServer
+from bpsd.server import Listener, SocketServer, open_listener
 from bpsd.spool import Spool
 from bpsd.store import Store, StoreStatus
 from bpsd.upkeep import DAY_S, LoopMeter, Upkeep, memory_bytes
@@ -94,21 +95,11 @@ class Daemon:
         """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._locked_state())
-            self._server = SocketServer(
-                self._config.limits,
-                hello=Hello(
-                    version=__version__,
-                    protocol=wire.PROTOCOL_VERSION,
-                    pid=os.getpid(),
-                    mode=self._config.mode,
-                    max_message_bytes=wire.MAX_MESSAGE_BYTES,
-                ),
-                policy=Policy(os.getuid(), frozenset(self._config.rights.others)),
-                log=self._log,
-            )
-            await stack.enter_async_context(self._server.listen(self._config.socket, mode=self._socket_mode()))
+            # The socket is there before the rest: who comes early waits in its backlog instead of finding nobody.
+            listener = await anyio.to_thread.run_sync(self._open_listener)
+            stack.callback(listener.close)
             await self._open_storage(stack)
-            await self._serve()
+            await self._serve(listener)
         self._log.info(LogEvent.DAEMON_STOPPED)
 
     def stop(self, reason: str) -> None:
@@ -118,8 +109,9 @@ class Daemon:
             self._systemd.stopping(reason)
             self._stop.set()
 
-    def _socket_mode(self) -> int:
-        return 0o600 if self._config.mode == "user" else 0o666
+    def _open_listener(self) -> Listener:
+        mode = 0o600 if self._config.mode == "user" else 0o666
+        return open_listener(self._config.socket, mode=mode, environ=os.environ, log=self._log)
 
     @asynccontextmanager
     async def _locked_state(self) -> AsyncIterator[None]:
@@ -213,7 +205,7 @@ class Daemon:
     def _tell_emptied(self, status: StoreStatus) -> None:
         self._log.error(LogEvent.STORE_EMPTIED, reason=status.reason, set_aside=status.set_aside)
 
-    async def _serve(self) -> None:
+    async def _serve(self, listener: Listener) -> None:
         gc.set_threshold(*GC_THRESHOLDS)
         async with anyio.create_task_group() as self._group:
             self._engine = CommandEngine(
@@ -226,7 +218,7 @@ class Daemon:
                 finished=self._command_over,
             )
             self._deps = self._make_deps()
-            self._server.use(method_table(self._deps))
+            self._server = self._make_server()
             for settings in self._config.backends.values():
                 await self._add_backend(settings)
             await self._group.start(self._engine.run)
@@ -236,7 +228,7 @@ class Daemon:
             self._group.start_soon(self._meter.run, name="loop meter")
             self._group.start_soon(self._upkeep().run, name="upkeep")
             self._group.start_soon(self._signals, name="signals")
-            await self._group.start(self._server.serve)
+            await self._group.start(self._server.serve, listener)
             self._ready()
             await self._stop.wait()
             await self._wind_down()
@@ -273,6 +265,21 @@ class Daemon:
                     self.stop(signal.Signals(number).name)
 
     # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _make_server(self) -> SocketServer:
+        return SocketServer(
+            method_table(self._deps),
+            limits=self._config.limits,
+            hello=Hello(
+                version=__version__,
+                protocol=wire.PROTOCOL_VERSION,
+                pid=os.getpid(),
+                mode=self._config.mode,
+                max_message_bytes=wire.MAX_MESSAGE_BYTES,
+            ),
+            policy=Policy(os.getuid(), frozenset(self._config.rights.others)),
+            log=self._log,
+        )
 
     def _make_deps(self) -> Deps:
         return Deps(
@@ -318,7 +325,7 @@ class Daemon:
             "commands_open": float(self._engine.open_commands),
             "commands_in_doubt": float(len(self._engine.in_doubt())),
             "uptime_s": self._clock() - self._started_at,
-            **self._server.figures(),
+            **{name: float(value) for name, value in msgspec.to_builtins(self._server.figures).items()},
         }
 
     # -- backends ----------------------------------------------------------------------------------------------------
@@ -370,7 +377,7 @@ class Daemon:
         self._systemd.ready()
 
     def _refuse_what_needs_a_restart(self, new: Config) -> None:
-        fixed = ("mode", "socket", "state_dir", "state_on_network", "limits", "rights")
+        fixed = ("mode", "socket", "state_dir", "state_on_network")
         changed = [name for name in fixed if getattr(new, name) != getattr(self._config, name)]
         if changed:
             raise CannotStart(
@@ -381,6 +388,8 @@ class Daemon:
         old, self._config = self._config, new
         self._deps.config = new
         self._engine.settings = new.commands
+        self._server.set_limits(new.limits)
+        self._server.set_policy(Policy(os.getuid(), frozenset(new.rights.others)))
         for name, settings in old.backends.items():
             if new.backends.get(name) != settings:
                 self._remove_backend(name)

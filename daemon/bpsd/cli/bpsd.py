@@ -1,0 +1,106 @@
+"""``bpsd``: the daemon itself, and what can be said of its configuration without it."""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from bpsd import __version__
+from bpsd.config import Config, default_config, find_config, load_config
+from bpsd.errors import BpsdError, CannotStart
+from bpsd.logs import get_logger, log_to
+from bpsd.registry import adapter_config, known_adapters
+from bpsd.supervisor import Daemon
+
+CANNOT_START = 1
+BAD_CONFIG = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``bpsd``; returns its exit code (0: ended in good order, 1: cannot start, 2: bad configuration or usage)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.act(arguments))
+    except BpsdError as exc:
+        print(f"bpsd: {exc}", file=sys.stderr)
+        return BAD_CONFIG if exc.code == "config_invalid" else CANNOT_START
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bpsd",
+        description="The daemon between people and their workload management systems; talk to it with bpsctl.",
+        epilog="exit codes: 0 ended in good order, 1 cannot start, 2 mistakes in the configuration or the command line",
+    )
+    parser.add_argument("--version", action="version", version=f"bpsd {__version__}")
+    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    serve = verbs.add_parser("serve", help="run the daemon in the foreground (as systemd does)")
+    check = verbs.add_parser("check-config", help="say what is wrong with the configuration, or what it amounts to")
+    for verb in (serve, check):
+        verb.add_argument(
+            "--config",
+            metavar="FILE",
+            help="default: $BPSD_CONFIG, ~/.config/bpsd/bpsd.yaml, /etc/bpsd/bpsd.yaml (root); none is needed",
+        )
+        verb.add_argument("--socket", metavar="PATH", help="listen there instead of where the configuration says")
+        verb.add_argument("--state-dir", metavar="FOLDER", help="keep the state there instead")
+    serve.set_defaults(act=_serve)
+    check.set_defaults(act=_check)
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> tuple[Config, str | None]:
+    """The configuration in force, with what the command line says, and the file it came from."""
+    path = Path(arguments.config) if arguments.config else find_config(os.environ, os.getuid())
+    if path is None:
+        config = default_config(os.environ, os.getuid(), adapter_config, known_adapters())
+    else:
+        config = load_config(path, adapter_config, known_adapters())
+    changes = {
+        name: str(Path(value).absolute())
+        for name, value in (("socket", arguments.socket), ("state_dir", arguments.state_dir))
+        if value is not None
+    }
+    return msgspec.structs.replace(config, **changes), None if path is None else str(path)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    os.umask(0o077)
+    config, path = _config(arguments)
+    with log_to(level=config.logs.level, form=config.logs.format):
+        daemon = Daemon(config, config_path=path, reload=lambda: _config(arguments)[0], log=get_logger())
+        try:
+            anyio.run(daemon.run)
+        except* BpsdError as group:
+            raise _first(group) from None
+    return 0
+
+
+def _first(group: BaseExceptionGroup[BpsdError]) -> BpsdError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found if isinstance(found, BpsdError) else CannotStart(str(found))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config, path = _config(arguments)
+    print(f"configuration: {path or 'none, the defaults hold'}")
+    print(f"mode:          {config.mode}")
+    print(f"socket:        {config.socket}")
+    print(f"state:         {config.state_dir}")
+    for backend in config.backends.values():
+        print(f"backend:       {backend.name} ({backend.type})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
