@@ -130,9 +130,12 @@ def test_mistake_is_named_and_located(text: str, expected: list[str]) -> None:
         ("name: a\x00", "1:8 : the character U+0000 is not allowed in a text"),
         ("name: a\n---\nname: b", "2:1 : a second document begins here; give one document"),
         ("tags: " + "[" * 100, "1:70 : lists and mappings are nested more than 64 deep"),
+        ("? " * 100, "1:129 : lists and mappings are nested more than 64 deep"),
+        ("- " * 100, "1:129 : lists and mappings are nested more than 64 deep"),
+        ("{a: " * 100, "1:257 : lists and mappings are nested more than 64 deep"),
         ('{"name": "a"', "1:13 : this is not JSON: expecting ',' delimiter"),
         ('{"name": nan}', "1:10 : this is not JSON: expecting value"),
-        ("[" * 100_000, "1:1 : lists or mappings are nested too deep"),
+        ("[" * 100_000, "1:1 : lists and mappings are nested too deep"),
     ],
 )
 def test_text_that_cannot_be_read_is_one_mistake_at_its_place(text: str, expected: str) -> None:

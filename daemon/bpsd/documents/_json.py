@@ -53,7 +53,7 @@ def read(text: str) -> Any:
         message = exc.msg[0].lower() + exc.msg[1:]
         raise Unreadable(f"this is not JSON: {message}", min(exc.pos, len(text))) from exc
     except RecursionError as exc:
-        raise Unreadable("lists or mappings are nested too deep", 0) from exc
+        raise Unreadable("lists and mappings are nested too deep", 0) from exc
 
 
 _decoder: Any = json.JSONDecoder(object_pairs_hook=len, parse_int=len, parse_float=len)

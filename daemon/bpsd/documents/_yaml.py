@@ -220,7 +220,9 @@ class _Reader:
             if isinstance(value, str):
                 return value
         else:
+            self.path.append("?")  # a level like any other: keys in keys in keys are bounded, too
             self.node(event)
+            self.path.pop()
         self.note("a key must be text", event)
         return f"(key at {event.start_mark.index})"
 
