@@ -31,6 +31,7 @@ class LogEvent(StrEnum):
     ACCEPT_FAILED = "accept_failed"  # error: no file descriptors or memory for another client, for now
     CLIENT_REFUSED = "client_refused"  # uid, pid, code, reason
     CLIENT_DROPPED = "client_dropped"  # connection, uid, pid, code, reason
+    MESSAGE_REFUSED = "message_refused"  # connection, code: it was no request
     REQUEST_BROKE = "request_broke"  # method, reference (the client was told it)
     CLOSE_CALLBACK_BROKE = "close_callback_broke"  # connection
 

@@ -1,0 +1,458 @@
+"""One client: bytes from the transport to requests, answers back, and the flow control both ways.
+
+It is an `asyncio.BufferedProtocol` and not a pair of anyio streams because of the price: a stream costs two task
+switches and a dozen objects for each small message, about twice to three times the whole of answering ``status``. A
+protocol is called back with the bytes and answers within the callback. Handlers that wait still run as tasks of the
+server's task group.
+
+A connection takes no more than it can handle: it stops reading while too many requests are in flight, while the client
+does not read its answers, and while lines wait that exceed its share of a turn (see `Turns`).
+"""
+
+from __future__ import annotations
+
+__all__ = ["Connection", "Core", "Turns"]
+
+import asyncio
+import inspect
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+import anyio
+import msgspec
+
+from bpsd.config import Limits
+from bpsd.errors import BpsdError, DeadlineExceeded, PermissionDenied
+from bpsd.logs import LogEvent
+from bpsd.messages import Goodbye
+from bpsd.peers import Peer, Right
+from bpsd.protocol import Refused, Request, RequestId, ServerProtocol, decode_params, unknown_method
+from bpsd.server.figures import SocketFigures
+from bpsd.server.methods import Call, MethodSpec
+
+READ_BYTES = 65_536
+"""Received at once, into a buffer that all connections share (each reads and uses it within one callback)."""
+
+REQUESTS_PER_SHARE = 8
+"""Requests of one connection that are answered before others have their turn."""
+
+TURN_S = 0.004
+"""How long connections with more to do are served before the loop looks for news from all others."""
+
+
+_RESULTS = (msgspec.Struct, msgspec.Raw)
+
+
+class Turns:
+    """Connections that have lines left, served one share each, round and round, and for a bounded time at once."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Connection] = deque()
+        self._scheduled = False
+
+    def add(self, connection: Connection) -> None:
+        """Serve the connection once more, soon."""
+        self._waiting.append(connection)
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._serve)
+
+    def _serve(self) -> None:
+        self._scheduled = False
+        end = time.monotonic() + TURN_S
+        waiting = self._waiting
+        while waiting and time.monotonic() < end:
+            waiting.popleft().serve_share()
+        if waiting and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._serve)
+
+
+class Core:
+    """What all connections of a server share."""
+
+    def __init__(
+        self,
+        *,
+        methods: Mapping[str, MethodSpec],
+        limits: Limits,
+        hello: msgspec.Raw,
+        log: Any,
+        opened: Callable[[Connection], None],
+        closed: Callable[[Connection], None],
+        spawn: Callable[..., None],
+    ) -> None:
+        self.methods, self.limits, self.hello, self.log = methods, limits, hello, log
+        self.opened, self.closed, self.spawn = opened, closed, spawn
+        self.figures = SocketFigures()
+        self.turns = Turns()
+        self.buffer = memoryview(bytearray(READ_BYTES))
+
+    def internal_error(self, method: str, error: BaseException) -> BpsdError:
+        """Log a mistake of ours; return what the client is told of it."""
+        reference = os.urandom(4).hex()
+        self.log.error(LogEvent.REQUEST_BROKE, method=method, reference=reference, exc_info=error)
+        return BpsdError(
+            f"{method} met a mistake in the daemon; what was asked for may not have been done",
+            advice=f"the daemon's log has the details under {reference}",
+            reference=reference,
+        )
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client.
+
+    Handlers use `notify`, `on_close`, `id`, `peer` and `lost`; the rest is for the server and the event loop.
+    """
+
+    def __init__(self, core: Core, id: int, peer: Peer, rights: frozenset[Right]) -> None:
+        self.id = id
+        self.peer = peer
+        self.lost = 0
+        """Notifications that were dropped because the client was too slow."""
+        self._core = core
+        self._rights = rights
+        self._protocol = ServerProtocol()
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until connection_made
+        self._scopes: dict[RequestId, anyio.CancelScope] = {}  # of requests that end when the client leaves
+        self._on_close: list[Callable[[], object]] = []
+        self._waits_for_turn = False
+        self._flush_scheduled = False
+        self._reading = True
+        self._writable = True  # the transport's buffer is not full
+        self._eof = False  # the client sends no more, but perhaps still reads
+        self._finishing: Goodbye | None = None  # no more requests are taken; said when the last one is answered
+        self._over = False  # goodbye was said, or the client is gone
+        self._messages = 0  # received
+        self._bytes_out = 0
+        now = time.monotonic()
+        # What `check` remembers from one look to the next.
+        self._delivered, self._delivered_at = 0, now
+        self._half, self._half_since = -1, now
+        self._heard, self._heard_at = 0, now
+
+    def __repr__(self) -> str:
+        state = "over" if self._over else "finishing" if self._finishing else "half-closed" if self._eof else "open"
+        return f"<Connection {self.id} uid={self.peer.uid} pid={self.peer.pid} {state} in_flight={self.in_flight}>"
+
+    # -- for handlers ------------------------------------------------------------------------------------------------
+
+    def notify(self, method: str, params: msgspec.Struct | msgspec.Raw) -> bool:
+        """Send a notification soon.
+
+        Returns
+        -------
+        sent : `bool`
+            `False` if it was dropped: the client reads too slowly, or it is gone, or the message is too long.
+        """
+        if self._over:
+            return False
+        waiting = self._protocol.pending_bytes + self._transport.get_write_buffer_size()
+        if waiting <= self._core.limits.write_buffer_bytes:
+            try:
+                self._protocol.send_notification(method, params)
+            except ValueError:  # too long
+                pass
+            else:
+                self._flush_soon()
+                return True
+        self.lost += 1
+        self._core.figures.notifications_lost += 1
+        return False
+
+    def on_close(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called when the connection ends. A connection that holds something is never idle."""
+        self._on_close.append(callback)
+
+    # -- for the server ----------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests wait for their answer."""
+        return len(self._protocol.in_flight)
+
+    def finish(self, goodbye: Goodbye) -> None:
+        """Take no more requests, and say goodbye when those in flight are answered."""
+        self._finishing = self._finishing or goodbye
+        self._pause_reading()
+        self._end_if_done()
+
+    def end(self, goodbye: Goodbye) -> None:
+        """Say goodbye and close, after what has been written before. Requests in flight are not waited for."""
+        if self._over:
+            return
+        self._protocol.send_notification("goodbye", goodbye)
+        self._flush()
+        self._over = True
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close without a word; what the client has not read is lost."""
+        self._over = True
+        self._transport.abort()
+
+    def check(self, now: float) -> None:
+        """Look whether the client has kept something waiting for too long (the server calls this about once a second).
+
+        Times are rounded up to the next look; in exchange nothing has to be scheduled or cancelled for each message.
+        """
+        if self._is_stuck(now):
+            self._drop("deadline_exceeded", f"nothing was read for {self._core.limits.write_timeout_s:g} s")
+        elif self._over or self._finishing:
+            return
+        elif self._eof or not self._reading:  # the loop would not hear of it
+            if self._is_gone():
+                self.abort()
+        elif self._is_half_a_message(now):
+            self._drop("deadline_exceeded", f"half a message and no more for {self._core.limits.read_timeout_s:g} s")
+        elif limit := self._is_silent(now):
+            self._drop("deadline_exceeded", f"nothing was asked for {limit:g} s")
+
+    def serve_share(self) -> None:
+        """Answer some of what was received; the rest waits for its turn."""
+        self._waits_for_turn = False
+        protocol = self._protocol
+        for _ in range(REQUESTS_PER_SHARE):
+            if self._over or self._finishing or not self._writable:
+                break
+            if len(protocol.in_flight) >= self._core.limits.requests_in_flight:
+                break
+            event = protocol.next_event()
+            if event is None:
+                self._flush()
+                self._resume_reading()
+                self._end_if_done()
+                return
+            self._messages += 1
+            if type(event) is Request:
+                self._answer(event)
+            else:
+                self._refused(cast("Refused", event))
+        else:
+            self._serve_again()
+        self._flush()
+        self._pause_reading()
+
+    # -- from the event loop -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet the client."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self._core.limits.write_buffer_bytes)
+        self._core.opened(self)
+        self._protocol.send_notification("hello", self._core.hello)
+        self._flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where to receive."""
+        return self._core.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what the client sent."""
+        self._core.figures.bytes_in += nbytes
+        self._protocol.receive_data(self._core.buffer[:nbytes])
+        self.serve_share()
+
+    def eof_received(self) -> bool:
+        """Learn that the client sends no more; return whether to keep the connection for its answers.
+
+        ``echo ... | socat - UNIX:...`` shuts its half and waits for the answers; a client that has left altogether gets
+        none, and nothing goes on for it.
+        """
+        self._eof = True
+        self._protocol.receive_eof()
+        if self._is_gone():
+            return False
+        self.serve_share()
+        return not self._over
+
+    def pause_writing(self) -> None:
+        """Learn that the client does not read fast enough."""
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        """Learn that the client has read."""
+        self._writable = True
+        self._serve_again()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client, and what was done for it alone."""
+        self._over = True
+        for scope in self._scopes.values():
+            scope.cancel()
+        for callback in self._on_close:
+            try:
+                callback()
+            except Exception:  # the boundary: one holder's mistake must not keep the others from letting go
+                self._core.log.exception(LogEvent.CLOSE_CALLBACK_BROKE, connection=self.id)
+        self._core.closed(self)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def _answer(self, request: Request) -> None:
+        core = self._core
+        core.figures.requests += 1
+        call = Call(self.peer, self)
+        try:
+            method = core.methods.get(request.method)
+            if method is None:
+                raise unknown_method(request.method, core.methods)
+            if method.right not in self._rights:
+                raise PermissionDenied(
+                    f"{self.peer.user} may not {request.method}",
+                    advice=f"the daemon's owner can grant the right to {method.right}",
+                    right=method.right,
+                )
+            result = method.handler(call, decode_params(request.method, request.params))
+        except Exception as error:  # noqa: BLE001 - the boundary: what a handler raises is its answer
+            self._send_failure(request, error)
+            return
+        if not isinstance(result, _RESULTS) and inspect.isawaitable(result):
+            self._start(request, method, call, result)
+        else:
+            self._send_result(request, call, result)
+
+    def _start(self, request: Request, method: MethodSpec, call: Call, awaitable: Awaitable[object]) -> None:
+        scope = anyio.CancelScope()
+        if not method.finish:
+            self._scopes[request.id] = scope
+        self._core.spawn(self._run, request, call, awaitable, scope, name=f"{request.method} of client {self.id}")
+
+    async def _run(self, request: Request, call: Call, awaitable: Awaitable[object], scope: anyio.CancelScope) -> None:
+        result: object = None
+        failure: Exception | None = None
+        with scope:
+            try:
+                result = await awaitable
+            except Exception as error:  # noqa: BLE001 - the boundary, as in _answer
+                failure = error
+        self._scopes.pop(request.id, None)
+        if self._over:
+            if failure is not None and not isinstance(failure, BpsdError):
+                self._core.internal_error(request.method, failure)  # nobody is left to be told, but the log is
+            return
+        if failure is not None:
+            self._send_failure(request, failure)
+        else:
+            self._send_result(request, call, result)
+        self._flush()
+        if not self._reading:
+            self._serve_again()
+        self._end_if_done()
+
+    def _send_result(self, request: Request, call: Call, result: object) -> None:
+        try:
+            self._protocol.send_result(request.id, cast("msgspec.Struct | msgspec.Raw", result))
+            call.replied()
+        except Exception as error:  # noqa: BLE001 - the boundary: a result that cannot be sent is a handler's mistake
+            self._send_failure(request, error)
+
+    def _send_failure(self, request: Request, error: Exception) -> None:
+        if isinstance(error, TimeoutError):
+            told: BpsdError = DeadlineExceeded(f"{request.method} took longer than it may", advice="try again later")
+        elif isinstance(error, BpsdError):
+            told = error
+        else:
+            told = self._core.internal_error(request.method, error)
+        if request.id in self._protocol.in_flight:  # else it was answered, and what followed the answer failed
+            self._protocol.send_error(request.id, told)
+
+    def _refused(self, refused: Refused) -> None:
+        self._core.figures.messages_malformed += 1
+        self._core.log.debug(LogEvent.MESSAGE_REFUSED, connection=self.id, code=refused.error.code)
+
+    # -- flow --------------------------------------------------------------------------------------------------------
+
+    def _serve_again(self) -> None:
+        if not self._waits_for_turn and not self._over:
+            self._waits_for_turn = True
+            self._core.turns.add(self)
+
+    def _flush(self) -> None:
+        if self._over:
+            return
+        data = self._protocol.data_to_send()
+        if data:
+            self._core.figures.bytes_out += len(data)
+            self._bytes_out += len(data)
+            self._transport.write(data)
+
+    def _flush_soon(self) -> None:
+        """Send with whatever else is queued in this turn of the loop."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_scheduled = False
+        self._flush()
+
+    def _pause_reading(self) -> None:
+        if self._reading and not self._over:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._reading and not self._over and not self._eof:
+            self._reading = True
+            self._transport.resume_reading()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _end_if_done(self) -> None:
+        """Close if nothing more can come of this connection."""
+        if self._over or self._protocol.in_flight:
+            return
+        if self._finishing:
+            self.end(self._finishing)
+        elif self._eof and not self._waits_for_turn and not self._on_close:
+            self._over = True
+            self._transport.close()
+
+    def _is_gone(self) -> bool:
+        """Whether the client has closed the socket altogether (else: it sends no more, but may read)."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+
+    def _drop(self, code: str, reason: str) -> None:
+        self._core.figures.clients_dropped += 1
+        self._core.log.warning(
+            LogEvent.CLIENT_DROPPED,
+            connection=self.id,
+            uid=self.peer.uid,
+            pid=self.peer.pid,
+            code=code,
+            reason=reason,
+        )
+        if self._transport.get_write_buffer_size():
+            self.abort()  # it does not read: a goodbye would wait in the same buffer
+        else:
+            self.end(Goodbye(code=code, message=reason))
+
+    def _is_stuck(self, now: float) -> bool:
+        """Whether the kernel has taken nothing of what waits for the client for too long."""
+        waiting = self._transport.get_write_buffer_size()
+        delivered = self._bytes_out - waiting
+        if not waiting or delivered != self._delivered:
+            self._delivered, self._delivered_at = delivered, now
+        return now - self._delivered_at >= self._core.limits.write_timeout_s
+
+    def _is_half_a_message(self, now: float) -> bool:
+        """Whether a message was begun too long ago; a trickle of bytes is no excuse, that we did not read is."""
+        half = self._messages if self._reading and self._protocol.mid_message else -1
+        if half == -1 or half != self._half:
+            self._half, self._half_since = half, now
+        return now - self._half_since >= self._core.limits.read_timeout_s
+
+    def _is_silent(self, now: float) -> float:
+        """The limit that a client without requests has exceeded, or 0."""
+        limits = self._core.limits
+        if self._messages != self._heard or self._protocol.in_flight or self._on_close:
+            self._heard, self._heard_at = self._messages, now
+        limit = limits.idle_timeout_s if self._messages else limits.greet_timeout_s
+        return limit if limit and now - self._heard_at >= limit else 0.0

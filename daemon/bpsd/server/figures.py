@@ -1,0 +1,42 @@
+"""What the server counts, for ``health`` and for Prometheus."""
+
+from __future__ import annotations
+
+__all__ = ["COUNTERS", "HELP", "SocketFigures"]
+
+import msgspec
+
+
+class SocketFigures(msgspec.Struct):
+    """Counts since the start, but for ``clients`` and ``requests_in_flight``, which are now."""
+
+    clients: int = 0
+    clients_accepted: int = 0
+    clients_refused: int = 0
+    clients_dropped: int = 0
+    requests: int = 0
+    requests_in_flight: int = 0
+    messages_malformed: int = 0
+    notifications_lost: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    def as_dict(self) -> dict[str, float]:
+        """Name to value."""
+        return {name: float(getattr(self, name)) for name in self.__struct_fields__}
+
+
+HELP = {
+    "clients": "Connections now",
+    "clients_accepted": "Connections that were let in",
+    "clients_refused": "Connections that were turned away: not allowed, or too many",
+    "clients_dropped": "Connections that were ended: half a message, nothing read, nothing asked",
+    "requests": "Requests received",
+    "requests_in_flight": "Requests that wait for their answer",
+    "messages_malformed": "Messages that were no request",
+    "notifications_lost": "Notifications that a watcher was too slow for",
+    "bytes_in": "Bytes received from clients",
+    "bytes_out": "Bytes sent to clients",
+}
+
+COUNTERS = frozenset(HELP) - {"clients", "requests_in_flight"}

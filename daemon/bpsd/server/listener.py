@@ -1,0 +1,312 @@
+"""The listening socket: opened so that nobody else's is taken away, closed so that nothing stale stays behind.
+
+Two ways lead to one `Listener`. systemd may have opened the socket for us (sd_listen_fds(3)); then it stays systemd's,
+and clients that connect while no daemon runs wait for the next one. Otherwise it is bound by our own hand:
+
+1. the folder is there (made with mode 0700 if not) and nobody else can replace what is in it;
+2. ``PATH.lock`` is locked: of two daemons that start at once, one goes on;
+3. what is at PATH is probed: a socket that answers is somebody's, one that does not is stale and removed, anything that
+   is no socket is left alone;
+4. the socket has its mode before it has a name, so there is no moment at which the wrong people may connect.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Listener", "open_listener"]
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import MutableMapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bpsd.config import SOCKET_MAX_BYTES
+from bpsd.errors import CannotStart
+from bpsd.logs import LogEvent
+from bpsd.peers import peer_of
+
+BACKLOG = 1024
+"""Clients that may wait to be accepted. A full queue refuses asynchronous clients at once (EAGAIN, connect(2))."""
+
+_FIRST_ACTIVATED_FD = 3  # SD_LISTEN_FDS_START
+
+
+class Listener:
+    """A listening Unix socket. Its calls touch the file system: make them before the event loop, or in a thread.
+
+    Parameters
+    ----------
+    listening : `socket.socket`
+        It belongs to the listener from now on.
+    path : `str`
+        Where clients find it.
+    lock_fd : `int`, optional
+        The locked file that belongs to it; `None` for a socket that systemd opened.
+    log : `object`
+        A logger.
+    """
+
+    def __init__(self, listening: socket.socket, path: str, *, lock_fd: int | None, log: Any) -> None:
+        self.socket = listening
+        self.path = path
+        self.activated = lock_fd is None
+        """Whether systemd opened the socket."""
+        self._lock_fd = lock_fd
+        self._log = log
+        self._identity = None if self.activated else _identity(path)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.socket.fileno() < 0 else "activated" if self.activated else "listening"
+        return f"<Listener {self.path} {state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def is_reachable(self) -> bool:
+        """Whether PATH still leads to this socket: cleaners of temporary folders, or people, may have removed it."""
+        return self.activated or _identity(self.path) == self._identity
+
+    def stop_listening(self) -> None:
+        """Accept nobody any more; the name is free, but the lock is kept until `close`."""
+        if self.socket.fileno() < 0:
+            return
+        if not self.activated:
+            if self.is_reachable():
+                Path(self.path).unlink()
+            else:  # not ours to remove
+                self._log.warning(LogEvent.SOCKET_TAKEN_AWAY, path=self.path)
+        self.socket.close()
+        self._log.info(LogEvent.SOCKET_CLOSED, path=self.path)
+
+    def close(self) -> None:
+        """Give up socket, name and lock. The lock file stays: removing it would let two daemons hold "the" lock."""
+        self.stop_listening()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+
+def open_listener(path: str, *, mode: int, environ: MutableMapping[str, str], log: Any) -> Listener:
+    """Open the daemon's socket, or take the one that systemd opened.
+
+    Parameters
+    ----------
+    path : `str`
+        Where to listen, unless systemd says otherwise.
+    mode : `int`
+        Who may connect: 0o600 for one user, 0o660 for a group.
+    environ : `~collections.abc.MutableMapping`
+        The environment of the process; what systemd put there is taken out, since it is not meant for our children.
+    log : `object`
+        A logger.
+
+    Raises
+    ------
+    CannotStart
+        Raised if the socket cannot be opened; it says what is in the way and what to do about it.
+    """
+    activated = _activated_socket(environ)
+    if activated is not None:
+        listener = Listener(activated, _name_of(activated), lock_fd=None, log=log)
+    else:
+        listener = _bind(path, mode, log)
+    log.info(LogEvent.SOCKET_OPENED, path=listener.path, activated=listener.activated)
+    return listener
+
+
+# -- opened by systemd -----------------------------------------------------------------------------------------------
+
+
+def _activated_socket(environ: MutableMapping[str, str]) -> socket.socket | None:
+    """The socket that systemd passed to this process, if it did."""
+    pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
+    names = environ.pop("LISTEN_FDNAMES", "")
+    if pid != str(os.getpid()) or count in ("", "0"):  # nothing, or meant for a process before us
+        return None
+    if count != "1":
+        raise CannotStart(
+            f"systemd passed {count} sockets ({names}), and the daemon listens on one",
+            advice="leave one ListenStream= in the socket unit",
+        )
+    try:
+        passed = socket.socket(fileno=_FIRST_ACTIVATED_FD)
+        listening = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise CannotStart(
+            f"file descriptor {_FIRST_ACTIVATED_FD}, which systemd should have passed, is no socket: {error.strerror}",
+            advice="start the daemon by its units, or without LISTEN_FDS in its environment",
+        ) from error
+    if passed.family != socket.AF_UNIX or passed.type != socket.SOCK_STREAM or not listening:
+        raise CannotStart(
+            f"the socket that systemd passed ({names or 'without a name'}) is no listening Unix stream socket",
+            advice="use ListenStream= with a path, and Accept=no, in the socket unit",
+        )
+    passed.set_inheritable(False)
+    passed.setblocking(False)
+    return passed
+
+
+def _name_of(listening: socket.socket) -> str:
+    name = listening.getsockname()
+    return os.fsdecode(name).replace("\0", "@")
+
+
+# -- bound by our own hand -------------------------------------------------------------------------------------------
+
+
+def _bind(path: str, mode: int, log: Any) -> Listener:
+    _check_path(path)
+    _check_folder(Path(path).parent)
+    lock_fd = _lock(path)
+    try:
+        if _remove_stale(path):
+            log.info(LogEvent.SOCKET_STALE_REMOVED, path=path)
+        return Listener(_bound(path, mode), path, lock_fd=lock_fd, log=log)
+    except BaseException:
+        os.close(lock_fd)
+        raise
+
+
+def _check_path(path: str) -> None:
+    size = len(os.fsencode(path))
+    if size > SOCKET_MAX_BYTES:
+        raise CannotStart(
+            f"the socket's path is {size} bytes long, and a Unix socket takes {SOCKET_MAX_BYTES}: {path}",
+            advice="choose a shorter one with the setting socket or BPSD_SOCKET",
+        )
+    if not path.startswith("/") or "\0" in path:
+        raise CannotStart(f"the socket's path is not absolute: {path!r}", advice="give the whole path")
+
+
+def _check_folder(folder: Path) -> None:
+    """Make the folder if it is missing; see that only we, or root, can put things there in our place."""
+    try:
+        for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise CannotStart(
+            f"the folder of the socket cannot be made or read: {folder}: {error.strerror}",
+            advice="choose another place with the setting socket or BPSD_SOCKET",
+        ) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise CannotStart(f"what should be the folder of the socket is none: {folder}", advice="move it away")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise CannotStart(
+            f"the folder of the socket belongs to user {status.st_uid}, who could replace the socket: {folder}",
+            advice="choose a folder of your own with the setting socket or BPSD_SOCKET",
+        )
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise CannotStart(
+            f"everybody may write to the folder of the socket, and could replace it: {folder}",
+            advice=f"chmod o-w {folder}",
+        )
+
+
+def _lock(path: str) -> int:
+    """Lock ``PATH.lock``; return the file descriptor that holds the lock."""
+    name = f"{path}.lock"
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CannotStart(
+            f"the socket's lock file cannot be opened: {name}: {error.strerror}",
+            advice="see who owns it and its folder, or choose another place with the setting socket or BPSD_SOCKET",
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if error.errno != errno.EWOULDBLOCK:
+            raise CannotStart(f"the socket's lock file cannot be locked: {name}: {error.strerror}") from error
+        raise _taken(path, _listener_pid(path)) from None
+    return fd
+
+
+def _taken(path: str, pid: int | None) -> CannotStart:
+    who = f"process {pid}" if pid else "another process"
+    return CannotStart(
+        f"another daemon has the socket {path} ({who})",
+        advice="use it, stop it first, or name another socket with the setting socket or BPSD_SOCKET",
+        pid=pid,
+    )
+
+
+def _remove_stale(path: str) -> bool:
+    """Make way at ``path`` if what is there is a socket that nobody listens on."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise CannotStart(f"what is at the socket's path is no socket: {path}", advice="move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # connecting to a Unix socket succeeds or fails at once
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+            return True
+        except BlockingIOError:  # somebody listens, and the queue is full
+            raise _taken(path, None) from None
+        except OSError as error:
+            raise CannotStart(
+                f"whether somebody listens on the socket {path} cannot be seen: {error.strerror}",
+                advice="see who owns it, or name another socket with the setting socket or BPSD_SOCKET",
+            ) from error
+        raise _taken(path, peer_of(probe).pid)
+
+
+def _listener_pid(path: str) -> int | None:
+    """The process that listens on ``path``, if it can be asked."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+            return peer_of(probe).pid
+        except OSError:
+            return None
+
+
+def _bound(path: str, mode: int) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        # Linux gives the name the socket's own mode, less the umask (unix_bind in net/unix/af_unix.c): never too much,
+        # and, other than by setting the umask, without a moment in which other threads' files are concerned.
+        os.fchmod(listening.fileno(), mode)
+        listening.bind(path)
+        Path(path).chmod(mode)  # what the umask took
+        listening.listen(BACKLOG)
+        actual = stat.S_IMODE(os.lstat(path).st_mode)
+    except OSError as error:
+        listening.close()
+        raise CannotStart(
+            f"the socket {path} cannot be opened: {error.strerror}",
+            advice="see that its folder can be written, or name another with the setting socket or BPSD_SOCKET",
+        ) from error
+    if actual != mode:
+        listening.close()
+        raise CannotStart(
+            f"the socket {path} has mode {actual:04o} although it was given {mode:04o}",
+            advice="name a socket on another file system with the setting socket or BPSD_SOCKET",
+        )
+    return listening
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What tells one file from another of the same name."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,296 @@
+"""The server itself: lets clients in or turns them away, watches over them, and ends in order."""
+
+from __future__ import annotations
+
+__all__ = ["SocketServer"]
+
+import asyncio
+import errno
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup, TaskStatus
+
+from bpsd import wire
+from bpsd.config import Limits
+from bpsd.logs import LogEvent
+from bpsd.messages import PARAMS, Goodbye, Hello
+from bpsd.peers import Peer, Policy, Right, UserNames, peer_of, rights_of
+from bpsd.protocol import ServerProtocol
+from bpsd.server.connection import Connection, Core
+from bpsd.server.figures import SocketFigures
+from bpsd.server.listener import Listener
+from bpsd.server.methods import MethodSpec
+
+ACCEPT_PAUSE_S = 0.2
+"""How long to wait when there is nothing left (file descriptors, memory) to accept a client with."""
+
+CHECK_INTERVAL_S = 1.0
+"""How often connections are looked at for what takes too long, where the limits are not shorter than that."""
+
+GOODBYE_S = 1.0
+"""How long clients have to take their goodbye."""
+
+_STOPPING = Goodbye(code="stopping", message="the daemon is stopping")
+
+
+class SocketServer:
+    """Serves methods to the clients of one socket.
+
+    ``serve`` runs until ``stop`` was called (from another task) or it is cancelled; a server serves once.
+
+    Parameters
+    ----------
+    methods : `~collections.abc.Mapping` [`str`, `MethodSpec`]
+        What can be asked; the parameters of each are those of `bpsd.messages.PARAMS`.
+    limits : `bpsd.config.Limits`
+        What clients may take. It can be replaced (`set_limits`).
+    hello : `bpsd.messages.Hello`
+        The first thing that each client hears.
+    policy : `bpsd.peers.Policy`
+        Who may do what.
+    log : `object`
+        A logger.
+    """
+
+    def __init__(
+        self, methods: Mapping[str, MethodSpec], *, limits: Limits, hello: Hello, policy: Policy, log: Any
+    ) -> None:
+        unknown = set(methods) - set(PARAMS)
+        if unknown:
+            raise ValueError(f"bpsd.messages does not know the methods {sorted(unknown)}")
+        self._policy = policy
+        self._log = log
+        self._names = UserNames()
+        self._connections: set[Connection] = set()
+        self._clients_of: Counter[int] = Counter()  # connected or about to be
+        self._next_id = 1
+        self._core = Core(
+            methods=methods,
+            limits=limits,
+            hello=msgspec.Raw(msgspec.json.encode(hello)),
+            log=log,
+            opened=self._opened,
+            closed=self._closed,
+            spawn=self._spawn,
+        )
+        self._listener: Listener | None = None
+        self._tasks: TaskGroup | None = None
+        self._running = 0  # handlers that wait
+        self._quiet = anyio.Event()  # set, while the server stops, when no client and no handler is left
+        self._accepting = anyio.CancelScope()
+        self._not_accepting = anyio.Event()
+        self._stopped = anyio.Event()
+
+    def __repr__(self) -> str:
+        state = "new" if self._tasks is None else "stopped" if self._stopped.is_set() else "serving"
+        return f"<SocketServer {state} clients={len(self._connections)} in_flight={self._in_flight}>"
+
+    @property
+    def figures(self) -> SocketFigures:
+        """What was counted until now."""
+        return msgspec.structs.replace(
+            self._core.figures, clients=len(self._connections), requests_in_flight=self._in_flight
+        )
+
+    def set_limits(self, limits: Limits) -> None:
+        """Use other limits from now on, for those who are connected too (but for the size of their write buffers)."""
+        self._core.limits = limits
+
+    def set_policy(self, policy: Policy) -> None:
+        """Let in whom another policy lets in; those who are connected keep the rights that they came with."""
+        self._policy = policy
+
+    async def serve(self, listener: Listener, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve clients. ``started`` means that the next one to connect is accepted.
+
+        Parameters
+        ----------
+        listener : `Listener`
+            It stays the caller's to close, but `stop` makes it stop listening.
+        task_status : `anyio.abc.TaskStatus`, optional
+            For `anyio.abc.TaskGroup.start`.
+        """
+        self._listener = listener
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._accept_all, listener, name="accept")
+                tasks.start_soon(self._check_all, name="check clients")
+                task_status.started()
+                await self._stopped.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            self._stopped.set()
+            with anyio.CancelScope(shield=True):
+                await self._say_goodbye()
+
+    async def stop(self, deadline_s: float) -> None:
+        """End `serve` in order.
+
+        1. Nobody new: the listener stops listening (a socket of systemd's keeps who comes now for the next daemon).
+        2. Nothing new: what was asked before is answered, and each client then hears ``goodbye``.
+        3. After ``deadline_s`` the rest is cancelled, and its clients hear ``goodbye`` too.
+        """
+        if self._listener is None or self._stopped.is_set():
+            return
+        self._accepting.cancel()
+        await self._not_accepting.wait()
+        await anyio.to_thread.run_sync(self._listener.stop_listening)
+        for connection in list(self._connections):
+            connection.finish(_STOPPING)
+        with anyio.move_on_after(deadline_s):
+            while self._connections or self._running:
+                self._quiet = anyio.Event()
+                await self._quiet.wait()
+        self._stopped.set()
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    async def _accept_all(self, listener: Listener) -> None:
+        """Accept clients one by one: in between, the loop serves those who are there."""
+        try:
+            with self._accepting:
+                while True:
+                    connected = await self._accept(listener.socket)
+                    if connected is not None:
+                        await self._admit(connected)
+        finally:
+            self._not_accepting.set()
+
+    async def _accept(self, listening: socket.socket) -> socket.socket | None:
+        try:
+            connected, _ = await asyncio.get_running_loop().sock_accept(listening)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED):
+                raise  # the listening socket itself is of no use any more
+            self._log.error(LogEvent.ACCEPT_FAILED, error=str(error), retry_s=ACCEPT_PAUSE_S)
+            await anyio.sleep(ACCEPT_PAUSE_S)
+            return None
+        return connected
+
+    async def _admit(self, connected: socket.socket) -> None:
+        """Let a client in, or tell it why not. Whose name is not known yet is looked up without keeping others."""
+        try:
+            peer = peer_of(connected)
+        except OSError:
+            connected.close()
+            return
+        rights = rights_of(peer, self._policy)
+        refusal = self._refusal(peer, rights)
+        if refusal is not None:
+            self._turn_away(connected, peer, refusal)
+            await anyio.lowlevel.checkpoint()  # or a flood of these would keep everybody else
+            return
+        self._clients_of[peer.uid] += 1
+        user = self._names.known(peer.uid)
+        if user is None:
+            assert self._tasks is not None
+            self._tasks.start_soon(self._open_named, connected, peer, rights, name="look up a client's name")
+        else:
+            await self._open(connected, msgspec.structs.replace(peer, user=user), rights)
+
+    def _refusal(self, peer: Peer, rights: frozenset[Right]) -> Goodbye | None:
+        limits = self._core.limits
+        if not rights:
+            return Goodbye(code="permission_denied", message=f"this daemon is not for user {peer.uid}")
+        if self._clients_of.total() >= limits.clients:
+            return _too_many("clients", limits.clients)
+        if self._clients_of[peer.uid] >= limits.clients_per_user:
+            return _too_many("clients_per_user", limits.clients_per_user)
+        return None
+
+    def _turn_away(self, connected: socket.socket, peer: Peer, goodbye: Goodbye) -> None:
+        self._core.figures.clients_refused += 1
+        self._log.warning(
+            LogEvent.CLIENT_REFUSED, uid=peer.uid, pid=peer.pid, code=goodbye.code, reason=goodbye.message
+        )
+        _tell(connected, goodbye)
+        connected.close()
+
+    async def _open_named(self, connected: socket.socket, peer: Peer, rights: frozenset[Right]) -> None:
+        try:
+            user = await self._names.look_up(peer.uid)
+        except BaseException:  # the server ends
+            connected.close()
+            raise
+        await self._open(connected, msgspec.structs.replace(peer, user=user), rights)
+
+    async def _open(self, connected: socket.socket, peer: Peer, rights: frozenset[Right]) -> None:
+        connection = Connection(self._core, self._next_id, peer, rights)
+        self._next_id += 1
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, connected)
+
+    def _opened(self, connection: Connection) -> None:
+        self._core.figures.clients_accepted += 1
+        self._connections.add(connection)
+        if self._accepting.cancel_called:
+            connection.finish(_STOPPING)
+
+    def _closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._clients_of[connection.peer.uid] -= 1
+        if not self._clients_of[connection.peer.uid]:
+            del self._clients_of[connection.peer.uid]
+        self._quiet.set()
+
+    async def _check_all(self) -> None:
+        """Look after the clients, for as long as the server runs."""
+        while True:
+            limits = self._core.limits
+            shortest = min(limits.greet_timeout_s, limits.read_timeout_s, limits.write_timeout_s)
+            await anyio.sleep(min(CHECK_INTERVAL_S, shortest / 4))
+            now = time.monotonic()
+            for connection in list(self._connections):
+                connection.check(now)
+
+    async def _say_goodbye(self) -> None:
+        """End the connections that are left, giving their clients a moment to read it."""
+        for connection in list(self._connections):
+            connection.end(_STOPPING)
+        with anyio.move_on_after(GOODBYE_S):
+            while self._connections:
+                self._quiet = anyio.Event()
+                await self._quiet.wait()
+        for connection in list(self._connections):
+            connection.abort()
+
+    # -- handlers that wait ------------------------------------------------------------------------------------------
+
+    @property
+    def _in_flight(self) -> int:
+        return sum(connection.in_flight for connection in self._connections)
+
+    def _spawn(self, function: Callable[..., Any], *args: object, name: str) -> None:
+        assert self._tasks is not None
+        self._running += 1
+        self._tasks.start_soon(self._run, function, args, name=name)
+
+    async def _run(self, function: Callable[..., Any], args: tuple[object, ...]) -> None:
+        try:
+            await function(*args)
+        finally:
+            self._running -= 1
+            self._quiet.set()
+
+
+def _too_many(limit: str, value: int) -> Goodbye:
+    return Goodbye(
+        code="limit_exceeded",
+        message=f"there are as many clients as limits.{limit} allows ({value}): try again later, or close some",
+    )
+
+
+def _tell(connected: socket.socket, goodbye: Goodbye) -> None:
+    protocol = ServerProtocol(max_message_bytes=wire.MAX_MESSAGE_BYTES)
+    protocol.send_notification("goodbye", goodbye)
+    try:
+        connected.send(protocol.data_to_send())
+    except OSError:  # it has left already
+        pass
