@@ -1,0 +1,125 @@
+"""All the manners of a command line, by `argparse`: help, mistakes, and what shell completion is made of."""
+
+from __future__ import annotations
+
+__all__ = ["Parser", "full_parser", "parse"]
+
+import argparse
+import os
+
+from bpsd.cli import verbs
+from bpsd.cli.arguments import Arguments, BadValue, Values
+from bpsd.cli.options import UsageError, nearest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
+
+    from bpsd.cli.arguments import Argument
+
+FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+"""What shtab calls FILE; shtab itself loads for ``bpsctl completion`` alone."""
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # Left alone, argparse imports shutil (and with it three compression libraries) to learn the width.
+    try:
+        width = int(os.environ.get("COLUMNS", "")) or 100
+    except ValueError:
+        width = 100
+    return argparse.HelpFormatter(prog, max_help_position=30, width=min(width, 120) - 2)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of our arguments that raises `UsageError` with what was probably meant."""
+
+    def __init__(self, verb: str, **keywords: Any) -> None:
+        summary = verbs.summary_of(verb) if verb else "speak with bpsd"
+        self.verb = verb
+        keywords.setdefault("prog", f"bpsctl {verb}".rstrip())
+        super().__init__(
+            description=f"{summary[:1].upper()}{summary[1:]}.",
+            formatter_class=_formatter,
+            allow_abbrev=False,  # an abbreviation that works today would break when an option is added
+            **keywords,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError` instead of ending the process."""
+        advice = f"`{self.prog} --help` lists what there is"
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            word = unknown.split()[0]
+            message = f"{word}: no such option" if word.startswith("-") else f"{word}: one word too many"
+            advice = nearest(word.partition("=")[0], self._option_string_actions) or advice
+        raise UsageError(f"{self.verb}: {message}" if self.verb else message, advice)
+
+    def take(self, arguments: Arguments) -> None:
+        """Define the arguments of a verb."""
+        for title, description, members in arguments.groups:
+            group = self.add_argument_group(title, description or None) if title else self
+            for argument in members:
+                action = group.add_argument(*argument.names, **_keywords(argument))
+                if argument.files:
+                    action.complete = FILE  # type: ignore[attr-defined]  # shtab looks for it
+
+
+def _keywords(argument: Argument) -> dict[str, Any]:
+    keywords: dict[str, Any] = {"help": argument.help.replace("%", "%%"), "action": argument.action}
+    if argument.action == "store_true":
+        return keywords
+    keywords["default"] = [*argument.default] if isinstance(argument.default, list) else argument.default
+    keywords["type"] = _converter(argument)
+    if argument.metavar:
+        keywords["metavar"] = argument.metavar
+    if argument.nargs:
+        keywords["nargs"] = argument.nargs
+    if argument.choices:
+        keywords["choices"] = argument.choices
+    return keywords
+
+
+def _converter(argument: Argument) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return argument.type(text) if argument.type is not None else text
+        except BadValue as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def parse(verb: str, arguments: Arguments, words: Sequence[str], epilog: str | None) -> Values | None:
+    """Parse a command line in full; `None` if it asked for help, which is then printed.
+
+    Raises
+    ------
+    UsageError
+        It makes no sense.
+    """
+    parser = Parser(verb, epilog=epilog)
+    parser.take(arguments)
+    try:
+        return Values(vars(parser.parse_intermixed_args([*words])))
+    except SystemExit:
+        return None
+
+
+def full_parser(arguments_of: Callable[[str], Arguments]) -> argparse.ArgumentParser:
+    """One parser of all verbs, for shell completion."""
+    root = Parser("")
+    root.prog = "bpsctl"
+    below: dict[str, Any] = {"": root.add_subparsers(dest="verb", metavar="VERB")}
+    for verb in verbs.names():
+        parent, _, name = verb.rpartition(" ")
+        if parent not in below:
+            below[parent] = below[""].choices[parent].add_subparsers(metavar="VERB")
+        parser = below[parent].add_parser(name, help=verbs.summary_of(verb), verb=verb)
+        has_children = any(other.startswith(f"{verb} ") for other in verbs.names())
+        arguments = arguments_of(verb)
+        if has_children:  # "commands ID" and "commands resolve": for completion the second word is the verb below
+            for _, _, members in arguments.groups:
+                members[:] = [argument for argument in members if not argument.positional]
+        parser.take(arguments)
+    return root

@@ -1,0 +1,156 @@
+"""How things look as plain text: tables, ages, times. Pure functions; nothing here knows a terminal."""
+
+from __future__ import annotations
+
+__all__ = ["age", "clean", "clip", "clock", "columns_of", "duration", "long_age", "plural", "table"]
+
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+MIN_COLUMN = 8
+"""Characters that a shortened column keeps at least."""
+
+
+def clean(text: object) -> str:
+    """One printable line of whatever came from outside.
+
+    A job's host or a user's payload may hold escape sequences; they must not reach a terminal as such.
+    """
+    line = str(text)
+    if line.isascii() and line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else (" " if c in "\t\n\r" else f"\\x{ord(c):02x}") for c in line)
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def clip(text: str, columns: int) -> str:
+    """Shorten a text to so many columns, with two dots for what is missing."""
+    if columns_of(text) <= columns:
+        return text
+    kept, room = "", max(columns - 2, 0)
+    for c in text:
+        room -= columns_of(c)
+        if room < 0:
+            break
+        kept += c
+    return kept + "."[: columns - columns_of(kept)] + "."[: columns - columns_of(kept) - 1]
+
+
+def _pad(text: str, columns: int, *, right: bool) -> str:
+    space = " " * (columns - columns_of(text))
+    return space + text if right else text + space
+
+
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Sequence[str] = (),
+    shrink: Sequence[str] = (),
+    width: int | None = None,
+    paint: Callable[[str, str], str] | None = None,
+    rule_after_first: bool = False,
+) -> list[str]:
+    """Lay out a table: header, a rule, rows.
+
+    Parameters
+    ----------
+    header : sequence of `str`
+        Names of the columns.
+    rows : iterable of sequences
+        Cells; `None` is empty.
+    right, shrink : sequence of `str`
+        Columns to align right, and columns to shorten where the table is wider than ``width``.
+    width : `int`, optional
+        Columns of the terminal; by default any.
+    paint : callable, optional
+        Given column and cell, the SGR code of its colour, or an empty text.
+    rule_after_first : `bool`, optional
+        Another rule below the first row (totals).
+    """
+    cells = [["" if cell is None else clean(cell) for cell in row] for row in rows]
+    widths = [max(columns_of(line[at]) for line in [list(header), *cells]) for at in range(len(header))]
+    if width is not None:
+        widths = _shrunk(list(header), widths, shrink, width)
+
+    def line(texts: Sequence[str], colour: Callable[[str, str], str] | None) -> str:
+        parts = []
+        for name, text, columns in zip(header, texts, widths, strict=True):
+            padded = _pad(clip(text, columns), columns, right=name in right)
+            code = colour(name, text) if colour else ""
+            parts.append(f"\x1b[{code}m{padded}\x1b[0m" if code else padded)
+        return " ".join(parts).rstrip()
+
+    rule = " ".join("-" * columns for columns in widths)
+    lines = [line(header, None), rule, *(line(row, paint) for row in cells)]
+    if rule_after_first and len(cells) > 1:
+        lines.insert(3, rule)
+    return lines
+
+
+def _shrunk(header: list[str], widths: list[int], shrink: Sequence[str], width: int) -> list[int]:
+    """Take columns away from the widest of those that may be shortened, until the table fits or nothing can give."""
+    widths = [*widths]
+    while (over := sum(widths) + len(widths) - 1 - width) > 0:
+        able = [at for at, name in enumerate(header) if name in shrink and widths[at] > max(MIN_COLUMN, len(name))]
+        if not able:
+            break
+        at = max(able, key=lambda n: widths[n])
+        rest = max((widths[n] for n in able if n != at), default=0)
+        least = max(MIN_COLUMN, len(header[at]))
+        widths[at] = max(least, min(widths[at] - 1, max(rest, widths[at] - over)))
+    return widths
+
+
+_UNITS = ((86400.0, "d", "d"), (3600.0, "h", "h"), (60.0, "m", "min"))
+
+
+def age(seconds: float | None) -> str:
+    """An age for a column: ``3s``, ``12m``, ``5h``, ``2d``; empty if it is not known."""
+    return "" if seconds is None else _age(seconds, 1, "")
+
+
+def long_age(seconds: float) -> str:
+    """An age for a sentence: ``3 s``, ``12 min``, ``5 h``, ``2 d``."""
+    return _age(seconds, 2, " ")
+
+
+def _age(seconds: float, form: int, gap: str) -> str:
+    for unit in _UNITS:
+        if seconds >= 2 * unit[0] or (unit[0] == 60.0 and seconds >= 100.0):
+            return f"{int(seconds // unit[0])}{gap}{unit[form]}"
+    return f"{max(0, int(seconds))}{gap}s"
+
+
+def duration(seconds: float) -> str:
+    """How long something took: ``40 ms``, ``1.4 s``, ``12 s``, ``3:05``, ``2:03:05``."""
+    if seconds < 1:
+        return f"{max(seconds, 0.0) * 1e3:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{int(seconds)} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def clock(epoch: float | None) -> str:
+    """A moment in local time, ``2026-07-01 12:00:03``; empty if it is not known."""
+    return "" if epoch is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
+
+
+def plural(number: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,119 @@
+"""What a verb works with: its arguments, the daemon, and the two ways to speak (results, and words beside them)."""
+
+from __future__ import annotations
+
+__all__ = ["Session"]
+
+import os
+import sys
+
+from bpsd import __version__, wire
+from bpsd.client.sync import Client
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from bpsd.cli.arguments import Values
+
+STATE_COLOURS = {
+    "RUNNING": "32",
+    "SUCCEEDED": "2;32",
+    "HELD": "33",
+    "UNKNOWN": "35",
+    "MISFIT": "35",
+    "FAILED": "31",
+    "DELETED": "2;31",
+    "PRUNED": "2",
+    "down": "31",
+    "auth": "31",
+    "stopped": "31",
+    "IN_DOUBT": "35",
+    "EXPIRED": "31",
+}
+"""SGR codes: what needs a person stands out, what is over steps back."""
+
+
+class Session:
+    """One run of ``bpsctl``.
+
+    Parameters
+    ----------
+    verb : `str`
+        Which verb.
+    args : `~bpsd.cli.arguments.Values`
+        What its parser made of the command line.
+    argv : sequence of `str`
+        The command line, for the daemon's audit.
+    """
+
+    def __init__(self, verb: str, args: Values, argv: Iterable[str]) -> None:
+        self.verb = verb
+        self.args = args
+        self.interrupted = ""
+        """What to say when the person presses Ctrl-C."""
+        self._name = f"bpsctl {__version__}: {' '.join(argv)}"
+        self._client: Client | None = None
+        self.terminal = bool(sys.stdout) and sys.stdout.isatty()
+        self.colours = (
+            self.terminal
+            and not args.no_color
+            and not os.environ.get("NO_COLOR")
+            and os.environ.get("TERM", "dumb") != "dumb"
+        )
+
+    @property
+    def client(self) -> Client:
+        """The daemon; it is connected when it is first asked something."""
+        if self._client is None:
+            self._client = Client(self.args.socket, name=self._name)
+        return self._client
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            self._client.close()
+
+    # -- speaking ----------------------------------------------------------------------------------------------------
+
+    @property
+    def json(self) -> bool:
+        """Whether the result is to be JSON."""
+        return getattr(self.args, "json", False)
+
+    def print(self, *lines: str) -> None:
+        """Print results."""
+        for line in lines:
+            print(line)
+
+    def say(self, *lines: str) -> None:
+        """Say something beside the results, for people: on standard error."""
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
+
+    def document(self, body: dict[str, Any], *, one_line: bool = False) -> None:
+        """Print a result as JSON, with the version of its form; in streams one document a line, at once."""
+        import json
+
+        text = json.dumps({"version": wire.DOCUMENT_VERSION, **body}, indent=None if one_line else 1)
+        print(text, flush=one_line)
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal; `None` where lines may be of any length."""
+        if not self.terminal or getattr(self.args, "wide", False):
+            return None
+        try:
+            return os.get_terminal_size(sys.stdout.fileno()).columns or None
+        except OSError:
+            return None
+
+    def paint(self, column: str, cell: str) -> str:
+        """The colour of a cell (for `bpsd.cli.render.table`): states have one."""
+        return STATE_COLOURS.get(cell, "") if self.colours and column == "STATE" else ""
+
+    def coloured(self, state: str) -> str:
+        """A state as a coloured word."""
+        code = self.paint("STATE", state)
+        return f"\x1b[{code}m{state}\x1b[0m" if code else state

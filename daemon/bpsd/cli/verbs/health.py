@@ -1,0 +1,46 @@
+"""``bpsctl health``: one line in the manner of monitoring plugins (Nagios, Icinga): word, text, figures, exit code."""
+
+from __future__ import annotations
+
+__all__ = ["EPILOG", "arguments", "run"]
+
+from bpsd.cli.options import add_json
+from bpsd.cli.render import clean
+from bpsd.client.failures import ClientError, NoDaemon
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bpsd.cli.arguments import Arguments
+    from bpsd.cli.session import Session
+
+EPILOG = "Exit code: 0 fine, 1 warning, 2 critical (also: no daemon answers), 3 it cannot be told."
+
+WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+
+
+def arguments(to: Arguments) -> None:
+    """Define the options."""
+    add_json(to)
+
+
+def run(session: Session) -> int:
+    """Ask and tell. Errors are an answer here, on standard output, as monitoring wants it."""
+    try:
+        answer = session.client.health()
+    except ClientError as error:
+        status = 2 if isinstance(error, NoDaemon) else 3
+        if session.json:
+            session.document({"status": status, "message": error.message, "checks": [], "figures": {}})
+        else:
+            session.print(f"BPSD {WORDS[status]} - {clean(error.message)}")
+        return status
+    status = answer["status"] if answer["status"] in (0, 1, 2) else 3
+    if session.json:
+        session.document(answer)
+        return int(status)
+    figures = " ".join(f"{clean(name)}={value:g}" for name, value in answer["figures"].items())
+    session.print(f"BPSD {WORDS[status]} - {clean(answer['message'])}" + (f" | {figures}" if figures else ""))
+    if session.args.verbose:
+        for check in answer["checks"]:
+            session.print(f"{WORDS[check['status']]}: {clean(check['name'])}: {clean(check['message'])}")
+    return int(status)

@@ -1,0 +1,93 @@
+"""What a wait waits for, as a pure decision over what a watch tells. Both clients and ``bpsctl wait`` use it."""
+
+from __future__ import annotations
+
+__all__ = ["DONE", "Goal", "reached"]
+
+from bpsd import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+DONE = "done"
+"""Beside the names of states: any state that only a new attempt leaves."""
+
+_COURSE = ("UNREADY", "READY", "PENDING", "RUNNING", "SUCCEEDED")
+"""The states of a run that goes well, in their order: to have passed one is to have reached it."""
+
+
+def reached(state: str, until: Sequence[str]) -> bool | None:
+    """Whether a run in ``state`` has reached one of ``until``; `None` while it still may.
+
+    With ``done`` only success counts as reached: what ended in another way is `False`.
+    """
+    if state in until:
+        return True
+    if state in _COURSE and any(goal in _COURSE[: _COURSE.index(state)] for goal in until):
+        return True
+    if state in wire.TERMINAL_STATES:
+        return DONE in until and state == "SUCCEEDED"
+    return None
+
+
+class Goal:
+    """Whether some runs have all (or one of them) reached what is waited for.
+
+    Parameters
+    ----------
+    ids : iterable of `str`
+        Our ids of the runs.
+    until : sequence of `str`
+        Names of states, or ``done``.
+    any_of : `bool`, optional
+        One run is enough.
+    """
+
+    def __init__(self, ids: Iterable[str], until: Sequence[str], *, any_of: bool = False) -> None:
+        self.states: dict[str, str] = dict.fromkeys(ids, "UNKNOWN")
+        self._until = tuple(until)
+        self._any_of = any_of
+        self._reached: dict[str, bool | None] = dict.fromkeys(self.states)
+
+    def __repr__(self) -> str:
+        return f"<Goal {'any' if self._any_of else 'all'} of {len(self.states)} {'/'.join(self._until)}: {self.states}>"
+
+    def see(self, item: dict[str, Any]) -> bool:
+        """Take an item of a watch (a snapshot or an event); return whether it changed the state of one of our runs."""
+        if item["kind"] == "snapshot":
+            changes = [self._set(row["id"], row["state"]) for row in item["runs"]]
+            return any(changes)
+        if item["kind"] == "run.state":
+            return self._set(item["run"], item["data"]["state"])
+        return False
+
+    def _set(self, run: str, state: str) -> bool:
+        if run not in self.states:
+            return False
+        changed = self.states[run] != state
+        self.states[run] = state
+        if self._reached[run] is not True or DONE in self._until:  # "was RUNNING" stays true, "is done" need not
+            self._reached[run] = reached(state, self._until)
+        return changed
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        verdicts = self._reached.values()
+        if self._any_of and any(verdict is True for verdict in verdicts):
+            return True
+        return all(verdict is not None for verdict in verdicts)
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is reached."""
+        verdicts = [verdict is True for verdict in self._reached.values()]
+        return any(verdicts) if self._any_of else all(verdicts)
+
+    def unmet(self) -> str:
+        """Say what is still waited for."""
+        waiting = [f"{run} {self.states[run]}" for run, verdict in self._reached.items() if verdict is None]
+        shown = ", ".join(waiting[:5]) + (f" and {len(waiting) - 5} more" if len(waiting) > 5 else "")
+        return f"not {' or '.join(self._until)} in time: {shown}"
