@@ -26,7 +26,7 @@ DETECTORS = range(1, 6)
 VISITS = range(1, 9)
 COSMIC_RAY_SIGMA = 6.0
 """A pixel so far above its neighbours was struck by a cosmic ray."""
-RESAMPLES = 1500
+RESAMPLES = 4000
 """How often the sky is drawn anew for the error of its level."""
 APERTURE = 4
 """Radius in pixels of the circle in which a star's light is summed."""
