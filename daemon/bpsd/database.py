@@ -32,8 +32,8 @@ from typing import Any, TypeVar
 import anyio
 
 from bpsd import sqlitefile
-from bpsd.errors import LimitExceeded, Stopping
-from bpsd.filesystems import MOUNTINFO, require_local
+from bpsd.errors import CannotStart, LimitExceeded, Stopping
+from bpsd.filesystems import network_mount
 from bpsd.sqlitefile import Damaged, Schema, translated
 
 T = TypeVar("T")
@@ -102,9 +102,7 @@ class Database:
     recover : callable
         Called in the writer thread with a `~bpsd.sqlitefile.Damaged`; it must leave a sound file, or none.
     allow_network : `bool`, optional
-        Run on a network file system, without a write-ahead log, instead of refusing to.
-    mountinfo : `~pathlib.Path`, optional
-        Where the kernel lists mounts.
+        Run on a network file system too, and there without a write-ahead log, instead of refusing to.
     """
 
     def __init__(
@@ -116,7 +114,6 @@ class Database:
         check_s: float | None,
         recover: Callable[[Damaged], None],
         allow_network: bool = False,
-        mountinfo: Path = MOUNTINFO,
     ) -> None:
         self.path = path
         self.schema = schema
@@ -124,8 +121,7 @@ class Database:
         self._durable = durable
         self._check_s = check_s
         self._recover = recover
-        self._use_wal = not allow_network
-        self._mountinfo = mountinfo
+        self._allow_network = allow_network
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"bpsd-{schema.name}")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"bpsd-{schema.name}-read")
         self._waiting: deque[_Work] = deque()
@@ -136,6 +132,7 @@ class Database:
         self._idle.set()
         self._state = "new"
         # Touched by the writer thread alone:
+        self._use_wal = True
         self._connection: sqlite3.Connection | None = None
         self._jobs = self._commits = self._largest_group = self._failures = 0
         self._generation = 0  # counts the files that there were; the reader thread looks at it
@@ -187,8 +184,10 @@ class Database:
         with translated("making the folder of", self.path):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.parent.chmod(0o700)
-        if self._use_wal:
-            require_local(self.path.parent, what=f"the {self.schema.name}", mountinfo=self._mountinfo)
+        mount = network_mount(self.path.parent)
+        if mount is not None and not self._allow_network:
+            raise _on_network(self.path, *mount)
+        self._use_wal = mount is None
         fresh = not self.path.exists() and not sqlitefile.is_missing(self.path) and not must_exist()
         if fresh:
             self._create()
@@ -461,6 +460,18 @@ class Database:
         with translated("opening the database", self.path):
             self._open_recovered(damage)
         self._generation += 1
+
+
+def _on_network(path: Path, mount_point: str, file_system: str) -> CannotStart:
+    return CannotStart(
+        f"the database {path} would lie on the network file system {mount_point} ({file_system}), where databases are"
+        " damaged by locks that do not hold",
+        advice="set state_dir to a folder on a local disk, or state_on_network: true to run there all the same, slower"
+        " and on one host at a time",
+        path=str(path),
+        mount_point=mount_point,
+        file_system=file_system,
+    )
 
 
 def _too_slow(schema: Schema, deadline_s: float) -> LimitExceeded:

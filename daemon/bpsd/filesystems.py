@@ -1,4 +1,4 @@
-"""Which file system a path lies on, and whether a database may live there.
+"""Which file system a path lies on, and whether that is shared over a network.
 
 SQLite's write-ahead log shares memory between connections, and its locks are those of the file system: over a network
 neither can be relied on (https://www.sqlite.org/wal.html, https://www.sqlite.org/howtocorrupt.html).
@@ -6,12 +6,10 @@ neither can be relied on (https://www.sqlite.org/wal.html, https://www.sqlite.or
 
 from __future__ import annotations
 
-__all__ = ["MOUNTINFO", "NETWORK_TYPES", "file_system", "is_network", "require_local"]
+__all__ = ["MOUNTINFO", "NETWORK_TYPES", "file_system", "network_mount"]
 
 import re
 from pathlib import Path
-
-from bpsd.errors import CannotStart
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 
@@ -87,31 +85,14 @@ def file_system(path: Path, mountinfo: str) -> tuple[str, str]:
     return best, kind
 
 
-def is_network(kind: str) -> bool:
-    """Whether a type of file system is shared over a network."""
-    return kind in NETWORK_TYPES
+def network_mount(folder: Path) -> tuple[str, str] | None:
+    """The mount point and type of the network file system that an existing folder lies on; `None` if it is local.
 
-
-def require_local(folder: Path, *, what: str, mountinfo: Path = MOUNTINFO) -> None:
-    """Make sure that an existing folder may hold a database. It blocks: call it in a thread.
-
-    Raises
-    ------
-    CannotStart
-        If it lies on a network file system.
+    It blocks: call it in a thread.
     """
     try:
-        text = mountinfo.read_text(encoding="utf-8", errors="surrogateescape")
+        mountinfo = MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
-        return  # no such system to ask (not Linux): as good as any other program, we trust the path
-    point, kind = file_system(folder.resolve(), text)
-    if is_network(kind):
-        raise CannotStart(
-            f"{what} would lie in {folder}, on the network file system {point} ({kind}),"
-            " where databases are damaged by locks that do not hold",
-            advice="set state_dir to a folder on a local disk, or state_on_network: true to run there without a"
-            " write-ahead log, slower and on one host at a time",
-            path=str(folder),
-            mount_point=point,
-            file_system=kind,
-        )
+        return None  # nothing to ask (not Linux): like any other program we trust the path
+    point, kind = file_system(folder.resolve(), mountinfo)
+    return (point, kind) if kind in NETWORK_TYPES else None

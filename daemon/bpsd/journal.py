@@ -201,11 +201,6 @@ class Journal:
         await self._database.close()
 
     @property
-    def read_only(self) -> bool:
-        """Whether a restored journal waits for a person: then it takes no commands and begins none."""
-        return self.status.read_only
-
-    @property
     def statistics(self) -> Statistics:
         """Figures of the writer thread."""
         return self._database.statistics

@@ -108,20 +108,26 @@ def _code(exc: sqlite3.Error) -> int:
 
 
 @contextlib.contextmanager
-def translated(doing: str, path: Path) -> Iterator[None]:
+def translated(doing: str, path: Path, *, distrust: bool = False) -> Iterator[None]:
     """Turn what SQLite and the operating system say about the disk into `StorageError` or `Damaged`.
 
-    Errors of logic (a broken constraint, wrong SQL) are ours and pass as they are.
+    Errors of logic (a broken constraint, wrong SQL) are ours and pass as they are, unless we ``distrust`` the file: a
+    damaged schema names tables and functions that there are not.
     """
     try:
         yield
     except sqlite3.Error as exc:
         code = _code(exc)
-        if code in _DAMAGE:
+        if code in _DAMAGE or (distrust and code not in _ADVICE):
             raise Damaged(path, str(exc)) from exc
         if code not in _ADVICE:
             raise
         raise StorageError(f"{doing} {path} failed: {exc}", advice=_ADVICE[code], path=str(path)) from exc
+    except UnicodeDecodeError as exc:
+        if not distrust:
+            raise
+        # Python's module could not even read the message of the error, which quotes the damaged schema.
+        raise Damaged(path, "its schema is not text") from exc
     except OSError as exc:
         raise StorageError(
             f"{doing} {path} failed: {exc.strerror or exc}",
@@ -152,6 +158,8 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
         isolation_level=None,
         cached_statements=256,
     )
+    # A text with a damaged character must not keep the rest from being read.
+    connection.text_factory = lambda value: value.decode("utf-8", "replace")
     connection.execute("PRAGMA foreign_keys=ON")
     return connection
 
@@ -316,7 +324,7 @@ def open_checked(
     StorageError
         If the disk fails.
     """
-    with translated("opening the database", path):
+    with translated("opening the database", path, distrust=True):
         if path.stat().st_size == 0:
             raise Damaged(path, "it is empty")
         path.chmod(0o600)
@@ -418,7 +426,7 @@ def restore(copy: Path, path: Path, schema: Schema, prepare: Callable[[sqlite3.C
     StorageError
         If the disk fails.
     """
-    with translated("restoring the database from", copy):
+    with translated("restoring the database from", copy, distrust=True):
         temporary = path.with_name(path.name + ".new")
         _private_file(temporary)
         shutil.copyfile(copy, temporary)

@@ -314,8 +314,15 @@ class Store:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     async def load(self, ended_after: float) -> Loaded:
-        """Everything hot: live runs, and those that ended after a time."""
-        return await self._database.read(partial(_load, ended_after=ended_after), deadline_s=LOAD_DEADLINE_S)
+        """Everything hot: live runs, and those that ended after a time; nothing, if the file turns out to be damaged."""
+        query = partial(_load, ended_after=ended_after)
+        try:
+            return await self._database.read(query, deadline_s=LOAD_DEADLINE_S)
+        except Damaged as damage:  # further on than the check at start-up came
+            await self._database.reopen(damage)
+            assert self._emptied is not None
+            self.status = self._emptied
+            return await self._database.read(query, deadline_s=LOAD_DEADLINE_S)
 
     async def recall(self, run_ids: Sequence[str]) -> list[tuple[StoredRun, bytes | None, list[bytes]]]:
         """Runs with the snapshot of their jobs and the pieces behind it; unknown ones are left out."""
@@ -435,15 +442,22 @@ def _load(connection: sqlite3.Connection, ended_after: float) -> Loaded:
         runs=runs,
         jobs={run.run_id: _jobs(connection, run.run_id) for run in runs if run.live},
         cursors={
-            backend: cursor.decode("utf-8", "surrogatepass")
-            for backend, cursor in connection.execute("SELECT backend, cursor FROM cursors")
+            backend: _cursor(cursor) for backend, cursor in connection.execute("SELECT backend, cursor FROM cursors")
         },
         run_cursors={
-            (backend, run_id): cursor.decode("utf-8", "surrogatepass")
+            (backend, run_id): _cursor(cursor)
             for backend, run_id, cursor in connection.execute("SELECT backend, run_id, cursor FROM run_cursors")
         },
         last_seq=last_seq[0] if last_seq else 0,
     )
+
+
+def _cursor(kept: bytes) -> str | None:
+    """A cursor as the adapter gave it; none, if it is damaged: the adapter begins anew."""
+    try:
+        return kept.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return None
 
 
 def _jobs(connection: sqlite3.Connection, run_id: str) -> tuple[bytes | None, list[bytes]]:
