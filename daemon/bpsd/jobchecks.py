@@ -148,17 +148,15 @@ def arguments_problem(arguments: str) -> str:
 
 def is_nested_too_deep(value: Any) -> bool:
     """Whether a plain value is nested deeper than `NEST_MAX`."""
-    level = [value]
-    for _ in range(NEST_MAX + 1):
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(NEST_MAX):
         level = [
             inner
             for outer in level
-            if isinstance(outer, (dict, list))
             for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
         ]
-        if not level:
-            return False
-    return True
+    return bool(level)
 
 
 def scalar_problems(job: Job) -> list[tuple[str, str]]:

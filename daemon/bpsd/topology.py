@@ -16,18 +16,24 @@ from bpsd.workflow import Group, Job
 
 
 def graph_of(jobs: Sequence[Job], groups: Sequence[Group]) -> list[list[int]]:
-    """Each node's parents. What names nothing, its own node or its own group is left out (the validator reports it)."""
-    node_of = {job.name: node for node, job in enumerate(jobs)}
-    begin_of = {group.name: len(jobs) + 2 * index for index, group in enumerate(groups)}
-    node_of |= {name: begin + 1 for name, begin in begin_of.items()}
+    """Each node's parents. What names nothing, its own node or its own group is left out, and of two of one name the
+    first one is meant (the validator reports all that).
+    """
+    node_of: dict[str, int] = {}
+    begin_of: dict[str, int] = {}
+    for index, group in enumerate(groups):
+        begin = begin_of.setdefault(group.name, len(jobs) + 2 * index)
+        node_of.setdefault(group.name, begin + 1)
+    for node, job in enumerate(jobs):
+        node_of.setdefault(job.name, node)
     graph: list[list[int]] = []
     for node, job in enumerate(jobs):
         begin = -2 if job.group is None else begin_of.get(job.group, -2)
         above = [node_of[name] for name in job.parents if name in node_of] if job.parents else []
         above = [parent for parent in above if parent not in (node, begin + 1)]
         graph.append(above if begin < 0 else [*above, begin])
-    for group in groups:
-        begin = begin_of[group.name]
+    for index, group in enumerate(groups):
+        begin = len(jobs) + 2 * index
         above = [node_of[name] for name in group.parents if name in node_of]
         graph += [[parent for parent in above if parent != begin + 1], [begin]]
     for node, job in enumerate(jobs):
