@@ -55,7 +55,9 @@ def fresh() -> RunRecord:
 
 
 @given(truths, st.data())
-def test_no_order_of_polls_yields_a_state_that_never_was_or_leaves_a_terminal_one(truth: Truth, data: st.DataObject):
+def test_no_order_of_polls_yields_a_state_that_never_was_or_leaves_a_terminal_one(
+    truth: Truth, data: st.DataObject
+) -> None:
     moments = truth.moments()
     seen = data.draw(st.lists(st.sampled_from(moments), min_size=1, max_size=20))
     record, jobs = fresh(), JobTable()
@@ -76,7 +78,7 @@ def test_no_order_of_polls_yields_a_state_that_never_was_or_leaves_a_terminal_on
 
 
 @given(truths, st.data())
-def test_an_attempt_that_nobody_counts_never_leaves_its_end(truth: Truth, data: st.DataObject):
+def test_an_attempt_that_nobody_counts_never_leaves_its_end(truth: Truth, data: st.DataObject) -> None:
     first = [m for m in truth.moments() if m[0] == 1]
     seen = data.draw(st.lists(st.sampled_from(first), min_size=1, max_size=20))
     record = fresh()
@@ -88,7 +90,7 @@ def test_an_attempt_that_nobody_counts_never_leaves_its_end(truth: Truth, data: 
 
 
 @given(truths, st.data())
-def test_absence_never_ends_a_run_and_never_touches_one_that_is_over(truth: Truth, data: st.DataObject):
+def test_absence_never_ends_a_run_and_never_touches_one_that_is_over(truth: Truth, data: st.DataObject) -> None:
     record = fresh()
     for began, moment in enumerate(data.draw(st.lists(st.sampled_from(truth.moments()), min_size=1, max_size=10))):
         record.fold(observe(moment), began, None, 100)
@@ -105,7 +107,7 @@ def test_absence_never_ends_a_run_and_never_touches_one_that_is_over(truth: Trut
             assert record.note == "not in queue, history"
 
 
-def test_a_run_that_was_lost_may_be_found_again():
+def test_a_run_that_was_lost_may_be_found_again() -> None:
     record = fresh()
     record.fold(observe((1, WmsStates.RUNNING, 1.0)), 1.0, None, 100)
     record.vanish(2.0, ("queue",))
@@ -116,7 +118,7 @@ def test_a_run_that_was_lost_may_be_found_again():
     assert record.last_known is None
 
 
-def test_absence_seen_twice_keeps_the_state_that_was_known():
+def test_absence_seen_twice_keeps_the_state_that_was_known() -> None:
     record = fresh()
     record.fold(observe((1, WmsStates.HELD, 1.0)), 1.0, None, 100)
     record.vanish(2.0, ("queue",))
@@ -125,7 +127,7 @@ def test_absence_seen_twice_keeps_the_state_that_was_known():
     assert record.last_known is WmsStates.HELD
 
 
-def test_what_is_only_accepted_does_not_vanish():
+def test_what_is_only_accepted_does_not_vanish() -> None:
     record = fresh()
     record.from_journal(WmsStates.READY, "accepted", 1.0)
 
@@ -137,7 +139,7 @@ def test_what_is_only_accepted_does_not_vanish():
     ("statuses", "proof"),
     [((), False), (("ok",), True), (("ok", "ok"), True), (("ok", "partial"), False), (("failed",), False)],
 )
-def test_only_complete_answers_prove_absence(statuses: tuple[str, ...], proof: bool):
+def test_only_complete_answers_prove_absence(statuses: tuple[str, ...], proof: bool) -> None:
     sources = [SourceReport(name=s, status=s) for s in statuses]  # type: ignore[arg-type]
 
     assert absence_is_proof(sources) is proof
@@ -175,15 +177,20 @@ def judge(before: RunKey, state: WmsStates | None, **over: object) -> Verdict:
         (key(WmsStates.FAILED), WmsStates.SUCCEEDED, {"rank": 10}, Verdict.TAKE),
         (key(WmsStates.FAILED, rank=10), WmsStates.SUCCEEDED, {"rank": 0}, Verdict.CONFLICT),
         (key(WmsStates.FAILED), WmsStates.RUNNING, {"attempt": None, "wms_id": "2"}, Verdict.NEW_ATTEMPT),
-        (key(WmsStates.FAILED), WmsStates.RUNNING, {"attempt": None, "wms_id": "0", "older_ids": ("0",)}, Verdict.STALE),
+        (
+            key(WmsStates.FAILED),
+            WmsStates.RUNNING,
+            {"attempt": None, "wms_id": "0", "older_ids": ("0",)},
+            Verdict.STALE,
+        ),
         (key(WmsStates.FAILED, source=JOURNAL_SOURCE), WmsStates.RUNNING, {}, Verdict.TAKE),
     ],
 )
-def test_verdicts(before: RunKey, state: WmsStates | None, over: dict[str, object], verdict: Verdict):
+def test_verdicts(before: RunKey, state: WmsStates | None, over: dict[str, object], verdict: Verdict) -> None:
     assert judge(before, state, **over) is verdict
 
 
-def test_a_conflict_goes_to_the_timeline_and_changes_nothing():
+def test_a_conflict_goes_to_the_timeline_and_changes_nothing() -> None:
     record = fresh()
     record.fold(observe((1, WmsStates.SUCCEEDED, 1.0)), 1.0, None, 100)
 
@@ -193,7 +200,7 @@ def test_a_conflict_goes_to_the_timeline_and_changes_nothing():
     assert record.state is WmsStates.SUCCEEDED
 
 
-def test_texts_from_outside_are_cut():
+def test_texts_from_outside_are_cut() -> None:
     record = fresh()
     record.fold(
         RunObservation(wms_id="1", source="q", state=WmsStates.HELD, note="n" * 999, payload="p" * 999), 1.0, None, 64
@@ -202,7 +209,7 @@ def test_texts_from_outside_are_cut():
     assert (len(record.note), len(record.payload or "")) == (64, 64)
 
 
-def test_a_record_survives_the_store():
+def test_a_record_survives_the_store() -> None:
     record = fresh()
     for moment in Truth([[WmsStates.RUNNING, WmsStates.FAILED], [WmsStates.PENDING]]).moments():
         record.fold(observe(moment), moment[2], None, 100)
@@ -230,7 +237,7 @@ job_moments = st.lists(
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), job_moments), max_size=4))
-def test_counts_are_those_of_the_rows_and_survive_the_store(polls: list[tuple[int, list[JobObservation]]]):
+def test_counts_are_those_of_the_rows_and_survive_the_store(polls: list[tuple[int, list[JobObservation]]]) -> None:
     table = JobTable()
     pieces = []
     for run_attempt, jobs in polls:
@@ -258,7 +265,7 @@ def test_counts_are_those_of_the_rows_and_survive_the_store(polls: list[tuple[in
 @given(st.sampled_from(ENDS), st.sampled_from(sorted(WmsStates)), st.sampled_from([None, 1]))
 def test_a_job_leaves_its_end_only_by_a_new_attempt_or_a_better_source(
     end: WmsStates, other: WmsStates, attempt: int | None
-):
+) -> None:
     before = JobKey(1, attempt, end, 10, 5.0)
 
     assert not job_wins(before, JobKey(1, attempt, other, 10, 9.0)) or other is end

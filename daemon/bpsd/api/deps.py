@@ -40,15 +40,22 @@ class Deps:
     log: Any
 
     def backend(self, name: str | None) -> Backend:
-        """The backend called ``name``, or the only or first one.
+        """The backend called ``name``, or the only one.
 
         Raises
         ------
         UnknownBackend
-            If there is none of that name.
+            If there is none of that name, or none was named and there are several: a campaign on the wrong site costs
+            more than a word.
         """
         if name is None:
-            return next(iter(self.backends.values()))
+            if len(self.backends) == 1:
+                return next(iter(self.backends.values()))
+            raise UnknownBackend(
+                f"there are {len(self.backends)} backends, and none was named",
+                advice=f"name one of {', '.join(self.backends)} (--backend)",
+                known=list(self.backends),
+            )
         backend = self.backends.get(name)
         if backend is None:
             near = nearest(name, self.backends)

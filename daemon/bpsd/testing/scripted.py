@@ -171,7 +171,7 @@ class ScriptedService(WmsService):
         """What has a higher version than the cursor."""
         wms = await self._call("poll", lambda wms: wms)
         fault = wms.faults.get("poll")
-        kind = fault.kind if fault is not None else None
+        kind = fault.kind if fault is not None and fault.times else None
         after = int(request.cursor or 0)
         changed = sorted((r for r in wms.runs.values() if r.version > after and not r.hidden), key=lambda r: r.version)
         if kind == "partial":
