@@ -396,10 +396,12 @@ class FakeDaemon:
         """Let something happen and tell the watchers."""
         with self._changed:
             self.seq += 1
-            happened = event(self.seq, kind, run, **data)
-            self.events.append(happened)
             if kind == "run.state" and run in self.rows:
                 self.rows[run].state = data["state"]
+            if kind.startswith("run.") and run in self.rows:
+                data["row"] = msgspec.to_builtins(self.rows[run])
+            happened = event(self.seq, kind, run, **data)
+            self.events.append(happened)
             watchers = [*self._watchers]
         for connection, number in watchers:
             with contextlib.suppress(OSError):

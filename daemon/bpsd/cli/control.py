@@ -84,7 +84,8 @@ def _wait(session: Session, row: Row) -> Row:
 
 def _line(session: Session, row: Row) -> str:
     if session.args.dry_run:
-        return f"{row['run']}: {clean(row.get('note') or 'would be given to ' + row['backend'])}"
+        wms_id = (row.get("args") or {}).get("wms_id")
+        return f"{row['run']}: would {row['verb']} it on {row['backend']}" + (f" as {clean(wms_id)}" if wms_id else "")
     if session.args.detach:
         return f"{row['run']}: accepted as {row['id']}"
     line = f"{row['run']}: {command_outcome(row)}"

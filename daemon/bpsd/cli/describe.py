@@ -40,7 +40,9 @@ def event_text(event: Row) -> str:
         words = (data.get("verb"), data.get("command"), data.get("state"))
         return " ".join(clean(word) for word in words if word) + _why(data)
     facts = ", ".join(
-        f"{clean(name)} {clean(value)}" for name, value in data.items() if value not in (None, "", [], {})
+        f"{clean(name)} {clean(value)}"
+        for name, value in data.items()
+        if name != "row" and value not in (None, "", [], {})
     )
     return f"{kind}: {facts}" if facts else kind
 

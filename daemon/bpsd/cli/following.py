@@ -8,7 +8,6 @@ import time
 
 from bpsd.cli.live import Bars
 from bpsd.cli.render import clean, long_age
-from bpsd.client.failures import ClientError
 from bpsd.client.goals import Goal
 
 TYPE_CHECKING = False
@@ -17,11 +16,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bpsd.cli.session import Session
+    from bpsd.client.failures import ClientError
 
     Row = dict[str, Any]
-
-PROGRESS_EVERY_S = 1.0
-"""How often a run that makes progress is asked how far it is, at most, in seconds."""
 
 
 def await_command(session: Session, command: Row) -> Row:
@@ -65,60 +62,38 @@ def await_runs(
         Whether it was over before the time was.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    ids = [row["id"] for row in rows]
-    goal = Goal(ids, until, any_of=any_of)
-    behind: set[str] = set()
-    asked = time.monotonic()
-    with session.client.watch(ids) as watch, Bars(session, {row["id"]: row["name"] for row in rows}) as bars:
-        while not goal.over:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+    goal = Goal([row["id"] for row in rows], until, any_of=any_of)
+    for row in rows:
+        goal.see_row(row)
+    if goal.is_over():
+        return goal, True
+    with (
+        session.client.watch(goal.undecided()) as watch,
+        Bars(session, {row["id"]: row["name"] for row in rows}) as bars,
+    ):
+        for row in rows:
+            bars.show(row)
+        while not goal.is_over():
+            item = watch.read(None if deadline is None else deadline - time.monotonic())
+            if item is None:
                 return goal, False
-            item = watch.read(_sooner(left, asked + PROGRESS_EVERY_S - time.monotonic() if behind else None))
-            if item is not None:
-                goal.see(item)
-                _show(session, bars, item, behind)
-            if behind and time.monotonic() >= asked + PROGRESS_EVERY_S:
-                asked = time.monotonic()
-                _catch_up(session, bars, behind)
+            for run in goal.see(item):
+                goal.see_row(session.client.status(run))
+            _show(bars, item)
     return goal, True
 
 
-def _sooner(a: float | None, b: float | None) -> float | None:
-    return a if b is None else max(b, 0.0) if a is None else max(0.0, min(a, b))
-
-
-def _show(session: Session, bars: Bars, item: Row, behind: set[str]) -> None:
-    kind = item["kind"]
+def _show(bars: Bars, item: Row) -> None:
+    kind, data = item["kind"], item.get("data") or {}
     if kind == "snapshot":
         for row in item["runs"]:
             bars.show(row)
-    elif kind == "run.state":
-        bars.show(_now(session, item["run"]) or {"id": item["run"], **item["data"]})
-        behind.discard(item["run"])
-    elif kind == "run.progress":
-        behind.add(item["run"])
+    elif kind in ("run.state", "run.progress", "run.seen"):
+        if data.get("row"):
+            bars.show(data["row"])
     elif kind == "run.attempt":
-        bars.say(f"{item['run']}: attempt {item['data'].get('attempt')}")
+        bars.say(f"{item['run']}: attempt {data.get('attempt')}")
     elif kind == "client.lost":
-        bars.say(f"bpsctl: {item['data']['error']}; the runs go on, looking for the daemon again")
+        bars.say(f"bpsctl: {data['error']}; the runs go on, looking for the daemon again")
     elif kind == "client.back":
-        bars.say(f"bpsctl: the daemon is back after {long_age(item['data']['away_s'])}")
-
-
-def _catch_up(session: Session, bars: Bars, behind: set[str]) -> None:
-    """Show how far the runs are that made progress."""
-    for run in sorted(behind):
-        row = _now(session, run)
-        if row is None:
-            return
-        bars.show(row)
-        behind.discard(run)
-
-
-def _now(session: Session, run: str) -> Row | None:
-    """The status of a run; `None` if the daemon is away just now, which the watch will tell."""
-    try:
-        return session.client.status(run)
-    except ClientError:
-        return None
+        bars.say(f"bpsctl: the daemon is back after {long_age(data['away_s'])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "DEFAULT_LIMIT",
     "UsageError",
     "add_common",
     "add_filters",
@@ -12,6 +13,7 @@ __all__ = [
     "add_runs",
     "command_states",
     "count",
+    "days",
     "filters_of",
     "moved_behind",
     "nearest",

@@ -9,6 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast
 
@@ -240,7 +241,7 @@ class AsyncClient:
         while True:
             encoded = binascii.b2a_base64(piece, newline=False).decode("ascii")
             params = messages.BlobPut(sha256=digest, size=size, offset=have, data=encoded)
-            answer = await self._patiently(lambda: self._ask("blob.put", params, messages.BlobPutResult))  # noqa: B023  # done before the next turn
+            answer = await self._patiently(partial(self._ask, "blob.put", params, messages.BlobPutResult))
             have = answer.have
             if progress is not None:
                 progress(have, size)
@@ -331,7 +332,7 @@ class AsyncClient:
         slice_s = endpoint.COMMAND_SLICE_S / 32
         while True:
             params = messages.CommandsWait(id=id, timeout_s=slice_s)
-            row = await self._patiently(lambda: self._ask("commands.wait", params, messages.CommandRow, slice_s))  # noqa: B023  # done before the next turn
+            row = await self._patiently(partial(self._ask, "commands.wait", params, messages.CommandRow, slice_s))
             if row.state in endpoint.SETTLED or (row.state == "IN_DOUBT" and slice_s == endpoint.COMMAND_SLICE_S):
                 return row
             slice_s = min(slice_s * 2, endpoint.COMMAND_SLICE_S)
@@ -354,14 +355,20 @@ class AsyncClient:
 
     async def wait(self, runs: Iterable[str], *, until: Names = (DONE,), any_of: bool = False) -> dict[str, str]:
         """Wait until runs have reached a state; returns our id of each to its state. Cancel the scope to give up."""
-        ids = [(await self.status(run)).id for run in runs]
-        goal = Goal(ids, endpoint.names(until), any_of=any_of)
-        async with self.watch(ids) as watch:
-            while not goal.over:
+        rows = [await self.status(run) for run in runs]
+        goal = Goal([row.id for row in rows], endpoint.names(until), any_of=any_of)
+        for row in rows:
+            goal.see_row({"id": row.id, "state": row.state})
+        if goal.is_over():
+            return goal.states
+        async with self.watch(goal.undecided()) as watch:
+            while not goal.is_over():
                 item = await anext(watch)
                 if isinstance(item, Snapshot):
-                    rows = [{"id": row.id, "state": row.state} for row in item.runs]
-                    goal.see({"kind": "snapshot", "runs": rows})
+                    shown = [{"id": row.id, "state": row.state} for row in item.runs]
+                    for run in goal.see({"kind": "snapshot", "runs": shown}):
+                        status = await self._patiently(partial(self.status, run))
+                        goal.see_row({"id": status.id, "state": status.state})
                 elif isinstance(item, messages.Event):
                     goal.see({"kind": item.kind, "run": item.run, "data": item.data})
         return goal.states

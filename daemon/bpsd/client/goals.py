@@ -54,26 +54,39 @@ class Goal:
     def __repr__(self) -> str:
         return f"<Goal {'any' if self._any_of else 'all'} of {len(self.states)} {'/'.join(self._until)}: {self.states}>"
 
-    def see(self, item: dict[str, Any]) -> bool:
-        """Take an item of a watch (a snapshot or an event); return whether it changed the state of one of our runs."""
-        if item["kind"] == "snapshot":
-            changes = [self._set(row["id"], row["state"]) for row in item["runs"]]
-            return any(changes)
-        if item["kind"] == "run.state":
-            return self._set(item["run"], item["data"]["state"])
-        return False
+    def see(self, item: dict[str, Any]) -> list[str]:
+        """Take an item of a watch, or the status of one run as if it were a row of a snapshot.
 
-    def _set(self, run: str, state: str) -> bool:
+        Returns
+        -------
+        runs : `list` [`str`]
+            For a snapshot: those of our runs that it does not hold (it is limited), to be asked for one by one.
+        """
+        if item["kind"] == "snapshot":
+            for row in item["runs"]:
+                self.see_row(row)
+            there = {row["id"] for row in item["runs"]}
+            return [run for run in self.undecided() if run not in there]
+        if item["kind"] == "run.state":
+            self._set(item["run"], item["data"]["state"])
+        return []
+
+    def see_row(self, row: dict[str, Any]) -> None:
+        """Take a row of a report, or a status."""
+        self._set(row["id"], row["state"])
+
+    def undecided(self) -> list[str]:
+        """Our runs of which it is not known yet whether they reach what is waited for."""
+        return [run for run, verdict in self._reached.items() if verdict is None]
+
+    def _set(self, run: str, state: str) -> None:
         if run not in self.states:
-            return False
-        changed = self.states[run] != state
+            return
         self.states[run] = state
         if self._reached[run] is not True or DONE in self._until:  # "was RUNNING" stays true, "is done" need not
             self._reached[run] = reached(state, self._until)
-        return changed
 
-    @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether there is nothing left to wait for."""
         verdicts = self._reached.values()
         if self._any_of and any(verdict is True for verdict in verdicts):
@@ -88,6 +101,6 @@ class Goal:
 
     def unmet(self) -> str:
         """Say what is still waited for."""
-        waiting = [f"{run} {self.states[run]}" for run, verdict in self._reached.items() if verdict is None]
+        waiting = [f"{run} {self.states[run]}" for run in self.undecided()]
         shown = ", ".join(waiting[:5]) + (f" and {len(waiting) - 5} more" if len(waiting) > 5 else "")
         return f"not {' or '.join(self._until)} in time: {shown}"

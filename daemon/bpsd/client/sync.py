@@ -487,14 +487,19 @@ class Client(Connection):
         from bpsd.client.goals import Goal
 
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        ids = [self.status(run)["id"] for run in runs]
-        goal = Goal(ids, until, any_of=any_of)
-        with self.watch(ids) as watch:
-            while not goal.over:
+        rows = [self.status(run) for run in runs]
+        goal = Goal([row["id"] for row in rows], endpoint.names(until), any_of=any_of)
+        for row in rows:
+            goal.see_row(row)
+        if goal.is_over():
+            return goal.states
+        with self.watch(goal.undecided()) as watch:
+            while not goal.is_over():
                 item = watch.read(None if deadline is None else deadline - time.monotonic())
                 if item is None:
                     raise TimedOut(goal.unmet(), fields={"states": goal.states})
-                goal.see(item)
+                for run in goal.see(item):
+                    goal.see_row(self._patiently(None, self.status, run))
                 if seen is not None:
                     seen(item)
         return goal.states

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EPILOG", "arguments", "run"]
+__all__ = ["EPILOG", "arguments", "backend_table", "field_lines", "run", "source_lines"]
 
 from bpsd.cli.options import add_json, add_one_backend
 from bpsd.cli.render import age, clean, duration, table

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["EPILOG", "arguments", "run"]
+__all__ = ["EPILOG", "arguments", "detail_lines", "run"]
 
 from bpsd.cli.describe import command_cells, command_outcome
 from bpsd.cli.options import add_json, add_one_backend, command_states, count, run_name
 from bpsd.cli.render import clean, clock, table
-from bpsd.client.failures import ClientError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,12 +51,6 @@ def run(session: Session) -> int:
         limit=min(args.limit or 10_000, 10_000),
     )
     rows = answer["commands"]
-    if args.id and not rows:
-        raise ClientError(
-            f"there is no command {clean(args.id)}",
-            code="command_not_found",
-            advice="`bpsctl commands` lists the latest ones",
-        )
     if session.json:
         session.document(answer)
     elif args.id:

@@ -39,7 +39,8 @@ def run(session: Session) -> int:
         session.document(answer)
         return int(status)
     figures = " ".join(f"{clean(name)}={value:g}" for name, value in answer["figures"].items())
-    session.print(f"BPSD {WORDS[status]} - {clean(answer['message'])}" + (f" | {figures}" if figures else ""))
+    message = clean(answer["message"]).removeprefix(f"{WORDS[status]}: ")
+    session.print(f"BPSD {WORDS[status]} - {message}" + (f" | {figures}" if figures else ""))
     if session.args.verbose:
         for check in answer["checks"]:
             session.print(f"{WORDS[check['status']]}: {clean(check['name'])}: {clean(check['message'])}")

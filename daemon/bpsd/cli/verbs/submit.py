@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EPILOG", "arguments", "run"]
+__all__ = ["EPILOG", "arguments", "run", "token"]
 
 from bpsd import wire
 from bpsd.cli.describe import command_outcome

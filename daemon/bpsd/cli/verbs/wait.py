@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EPILOG", "arguments", "run"]
+__all__ = ["EPILOG", "arguments", "goals", "run"]
 
 from bpsd import wire
 from bpsd.cli.following import await_runs
