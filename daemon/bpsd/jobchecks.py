@@ -16,6 +16,7 @@ __all__ = [
     "is_nested_too_deep",
     "label_problem",
     "name_problem",
+    "placeholder_problem",
     "quoting_problem",
     "scalar_problems",
     "scalar_warnings",
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 import re
+from collections.abc import Mapping
+from string import Formatter
 from typing import Any
 
 from bpsd.workflow import Job, walltime_seconds
@@ -133,6 +136,29 @@ def files_in(arguments: str) -> list[str]:
     return _FILE.findall(arguments)
 
 
+def placeholder_problem(arguments: str, cmdvals: Mapping[str, Any]) -> str:
+    """Why the arguments cannot be filled in with ``cmdvals``, by `str.format` as ctrl_bps's plugins do it.
+
+    Widths and attributes are refused: ``{x:>1000000000}`` is 19 characters to write and a gigabyte to read.
+    """
+    try:
+        parts = list(Formatter().parse(arguments))
+    except ValueError as exc:
+        return f"cannot be filled in with cmdvals: {exc} (a brace of its own is written twice)"
+    size = len(arguments)
+    for _, name, form, conversion in parts:
+        if name is None:
+            continue
+        if form or conversion or not name.isidentifier():
+            return f"{{{name}}}: only a plain name in braces is filled in (a brace of its own is written twice)"
+        if name not in cmdvals:
+            return f"{{{name}}}: cmdvals has no {name!r}; it has {', '.join(sorted(cmdvals))}"
+        size += len(str(cmdvals[name]))
+        if size > ARGUMENTS_MAX_CHARS:
+            return f"is longer than {ARGUMENTS_MAX_CHARS} characters once it is filled in with cmdvals"
+    return ""
+
+
 def arguments_problem(arguments: str) -> str:
     """Why the arguments of a job cannot be used."""
     if len(arguments) > ARGUMENTS_MAX_CHARS:
@@ -172,6 +198,9 @@ def scalar_problems(job: Job) -> list[tuple[str, str]]:
             why = text_problem(value.strip(), limit) if value.strip() else "must not be empty; leave it out"
             if why:
                 found.append((name, why))
+    folder = job.working_directory
+    if folder is not None and folder.strip() and not folder.startswith(("/", "<ENV:")):
+        found.append(("working_directory", f"{folder!r} is not an absolute path"))
     return found + _memory_problems(job) + _retry_problems(job) + _walltime_problems(job)
 
 

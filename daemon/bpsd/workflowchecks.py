@@ -290,6 +290,7 @@ class WorkflowChecks:
         self._scalars(path, job)
         self._support(path, job)
         self._texts(path, job)
+        self._mappings(path, job)
 
     def _scalars(self, path: _PathT, job: Job) -> None:
         """Numbers and short texts. Jobs of one label are alike in these, so a verdict is kept for its values."""
@@ -312,13 +313,17 @@ class WorkflowChecks:
                 self._approximations[name] += 1
 
     def _texts(self, path: _PathT, job: Job) -> None:
-        """Command line, files, environment and free mappings."""
+        """Command lines and files."""
         if job.arguments:
             self._arguments(path, job)
+        for field in ("executable", "pre_cmdline", "post_cmdline"):
+            self._files_in(path, job, field, getattr(job, field) or "")
         for field in ("inputs", "outputs"):
             for index, name in enumerate(getattr(job, field)):
                 if name not in self._files:
                     self._say(path, job, field, self._unknown_file(name), index)
+
+    def _mappings(self, path: _PathT, job: Job) -> None:
         for name in job.environment:
             why = jobchecks.env_name_problem(name)
             if why:
@@ -332,13 +337,23 @@ class WorkflowChecks:
                     self._say(path, job, field, f"is nested more than {jobchecks.NEST_MAX} deep", name)
 
     def _arguments(self, path: _PathT, job: Job) -> None:
-        why = jobchecks.arguments_problem(job.arguments)
+        arguments = job.arguments
+        if job.cmdvals and ("{" in arguments or "}" in arguments):
+            why = jobchecks.placeholder_problem(arguments, job.cmdvals)
+            if why:
+                self._say(path, job, "arguments", why)
+                return
+            arguments = arguments.format(**job.cmdvals)
+        why = jobchecks.arguments_problem(arguments)
         if why:
             self._say(path, job, "arguments", why)
-        if "<FILE:" in job.arguments:
-            for name in jobchecks.files_in(job.arguments):
+        self._files_in(path, job, "arguments", arguments)
+
+    def _files_in(self, path: _PathT, job: Job, field: str, text: str) -> None:
+        if "<FILE:" in text:
+            for name in jobchecks.files_in(text):
                 if name not in self._files:
-                    self._say(path, job, "arguments", self._unknown_file(name))
+                    self._say(path, job, field, self._unknown_file(name))
 
     def _unknown_file(self, name: str) -> _Why:
         return functools.partial(_unknown, "no entry of files is named", name, self._known_files)

@@ -46,6 +46,35 @@ def test_arguments_that_cannot_be_used(text: str, problem: str) -> None:
     assert jobchecks.arguments_problem(text) == problem
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{id} {{x}}", ""),
+        (
+            "{id",
+            "cannot be filled in with cmdvals: expected '}' before end of string (a brace of its own is written twice)",
+        ),
+        ("{ie}", "{ie}: cmdvals has no 'ie'; it has a, id"),
+        ("{}", "{}: only a plain name in braces is filled in (a brace of its own is written twice)"),
+        ("{id:>99}", "{id}: only a plain name in braces is filled in (a brace of its own is written twice)"),
+        ("{id.x}", "{id.x}: only a plain name in braces is filled in (a brace of its own is written twice)"),
+    ],
+)
+def test_placeholders_of_cmdvals(text: str, problem: str) -> None:
+    assert jobchecks.placeholder_problem(text, {"id": 5, "a": "b"}) == problem
+
+
+def test_arguments_that_grow_too_long_are_refused_before_they_are_made() -> None:
+    problem = jobchecks.placeholder_problem("{a}" * 100_000, {"a": "x" * 1_000_000})
+    assert problem == "is longer than 1048576 characters once it is filled in with cmdvals"
+
+
+@given(st.text(st.sampled_from("{}ab:!.0 "), max_size=10))
+def test_what_is_let_through_can_be_filled_in(text: str) -> None:
+    if not jobchecks.placeholder_problem(text, {"a": "x", "b": 1}):
+        assert len(text.format(a="x", b=1)) <= len(text)
+
+
 @pytest.mark.parametrize("text", ["", "a b", "'a b' \"c\" \\d", "<FILE:x> <ENV:HOME>/x", "it\\'s", "{x} $HOME `ls`"])
 def test_arguments_that_can(text: str) -> None:
     assert jobchecks.arguments_problem(text) == ""
@@ -142,6 +171,7 @@ def test_names_of_variables(name: str, problem: str) -> None:
          [("accounting_group", "is 5000 characters long; at most 4096 are allowed")]),
         ({"pre_cmdline": " "}, [("pre_cmdline", "must not be empty; leave it out")]),
         ({"post_cmdline": "a\nb"}, [("post_cmdline", "contains the control character U+000A")]),
+        ({"working_directory": "data"}, [("working_directory", "'data' is not an absolute path")]),
         ({"executable": ""}, [("executable", "must not be empty; leave it out")]),
     ],
 )  # fmt: skip

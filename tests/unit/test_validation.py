@@ -92,6 +92,15 @@ jobs:
           "4 jobs[0].outputs[0]: no entry of files is named 'zzz'",
           "4 jobs[0].arguments: the quote ' at character 1 is not closed",
           "4 jobs[0].arguments: no entry of files is named 'grap'; did you mean 'graph'?"]),
+        ("name: w\njobs: [{name: a, executable: '<FILE:e>', pre_cmdline: 'ls <FILE:p>'}]",
+         ["2 jobs[0].executable: no entry of files is named 'e'", "2 jobs[0].pre_cmdline: no entry of files is named 'p'"]),
+        ("""name: w
+jobs:
+- {name: a, executable: x, arguments: 'x {nod}', cmdvals: {node: 5}}
+- {name: b, executable: x, arguments: '<FILE:{f}> {q}', cmdvals: {f: g, q: "'"}}""",
+         ["3 jobs[0].arguments: {nod}: cmdvals has no 'nod'; it has node",
+          "4 jobs[1].arguments: the quote ' at character 10 is not closed",
+          "4 jobs[1].arguments: no entry of files is named 'g'"]),
         ("name: w\njobs: [{name: a, executable: x, environment: {'': y}, quanta_counts: {isr: -1}}]",
          ["2 jobs[0].environment.: a variable needs a name",
           "2 jobs[0].quanta_counts.isr: must be at least 0, but is -1"]),
@@ -273,6 +282,13 @@ def test_job_without_a_label_has_one_by_its_kind() -> None:
     assert [job.label for job in workflow.jobs] == ["payload", "noop"]
     assert workflow.final is not None
     assert workflow.final.label == "final"
+
+
+def test_braces_mean_nothing_without_cmdvals() -> None:
+    assert (
+        load("name: w\njobs: [{name: a, executable: awk, arguments: \"'{print $1}'\"}]").jobs[0].arguments
+        == "'{print $1}'"
+    )
 
 
 def test_parent_that_is_named_twice_is_one_parent() -> None:
