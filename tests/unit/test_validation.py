@@ -93,7 +93,8 @@ jobs:
           "4 jobs[0].arguments: the quote ' at character 1 is not closed",
           "4 jobs[0].arguments: no entry of files is named 'grap'; did you mean 'graph'?"]),
         ("name: w\njobs: [{name: a, executable: '<FILE:e>', pre_cmdline: 'ls <FILE:p>'}]",
-         ["2 jobs[0].executable: no entry of files is named 'e'", "2 jobs[0].pre_cmdline: no entry of files is named 'p'"]),
+         ["2 jobs[0].executable: no entry of files is named 'e'",
+          "2 jobs[0].pre_cmdline: no entry of files is named 'p'"]),
         ("""name: w
 jobs:
 - {name: a, executable: x, arguments: 'x {nod}', cmdvals: {node: 5}}
