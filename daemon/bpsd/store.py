@@ -314,7 +314,7 @@ class Store:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     async def load(self, ended_after: float) -> Loaded:
-        """Everything hot: live runs, and those that ended after a time; nothing, if the file turns out to be damaged."""
+        """Everything hot: live runs, and those that ended after a time (nothing, if the file turns out damaged)."""
         query = partial(_load, ended_after=ended_after)
         try:
             return await self._database.read(query, deadline_s=LOAD_DEADLINE_S)
