@@ -152,7 +152,7 @@ def tour(folder: Path, shown: Path) -> None:
         run("bpsctl", "report", expect=(0,))
         run("bpsctl", "report", "--id", identity)
         run("bpsctl", "jobs", identity, "--state", "FAILED")
-        run("bpsctl", "logs", identity)
+        run("bpsctl", "logs", identity, "--failed")
 
         tell("One exposure was cut short on its way here. Copy it again, and go on from where it failed")
         run("cp", os.path.relpath(HERE / "raw" / CUT_SHORT), str(shown / "raw"))

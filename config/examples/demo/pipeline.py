@@ -38,8 +38,8 @@ class CannotGoOn(Exception):
 
 
 def say(text: str) -> None:
-    """One line of the job's log."""
-    print(time.strftime("%H:%M:%S"), text, flush=True)
+    """One line of the job's log, which is its standard error."""
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
