@@ -400,7 +400,7 @@ def _backend(
     adapter_config: AdapterConfig,
     known_adapters: Sequence[str],
 ) -> BackendConfig | None:
-    """One backend; `None` if nothing can be said of its settings, because its type is not known."""
+    """One backend; `None` if there is a mistake in it."""
     where: documents.Path = ("backends", name)
     file = document.value
     if not _BACKEND_NAME.fullmatch(name):
@@ -416,14 +416,22 @@ def _backend(
     if file.mode == "system" and kind in _USER_MODE_ONLY:
         document.add((*where, "type"), f"{kind} is for mode user: everybody's runs would run as the daemon's user")
     settings_type = adapter_config(kind)
+    before = document.total
     whole: Any = document.part(where, tree, _joined(settings_type))
     polling = _overridden(file.polling, whole.poll)
     if whole.poll is not None:
         _check_polling(document, (*where, "poll"), polling)
+    if document.total > before:
+        return None
+    try:
+        settings = settings_type(**{field: getattr(whole, field) for field in settings_type.__struct_fields__})
+    except ValueError as exc:  # a type that checks itself as a whole
+        document.add(where, str(exc))
+        return None
     return BackendConfig(
         name=name,
         type=kind,
-        settings=_adapter_settings(document, where, whole, settings_type),
+        settings=settings,
         polling=polling,
         commands_at_once=whole.commands_at_once or file.commands.at_once_per_backend,
         commands_deadline_s=whole.commands_deadline_s or file.commands.deadline_s,
@@ -450,17 +458,6 @@ def _definition(field: msgspec.structs.FieldInfo) -> Any:
     if field.default_factory is not msgspec.NODEFAULT:
         return (field.name, field.type, msgspec.field(default_factory=field.default_factory))
     return (field.name, field.type, msgspec.field(default=field.default))
-
-
-def _adapter_settings(
-    document: Document[ConfigFile], where: documents.Path, whole: Any, settings_type: type[msgspec.Struct]
-) -> msgspec.Struct:
-    values = {name: getattr(whole, name) for name in settings_type.__struct_fields__}
-    try:
-        return settings_type(**values)
-    except ValueError as exc:  # a type that checks itself as a whole
-        document.add(where, str(exc))
-        raise document.invalid() from exc
 
 
 def _overridden(polling: Polling, overrides: Any) -> Polling:
