@@ -1,0 +1,389 @@
+"""The submit host is another machine: one SSH connection per host, shared by all who use it.
+
+A connection carries at most `MAX_CHANNELS` channels, is kept alive, checks the host's key, and is made again with
+jittered, growing pauses; in between every call fails at once with the reason. Commands run under ``timeout`` on the
+host, so that their deadline holds there even if the connection breaks; a call that is given up ends its command by a
+signal. Sizes and times are bounded.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MAX_CHANNELS", "SshSettings", "SshTransport"]
+
+import contextlib
+import math
+import random
+import shlex
+import stat as modes
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import anyio
+import anyio.to_thread
+import asyncssh
+import msgspec
+
+from bpsd.errors import DeadlineExceeded
+from bpsd_adapters.transports.base import (
+    MAX_OUTPUT_BYTES,
+    CommandMissing,
+    Completed,
+    FileInfo,
+    HostKeyRefused,
+    LoginRefused,
+    OutputTooLarge,
+    Transport,
+    Unreachable,
+)
+
+MAX_CHANNELS = 8
+"""Channels on one connection, the one for files included (OpenSSH's servers allow 10)."""
+
+RECONNECT_MIN_S = 1.0
+RECONNECT_MAX_S = 60.0
+_GRACE_S = 3.0
+"""How long after a command's deadline on the host its answer is waited for."""
+
+_CHUNK_BYTES = 256 * 1024
+_TIMED_OUT = 124
+_KILLED = 137
+_NO_PROGRAM = (126, 127)
+_BROKEN = (asyncssh.ConnectionLost, asyncssh.DisconnectError, asyncssh.ChannelOpenError, OSError)
+
+
+class SshSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """How to reach a host. What is not said here is taken from ``~/.ssh/config``, the agent and the default keys.
+
+    ``keys`` and ``certificates`` are files; ``known_hosts`` a file in place of the user's own (keys are always
+    checked); ``jump`` is ``[USER@]HOST[:PORT]``, several separated by commas; ``config`` a file in place of
+    ``~/.ssh/config``.
+    """
+
+    host: str
+    port: int | None = None
+    user: str | None = None
+    keys: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ()
+    known_hosts: str | None = None
+    jump: str | None = None
+    config: str | None = None
+    connect_timeout_s: float = 20.0
+    keepalive_s: float = 15.0
+
+
+class SshTransport(Transport):
+    """Programs and files of another machine.
+
+    Parameters
+    ----------
+    settings : `SshSettings`
+        Transports with the same settings share one connection.
+    environment : `~collections.abc.Mapping`
+        Variables set for every program.
+    path : `~collections.abc.Sequence` [`str`]
+        Folders in which programs are looked for before the ``PATH`` there.
+    """
+
+    shares_files: ClassVar[bool] = False
+
+    def __init__(
+        self, settings: SshSettings, environment: Mapping[str, str] | None = None, path: Sequence[str] = ()
+    ) -> None:
+        self._settings = settings
+        self._environment = dict(environment or {})
+        self._path = tuple(path)
+        self._link: _Link | None = None
+
+    async def __aenter__(self) -> Self:
+        link = _LINKS.get(self._settings)
+        if link is None:
+            link = _LINKS[self._settings] = _Link(self._settings)
+        link.users += 1
+        self._link = link
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        link, self._link = self._link, None
+        assert link is not None
+        link.users -= 1
+        if link.users == 0:
+            _LINKS.pop(self._settings, None)
+            with anyio.CancelScope(shield=True):
+                await link.close()
+
+    @property
+    def host(self) -> str:
+        """The host's name as the settings have it."""
+        return self._settings.host
+
+    @property
+    def link(self) -> _Link:
+        """The connection, while the transport is open."""
+        assert self._link is not None, "the transport is not open"
+        return self._link
+
+    def command_line(self, argv: Sequence[str], deadline_s: float, cwd: str | None) -> str:
+        """What the shell of the host is asked to run: every word quoted, under ``timeout``."""
+        words = ["timeout", "-k", "2", f"{max(1, math.ceil(deadline_s))}", "env"]
+        words += [f"{name}={value}" for name, value in sorted(self._environment.items())]
+        line = " ".join(shlex.quote(word) for word in (*words, *argv))
+        before = "" if cwd is None else f"cd {shlex.quote(cwd)} && "
+        if self._path:
+            folders = ":".join(shlex.quote(folder) for folder in self._path)
+            before += f"PATH={folders}:$PATH; export PATH; "
+        # Whatever the login shell is, what it reads is one quoted word.
+        return f"exec /bin/sh -c {shlex.quote(f'{before}exec {line}')}"
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        deadline_s: float,
+        input: bytes = b"",
+        cwd: str | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> Completed:
+        """See `Transport.run`."""
+        line = self.command_line(argv, deadline_s, cwd)
+        began = time.monotonic()
+        try:
+            with anyio.fail_after(deadline_s + _GRACE_S):
+                async with self.link.channel() as connection:
+                    began = time.monotonic()
+                    done = await _run(connection, line, argv, input, max_output_bytes)
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"{argv[0]} on {self.host} did not end within {deadline_s:g} s") from exc
+        if done.returncode in (_TIMED_OUT, _KILLED) and time.monotonic() - began >= deadline_s:
+            raise DeadlineExceeded(f"{argv[0]} on {self.host} did not end within {deadline_s:g} s")
+        if done.returncode in _NO_PROGRAM and done.stderr.startswith((b"env:", b"timeout:", b"/bin/sh:", b"sh:")):
+            raise CommandMissing(
+                f"{argv[0]} cannot be run on {self.host}: {done.error_text}",
+                advice="install it there, or tell where it is in the backend's settings",
+            )
+        return done
+
+    async def stat(self, path: str) -> FileInfo | None:
+        """See `Transport.stat`."""
+        try:
+            async with self._files() as sftp:
+                found = await sftp.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return FileInfo(found.size or 0, float(found.mtime or 0), modes.S_ISDIR(found.permissions or 0))
+
+    async def read(self, path: str, offset: int, limit: int) -> bytes:
+        """See `Transport.read`."""
+        async with self._files() as sftp, sftp.open(path, "rb") as file:
+            data: bytes = await file.read(limit, offset)
+            return data
+
+    async def write(self, path: str, data: bytes) -> None:
+        """See `Transport.write`."""
+        half = f"{path}.{uuid.uuid4().hex[:8]}.part"
+        async with self._files() as sftp:
+            async with sftp.open(half, "wb") as file:
+                await file.write(data)
+            await sftp.posix_rename(half, path)
+
+    async def listdir(self, path: str) -> list[str]:
+        """See `Transport.listdir`."""
+        try:
+            async with self._files() as sftp:
+                names = await sftp.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(str(name) for name in names if name not in (".", ".."))
+
+    @contextlib.asynccontextmanager
+    async def _files(self) -> AsyncIterator[Any]:
+        try:
+            with anyio.fail_after(self._settings.connect_timeout_s + 30.0):
+                yield await self.link.sftp()
+        except asyncssh.SFTPNoSuchFile as exc:
+            raise FileNotFoundError(str(exc)) from exc
+        except asyncssh.SFTPPermissionDenied as exc:
+            raise PermissionError(str(exc)) from exc
+        except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection) as exc:
+            await self.link.forget_sftp()
+            raise Unreachable(f"the connection to {self.host} broke while its files were used: {exc}") from exc
+        except asyncssh.SFTPError as exc:
+            raise OSError(f"{self.host}: {exc}") from exc
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"{self.host} did not answer in time about its files") from exc
+        except (asyncssh.ConnectionLost, asyncssh.DisconnectError, asyncssh.ChannelOpenError) as exc:
+            await self.link.forget_sftp()
+            raise Unreachable(f"the connection to {self.host} broke while its files were used: {exc}") from exc
+
+
+class _Link:
+    """One connection, made when it is wanted and made again when it broke."""
+
+    def __init__(self, settings: SshSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
+        self.users = 0
+        self.connects = 0
+        self._clock = clock
+        self._limiter = anyio.CapacityLimiter(MAX_CHANNELS - 1)
+        self._lock = anyio.Lock()
+        self._connection: Any = None
+        self._sftp: Any = None
+        self._failures = 0
+        self._not_before = 0.0
+        self._why = ""
+
+    def __repr__(self) -> str:
+        state = "connected" if self._connection is not None else f"not connected ({self._why or 'not yet tried'})"
+        return f"<_Link to {self.settings.host}, {state}, {self.users} users>"
+
+    @contextlib.asynccontextmanager
+    async def channel(self) -> AsyncIterator[Any]:
+        """The connection, with the right to one channel."""
+        async with self._limiter:
+            yield await self._connected()
+
+    async def sftp(self) -> Any:
+        """The one client for files; it takes many requests at once."""
+        connection = await self._connected()
+        async with self._lock:
+            if self._sftp is None:
+                self._sftp = await connection.start_sftp_client()
+            return self._sftp
+
+    async def forget_sftp(self) -> None:
+        """Take a new client for files next time."""
+        self._sftp = None
+
+    async def close(self) -> None:
+        """Close the connection, at most 2 s politely."""
+        connection, self._connection, self._sftp = self._connection, None, None
+        if connection is not None:
+            connection.close()
+            with anyio.move_on_after(2.0):
+                await connection.wait_closed()
+            connection.abort()
+
+    async def _connected(self) -> Any:
+        async with self._lock:
+            if self._connection is not None and not self._connection.is_closed():
+                return self._connection
+            self._connection = self._sftp = None
+            wait = self._not_before - self._clock()
+            if wait > 0 and self._failures:
+                raise Unreachable(
+                    f"{self.settings.host} could not be reached ({self._why}); tried again in {wait:.0f} s"
+                )
+            await anyio.sleep(max(0.0, wait))
+            try:
+                self._connection = await self._connect()
+            except Exception as exc:
+                self._failures += 1
+                self._why = str(exc)
+                pause = min(RECONNECT_MAX_S, RECONNECT_MIN_S * 2 ** min(self._failures, 10))
+                self._not_before = self._clock() + pause * random.uniform(0.5, 1.0)  # noqa: S311  # spreads, no secret
+                raise
+            self.connects += 1
+            self._failures = 0
+            self._not_before = self._clock() + RECONNECT_MIN_S
+            return self._connection
+
+    async def _connect(self) -> Any:
+        settings = self.settings
+        try:
+            with anyio.fail_after(settings.connect_timeout_s):
+                options = await anyio.to_thread.run_sync(_options, settings)
+                return await asyncssh.connect(settings.host, options=options)
+        except asyncssh.HostKeyNotVerifiable as exc:
+            raise HostKeyRefused(
+                f"the key of {settings.host} is not the one that is known: {exc.reason}",
+                advice="if the host has a new key, learn it from its administrator and put it into known_hosts",
+            ) from exc
+        except (asyncssh.PermissionDenied, asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as exc:
+            raise LoginRefused(
+                f"{settings.host} does not let us in: {exc}",
+                advice="check user and key, load the key into the agent, or renew the certificate",
+            ) from exc
+        except TimeoutError as exc:
+            raise Unreachable(f"{settings.host} did not answer within {settings.connect_timeout_s:g} s") from exc
+        except (asyncssh.Error, OSError) as exc:
+            raise Unreachable(f"{settings.host} cannot be reached: {exc}") from exc
+
+
+_LINKS: dict[SshSettings, _Link] = {}
+"""The open connections of this process; there is one event loop in it."""
+
+
+def _options(settings: SshSettings) -> Any:
+    """Read keys, known hosts and configuration files (which blocks: in a thread)."""
+    chosen: dict[str, Any] = {
+        "keepalive_interval": settings.keepalive_s,
+        "keepalive_count_max": 3,
+        "login_timeout": settings.connect_timeout_s,
+        "connect_timeout": settings.connect_timeout_s,
+    }
+    if settings.port is not None:
+        chosen["port"] = settings.port
+    if settings.user is not None:
+        chosen["username"] = settings.user
+    if settings.keys:
+        chosen["client_keys"] = [str(Path(key).expanduser()) for key in settings.keys]
+    if settings.certificates:
+        chosen["client_certs"] = [str(Path(name).expanduser()) for name in settings.certificates]
+    if settings.known_hosts is not None:
+        chosen["known_hosts"] = asyncssh.read_known_hosts(str(Path(settings.known_hosts).expanduser()))
+    if settings.jump is not None:
+        chosen["tunnel"] = settings.jump
+    if settings.config is not None:
+        chosen["config"] = [str(Path(settings.config).expanduser())]
+    return asyncssh.SSHClientConnectionOptions(host=settings.host, **chosen)
+
+
+async def _run(connection: Any, line: str, argv: Sequence[str], input: bytes, limit: int) -> Completed:
+    try:
+        process = await connection.create_process(line, encoding=None)
+    except _BROKEN as exc:
+        raise Unreachable(f"the connection to run {argv[0]} could not be used: {exc}") from exc
+    out, err = bytearray(), bytearray()
+    finished = False
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_feed, process, input)
+            group.start_soon(_drain, process.stderr, err, limit)
+            await _drain(process.stdout, out, limit)
+        await process.wait_closed()
+        finished = True
+    except* OutputTooLarge:
+        raise OutputTooLarge(f"{argv[0]} printed more than {limit} bytes and was ended") from None
+    except* _BROKEN as group_exc:
+        raise Unreachable(f"the connection broke while {argv[0]} ran: {group_exc.exceptions[0]}") from group_exc
+    finally:
+        if not finished:
+            with contextlib.suppress(asyncssh.Error, OSError):
+                process.send_signal("KILL")
+            process.close()
+    status = process.returncode
+    if status is None:
+        raise Unreachable(f"the connection broke while {argv[0]} ran: its return code is not known")
+    return Completed(tuple(argv), status, bytes(out), bytes(err))
+
+
+async def _feed(process: Any, data: bytes) -> None:
+    try:
+        if data:
+            process.stdin.write(data)
+            await process.stdin.drain()
+        process.stdin.write_eof()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it did not want it all: its return code tells whether that matters
+
+
+async def _drain(stream: Any, into: bytearray, limit: int) -> None:
+    while chunk := await stream.read(_CHUNK_BYTES):
+        into += chunk
+        if len(into) > limit:
+            raise OutputTooLarge("more than was allowed")
