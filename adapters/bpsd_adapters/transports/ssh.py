@@ -8,7 +8,7 @@ signal. Sizes and times are bounded.
 
 from __future__ import annotations
 
-__all__ = ["MAX_CHANNELS", "SshSettings", "SshTransport"]
+__all__ = ["MAX_CHANNELS", "SshTransport"]
 
 import contextlib
 import math
@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Self
 import anyio
 import anyio.to_thread
 import asyncssh
-import msgspec
 
 from bpsd.errors import DeadlineExceeded
 from bpsd_adapters.transports.base import (
@@ -39,6 +38,7 @@ from bpsd_adapters.transports.base import (
     Transport,
     Unreachable,
 )
+from bpsd_adapters.transports.settings import SshSettings
 
 MAX_CHANNELS = 8
 """Channels on one connection, the one for files included (OpenSSH's servers allow 10)."""
@@ -53,26 +53,6 @@ _TIMED_OUT = 124
 _KILLED = 137
 _NO_PROGRAM = (126, 127)
 _BROKEN = (asyncssh.ConnectionLost, asyncssh.DisconnectError, asyncssh.ChannelOpenError, OSError)
-
-
-class SshSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
-    """How to reach a host. What is not said here is taken from ``~/.ssh/config``, the agent and the default keys.
-
-    ``keys`` and ``certificates`` are files; ``known_hosts`` a file in place of the user's own (keys are always
-    checked); ``jump`` is ``[USER@]HOST[:PORT]``, several separated by commas; ``config`` a file in place of
-    ``~/.ssh/config``.
-    """
-
-    host: str
-    port: int | None = None
-    user: str | None = None
-    keys: tuple[str, ...] = ()
-    certificates: tuple[str, ...] = ()
-    known_hosts: str | None = None
-    jump: str | None = None
-    config: str | None = None
-    connect_timeout_s: float = 20.0
-    keepalive_s: float = 15.0
 
 
 class SshTransport(Transport):

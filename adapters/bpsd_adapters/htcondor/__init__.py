@@ -1,0 +1,1 @@
+"""HTCondor, through the command line tools of the site, here or over SSH."""

@@ -1,0 +1,105 @@
+"""The pool's own command line tools, over a transport: questions with projections, and orders. The I/O of ads."""
+
+from __future__ import annotations
+
+__all__ = ["Answer", "Pool"]
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from bpsd.errors import BackendAuthError, BackendUnavailable
+from bpsd_adapters.htcondor.classads import DAG_ATTRIBUTES, literal, parse_ads
+from bpsd_adapters.transports.base import Completed, Transport
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_REFUSED = ("AUTHENTICATE:", "DCSchedd::authenticate", "Permission denied", "not authorized", "SECMAN:2010")
+
+IS_RUN = 'JobUniverse == 7 && bps_isjob =?= "True" && DAGManJobId =?= undefined'
+"""DAGMan jobs of runs; a group's DAGMan has a ``DAGManJobId``."""
+
+
+class Answer(NamedTuple):
+    """Ads, and what they cost."""
+
+    ads: list[dict[str, Any]]
+    cost_s: float
+    cost_bytes: int
+
+
+class Pool:
+    """One pool.
+
+    Parameters
+    ----------
+    transport : `~bpsd_adapters.transports.base.Transport`
+        To the submit host; open.
+    deadline_s : `float`
+        How long one tool may take.
+    owner : `str`, optional
+        Whose runs are asked for.
+    """
+
+    def __init__(self, transport: Transport, deadline_s: float, owner: str | None = None) -> None:
+        self.transport = transport
+        self._deadline_s = deadline_s
+        self._runs = IS_RUN if owner is None else f"{IS_RUN} && Owner == {literal(owner)}"
+
+    async def runs(self, schedd: str | None) -> Answer:
+        """The runs in the queue of a schedd."""
+        return await self.queue(schedd, self._runs)
+
+    async def ended(self, schedd: str | None, since: float) -> Answer:
+        """The runs that left the queue since a time of the submit host's clock."""
+        return await self.history(schedd, self._runs, "-since", f"EnteredCurrentStatus < {int(since)}")
+
+    async def queue(self, schedd: str | None, constraint: str, attributes: Sequence[str] = DAG_ATTRIBUTES) -> Answer:
+        """The ads in a queue that satisfy a constraint."""
+        return await self._ask(
+            ["condor_q", *_name(schedd), "-allusers", "-constraint", constraint, "-json", "-attributes",
+             ",".join(attributes)]
+        )  # fmt: skip
+
+    async def history(
+        self, schedd: str | None, constraint: str, *more: str, attributes: Sequence[str] = DAG_ATTRIBUTES
+    ) -> Answer:
+        """The ads in a history that satisfy a constraint, newest first."""
+        return await self._ask(
+            ["condor_history", *_name(schedd), "-constraint", constraint, *more, "-json", "-attributes",
+             ",".join(attributes)]
+        )  # fmt: skip
+
+    async def act(self, tool: str, schedd: str | None, *arguments: str) -> Completed:
+        """Run ``condor_rm``, ``condor_hold`` or ``condor_release``; whatever comes of it."""
+        done = await self.tool([tool, *_name(schedd), *arguments])
+        if done.returncode != 0 and any(sign in done.error_text for sign in _REFUSED):
+            raise BackendAuthError(f"{tool} was refused: {done.error_text}", advice="renew the token or ask the admin")
+        return done
+
+    async def tool(self, argv: Sequence[str], **options: Any) -> Completed:
+        """Run any tool within the deadline."""
+        return await self.transport.run(argv, deadline_s=self._deadline_s, **options)
+
+    async def host_clock(self) -> tuple[float, float]:
+        """The submit host's time (epoch seconds) and its zone (seconds east of Greenwich)."""
+        done = (await self.tool(["date", "+%s %z"])).check(self.transport.host)
+        seconds, zone = done.stdout.decode().split()
+        sign = -1 if zone[0] == "-" else 1
+        return float(seconds), sign * (int(zone[1:3]) * 3600.0 + int(zone[3:5]) * 60.0)
+
+    async def _ask(self, argv: Sequence[str]) -> Answer:
+        began = time.monotonic()
+        done = await self.tool(argv, max_output_bytes=MAX_ANSWER_BYTES)
+        if done.returncode != 0:
+            if any(sign in done.error_text for sign in _REFUSED):
+                raise BackendAuthError(f"{argv[0]} was refused: {done.error_text}", advice="renew the token")
+            done.check(self.transport.host)
+        try:
+            ads = parse_ads(done.stdout)
+        except ValueError as exc:
+            raise BackendUnavailable(f"{argv[0]} on {self.transport.host} gave a garbled answer: {exc}") from exc
+        return Answer(ads, time.monotonic() - began, len(done.stdout))
+
+
+def _name(schedd: str | None) -> list[str]:
+    return [] if schedd is None else ["-name", schedd]

@@ -1,0 +1,129 @@
+"""The files of one run on the submit host, read as they grow: DAG files once, event logs by offset."""
+
+from __future__ import annotations
+
+__all__ = ["RunFiles"]
+
+import posixpath
+
+import anyio.to_thread
+import msgspec
+
+from bpsd.errors import LimitExceeded
+from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_rescue
+from bpsd_adapters.htcondor.eventlog import EventReader
+from bpsd_adapters.htcondor.tracker import RunTracker
+from bpsd_adapters.transports.base import Transport
+
+PIECE_BYTES = 4 * 1024 * 1024
+MAX_DAG_BYTES = 512 * 1024 * 1024
+MAX_SUBDAGS = 10_000
+
+
+class _Log(msgspec.Struct):
+    """One event log: how far it was read."""
+
+    path: str
+    reader: EventReader
+    offset: int = 0
+
+
+class RunFiles:
+    """What the files of a run tell.
+
+    Parameters
+    ----------
+    transport : `~bpsd_adapters.transports.base.Transport`
+        To the submit host.
+    dag : `str`
+        Path of the DAG file there.
+    utc_offset_s : `float`
+        The zone of that host's clock.
+    """
+
+    def __init__(self, transport: Transport, dag: str, utc_offset_s: float) -> None:
+        self._transport = transport
+        self._dag = dag
+        self._utc_offset_s = utc_offset_s
+        self._logs: list[_Log] = []
+        self.tracker = RunTracker()
+        self.bytes_read = 0
+
+    def __repr__(self) -> str:
+        return f"<RunFiles {self._dag}, {self.tracker!r}>"
+
+    async def update(self, limit: int) -> bool:
+        """Read what is new, at most ``limit`` bytes of the logs; whether there is more.
+
+        Raises
+        ------
+        OSError
+            If files are not there, or not for us to read.
+        BackendUnavailable
+            If the host cannot be asked.
+        """
+        self.bytes_read = 0
+        if not self._logs:
+            await self._load()
+        more = False
+        for log in self._logs:
+            more |= await self._follow(log, limit)
+        return more
+
+    async def _follow(self, log: _Log, limit: int) -> bool:
+        found = await self._transport.stat(log.path)
+        size = 0 if found is None else found.size
+        if size < log.offset:  # cut off, or another file: everything is read again, and told again
+            await self._again()
+            return True
+        while log.offset < size:
+            if self.bytes_read >= limit:
+                return True
+            try:
+                data = await self._transport.read(log.path, log.offset, min(PIECE_BYTES, size - log.offset))
+            except FileNotFoundError:
+                return False
+            if not data:
+                return False
+            log.offset += len(data)
+            self.bytes_read += len(data)
+            self.tracker.take(await anyio.to_thread.run_sync(log.reader.feed, data))
+        return False
+
+    async def _again(self) -> None:
+        self.tracker = RunTracker()
+        self._logs = []
+        await self._load()
+
+    async def _load(self) -> None:
+        logs: list[_Log] = []
+        todo = [self._dag]
+        folder = posixpath.dirname(self._dag)
+        while todo:
+            path = todo.pop(0)
+            shape = await self._shape(path)
+            self.tracker.add_dag(path, shape, await self._done_before(path))
+            todo += [posixpath.join(folder, n.subdag) for n in shape.nodes.values() if n.subdag is not None]
+            logs.append(_Log(f"{path}.nodes.log", EventReader(self._utc_offset_s)))
+            if len(logs) > MAX_SUBDAGS:
+                raise LimitExceeded(f"{self._dag} has more than {MAX_SUBDAGS} sub-DAGs")
+        self._logs = logs
+
+    async def _shape(self, path: str) -> DagShape:
+        return await anyio.to_thread.run_sync(parse_dag, await self._whole(path))
+
+    async def _whole(self, path: str) -> str:
+        data = bytearray()
+        while piece := await self._transport.read(path, len(data), PIECE_BYTES):
+            data += piece
+            if len(data) > MAX_DAG_BYTES:
+                raise LimitExceeded(f"{path} is larger than {MAX_DAG_BYTES} bytes")
+        return data.decode(errors="replace")
+
+    async def _done_before(self, path: str) -> set[str]:
+        """What the newest rescue file counts as done."""
+        folder, name = posixpath.split(path)
+        rescues = [n for n in await self._transport.listdir(folder) if n.startswith(f"{name}.rescue")]
+        if not rescues:
+            return set()
+        return parse_rescue(await self._whole(posixpath.join(folder, max(rescues))))

@@ -1,0 +1,224 @@
+"""What the polls of one pool see: runs from queue and history of each schedd, jobs from the runs' logs."""
+
+from __future__ import annotations
+
+__all__ = ["Watcher"]
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anyio
+import msgspec
+
+from bpsd.errors import BackendAuthError, BackendUnavailable
+from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, SourceReport, WmsSpecificInfo
+from bpsd_adapters.htcondor.classads import as_number, as_text, run_state
+from bpsd_adapters.htcondor.observe import HISTORY, QUEUE, Ids, dag_file, observe_run
+from bpsd_adapters.htcondor.pool import Answer, Pool
+from bpsd_adapters.htcondor.runfiles import RunFiles
+
+OVERLAP_S = 120.0
+"""How much of the history is read again: what entered it late is not missed."""
+
+CLOCK_KEPT_S = 600.0
+SECONDS_PER_DAY = 86_400.0
+
+
+class _Seen(msgspec.Struct):
+    """What one schedd said in a poll."""
+
+    schedd: str | None
+    runs: dict[str, tuple[dict[str, Any], str]] = {}
+    sources: list[SourceReport] = []
+    complete: bool = False
+    refused: BackendAuthError | None = None
+
+
+class Watcher:
+    """Sees the runs of a pool.
+
+    Parameters
+    ----------
+    pool : `~bpsd_adapters.htcondor.pool.Pool`
+        Whom to ask.
+    schedds : `~collections.abc.Sequence`
+        Names; `None` for the one that the backend submits to.
+    history_days : `float`
+        How far back the first look goes.
+    read_bytes : `int`
+        The most that is read of logs in one poll.
+    """
+
+    def __init__(self, pool: Pool, schedds: Sequence[str | None], history_days: float, read_bytes: int) -> None:
+        self._pool = pool
+        self._schedds = tuple(schedds)
+        self._history_s = history_days * SECONDS_PER_DAY
+        self._read_bytes = read_bytes
+        self._files: dict[str, RunFiles] = {}
+        self._clock: tuple[float, float] | None = None
+        self._clock_at = 0.0
+
+    def files_of(self, wms_id: str) -> RunFiles | None:
+        """The files of a run that is watched."""
+        return self._files.get(wms_id)
+
+    async def clock(self) -> tuple[float, float]:
+        """The submit host's time now, and its zone."""
+        now = time.monotonic()
+        if self._clock is None or now - self._clock_at > CLOCK_KEPT_S:
+            self._clock = await self._pool.host_clock()
+            self._clock_at = now
+        return self._clock[0] + now - self._clock_at, self._clock[1]
+
+    async def poll(self, request: PollRequest) -> PollResult:
+        """See `~bpsd.interface.WmsService.poll`."""
+        now, zone = await self.clock()
+        since = _since(request.cursor, now - self._history_s)
+        seen = [_Seen(schedd) for schedd in self._schedds]
+        async with anyio.create_task_group() as group:
+            for each in seen:
+                group.start_soon(self._ask, each, since.get(each.schedd or "", now - self._history_s))
+        if all(each.refused is not None for each in seen):
+            raise BackendAuthError(str(seen[0].refused))
+        runs: dict[str, tuple[dict[str, Any], str]] = {}
+        for each in seen:
+            runs.update(each.runs)
+        absent = await self._look_up(request.known, runs, seen)
+        observations, cursors, more = await self._observe(runs, request, zone)
+        for each in seen:
+            if each.complete:
+                since[each.schedd or ""] = now - OVERLAP_S
+        return PollResult(
+            observations=observations,
+            cursor=msgspec.json.encode(since).decode(),
+            run_cursors=cursors,
+            sources=tuple(source for each in seen for source in each.sources),
+            absent=absent,
+            more=more,
+        )
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, seen: _Seen, since: float) -> None:
+        """The queue first: what leaves it meanwhile is then in the history."""
+        queue = await self._source(seen, QUEUE, lambda: self._pool.runs(seen.schedd))
+        history = await self._source(seen, HISTORY, lambda: self._pool.ended(seen.schedd, since))
+        for source, answer in ((HISTORY, history), (QUEUE, queue)):
+            for ad in answer.ads if answer is not None else ():
+                seen.runs[Ids.of(ad, seen.schedd).text(ad)] = (ad, source)
+        if history is not None:  # one that left in between is in both
+            for ad in history.ads:
+                seen.runs[Ids.of(ad, seen.schedd).text(ad)] = (ad, HISTORY)
+        seen.complete = queue is not None and history is not None
+
+    async def _source(self, seen: _Seen, name: str, ask: Any) -> Answer | None:
+        where = name if seen.schedd is None else f"{name} of {seen.schedd}"
+        began = time.monotonic()
+        try:
+            answer: Answer = await ask()
+        except (BackendUnavailable, BackendAuthError) as exc:
+            if isinstance(exc, BackendAuthError):
+                seen.refused = exc
+            seen.sources.append(
+                SourceReport(name=where, status="failed", cost_s=time.monotonic() - began, error=exc.message)
+            )
+            return None
+        covers = "runs in the queue" if name == QUEUE else "runs that left the queue"
+        seen.sources.append(
+            SourceReport(name=where, status="ok", covers=covers, cost_s=answer.cost_s, cost_bytes=answer.cost_bytes)
+        )
+        return answer
+
+    async def _look_up(
+        self, known: Sequence[KnownRun], runs: dict[str, tuple[dict[str, Any], str]], seen: Sequence[_Seen]
+    ) -> tuple[str, ...]:
+        """Known runs that are in neither: their history is read as far as it goes, then nobody knows them."""
+        complete = {each.schedd for each in seen if each.complete}
+        absent = []
+        for run in known:
+            ids = Ids.parse(run.wms_id)
+            if run.wms_id in runs or ids is None or not self._watches(ids, complete):
+                continue
+            schedd = self._watched(ids)
+            try:
+                found = await self._pool.history(schedd, f"ClusterId == {ids.cluster} && ProcId == 0", "-limit", "1")
+            except (BackendUnavailable, BackendAuthError):
+                continue
+            same = [ad for ad in found.ads if run.token in (None, as_text(ad, "bps_token"))]
+            if same:
+                runs[run.wms_id] = (same[0], HISTORY)
+            else:
+                absent.append(run.wms_id)
+        return tuple(absent)
+
+    def _watched(self, ids: Ids) -> str | None:
+        return ids.schedd if ids.schedd in self._schedds else None
+
+    def _watches(self, ids: Ids, complete: set[str | None]) -> bool:
+        return self._watched(ids) in complete
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    async def _observe(
+        self, runs: Mapping[str, tuple[dict[str, Any], str]], request: PollRequest, zone: float
+    ) -> tuple[list[RunObservation], dict[str, str], bool]:
+        before = {run.wms_id: run.cursor for run in request.known}
+        newest = _newest(runs)
+        for gone in [wms_id for wms_id in self._files if wms_id not in runs]:
+            del self._files[gone]
+        observations, cursors, more = [], {}, False
+        room = self._read_bytes
+        for wms_id, (ad, source) in runs.items():
+            dag = dag_file(ad)
+            info, files = None, None
+            if dag is not None and wms_id in newest:
+                files, info, unread = await self._read(wms_id, dag, zone, room)
+                room -= files.bytes_read if files is not None else 0
+                more |= unread
+            if files is None:
+                observations.append(observe_run(ad, wms_id, source, info=info))
+                continue
+            tracker = files.tracker
+            if source == HISTORY:
+                tracker.finish(run_state(ad))
+            jobs = tracker.changed(before.get(wms_id))
+            cursors[wms_id] = tracker.cursor
+            observations.append(
+                observe_run(ad, wms_id, source, jobs=jobs, total=len(tracker), job_failed=tracker.failed())
+            )
+        return observations, cursors, more
+
+    async def _read(
+        self, wms_id: str, dag: str, zone: float, room: int
+    ) -> tuple[RunFiles | None, WmsSpecificInfo | None, bool]:
+        """The run's files, read as far as there is room; or why not."""
+        files = self._files.get(wms_id)
+        if files is None:
+            files = self._files[wms_id] = RunFiles(self._pool.transport, dag, zone)
+        try:
+            return files, None, await files.update(max(0, room))
+        except (OSError, BackendUnavailable) as exc:
+            del self._files[wms_id]
+            info = WmsSpecificInfo()
+            info.add_message("jobs are counted by DAGMan: {dag} cannot be read ({why})", dag=dag, why=str(exc))
+            return None, info, False
+
+
+def _since(cursor: str | None, otherwise: float) -> dict[str, float]:
+    if cursor is None:
+        return {}
+    try:
+        return msgspec.json.decode(cursor, type=dict[str, float])
+    except msgspec.MsgspecError:
+        return {"": otherwise}
+
+
+def _newest(runs: Mapping[str, tuple[dict[str, Any], str]]) -> set[str]:
+    """The newest run in each folder: the files there are its own."""
+    best: dict[str, tuple[int, str]] = {}
+    for wms_id, (ad, _) in runs.items():
+        folder = dag_file(ad)
+        if folder is not None:
+            best[folder] = max(best.get(folder, (-1, "")), (as_number(ad, "QDate") or 0, wms_id))
+    return {wms_id for _, wms_id in best.values()}
