@@ -7,7 +7,7 @@ contract.
 
 from __future__ import annotations
 
-__all__ = ["FakeDaemon", "backend_row", "command_row", "event", "run_row", "status_of"]
+__all__ = ["FakeDaemon", "Hangup", "backend_row", "command_row", "event", "run_row", "status_of"]
 
 import contextlib
 import socket

@@ -85,7 +85,7 @@ def command_outcome(row: Row) -> str:
     if state == "FAILED":
         return f"not {_DONE.get(row['verb'], 'done').partition(' ')[0]}: {error or 'no reason given'}"
     if state == "EXPIRED":
-        return f"not tried in time{': ' + note if note else ''}"
+        return note or "not tried in time"
     if state == "SUPERSEDED":
         return f"overtaken by a later command{': ' + note if note else ''}"
     if state == "IN_DOUBT":

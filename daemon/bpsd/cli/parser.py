@@ -47,12 +47,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise `UsageError` instead of ending the process."""
-        advice = f"`{self.prog} --help` lists what there is"
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            word = unknown.split()[0]
-            message = f"{word}: no such option" if word.startswith("-") else f"{word}: one word too many"
-            advice = nearest(word.partition("=")[0], self._option_string_actions) or advice
+        self.refuse(message, f"`{self.prog} --help` lists what there is")
+
+    def refuse_rest(self, words: Sequence[str]) -> NoReturn:
+        """Raise `UsageError` for words that no argument takes."""
+        word = words[0]
+        help_ = f"`{self.prog} --help` lists what there is"
+        if word.startswith("-"):
+            advice = nearest(word.partition("=")[0], self._option_string_actions) or help_
+            self.refuse(f"{word}: no such option", advice)
+        self.refuse(f"{word or repr(word)}: one word too many", help_)
+
+    def refuse(self, message: str, advice: str) -> NoReturn:
+        """Raise `UsageError` in the name of the verb."""
         raise UsageError(f"{self.verb}: {message}" if self.verb else message, advice)
 
     def take(self, arguments: Arguments) -> None:
@@ -101,9 +108,12 @@ def parse(verb: str, arguments: Arguments, words: Sequence[str], epilog: str | N
     parser = Parser(verb, epilog=epilog)
     parser.take(arguments)
     try:
-        return Values(vars(parser.parse_intermixed_args([*words])))
+        values, rest = parser.parse_known_intermixed_args([*words])
     except SystemExit:
         return None
+    if rest:
+        parser.refuse_rest(rest)
+    return Values(vars(values))
 
 
 def full_parser(arguments_of: Callable[[str], Arguments]) -> argparse.ArgumentParser:
