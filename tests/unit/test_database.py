@@ -386,7 +386,7 @@ async def test_network_file_system_is_used_without_a_log_if_so_told(on_nfs: Path
         await database.run(_insert(2))
         assert await database.run(_mode) == "truncate"
         await database.backup(1)
-        assert _names(on_nfs) == ["copies", "thing.db"]
+        assert _names(on_nfs) == ["copies", "thing.db", "thing.db-journal"]
 
 
 async def test_local_disk_keeps_its_log_though_a_network_is_allowed(tmp_path: Path) -> None:
