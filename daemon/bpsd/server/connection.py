@@ -40,6 +40,9 @@ READ_BYTES = 65_536
 REQUESTS_PER_SHARE = 8
 """Requests of one connection that are answered before others have their turn."""
 
+FLUSH_BYTES = 65_536
+"""Answers of one share that are sent before the share is over: else they would pile up where no limit sees them."""
+
 TURN_S = 0.004
 """How long connections with more to do are served before the loop looks for news from all others."""
 
@@ -232,6 +235,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._answer(event)
             else:
                 self._refused(cast("Refused", event))
+            if protocol.pending_bytes >= FLUSH_BYTES:
+                self._flush()
         else:
             self._serve_again()
         self._flush()
