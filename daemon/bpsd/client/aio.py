@@ -241,7 +241,13 @@ class AsyncClient:
         while True:
             encoded = binascii.b2a_base64(piece, newline=False).decode("ascii")
             params = messages.BlobPut(sha256=digest, size=size, offset=have, data=encoded)
-            answer = await self._patiently(partial(self._ask, "blob.put", params, messages.BlobPutResult))
+            try:
+                answer = await self._ask("blob.put", params, messages.BlobPutResult)
+            except ClientError as error:
+                if not endpoint.is_lost(error):
+                    raise
+                params = messages.BlobPut(sha256=digest, size=size)  # how much did arrive?
+                answer = await self._patiently(partial(self._ask, "blob.put", params, messages.BlobPutResult))
             have = answer.have
             if progress is not None:
                 progress(have, size)

@@ -72,8 +72,9 @@ class Connection:
         if self._socket is not None:
             return self.hello
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        patience_s = min(self.timeout_s, endpoint.HELLO_TIMEOUT_S)
         try:
-            connection.settimeout(min(self.timeout_s, endpoint.HELLO_TIMEOUT_S))
+            connection.settimeout(patience_s)
             connection.connect(self.socket_path)
         except OSError as error:
             connection.close()
@@ -83,7 +84,7 @@ class Connection:
             raise
         self._socket, self._buffer, self._searched, self._goodbye = connection, bytearray(), 0, ""
         try:
-            first = self._receive(time.monotonic() + endpoint.HELLO_TIMEOUT_S)
+            first = self._receive(time.monotonic() + patience_s)
             self.hello = endpoint.check_hello(first, self.socket_path)
         except BaseException:
             self.close()

@@ -238,7 +238,12 @@ class Client(Connection):
         have = 0
         while True:
             encoded = binascii.b2a_base64(piece, newline=False).decode("ascii")
-            answer = self._patiently(None, self.blob_put, digest, size, have, encoded)
+            try:
+                answer = self.blob_put(digest, size, have, encoded)
+            except ClientError as error:
+                if not (self.hello and endpoint.is_lost(error)):
+                    raise
+                answer = self._patiently(None, self.blob_put, digest, size, 0)  # how much did arrive?
             have = answer["have"]
             if progress is not None:
                 progress(have, size)
