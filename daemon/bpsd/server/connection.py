@@ -2,8 +2,9 @@
 
 It is an `asyncio.BufferedProtocol` and not a pair of anyio streams because of the price: a stream costs two task
 switches and a dozen objects for each small message, about twice to three times the whole of answering ``status``. A
-protocol is called back with the bytes and answers within the callback. Handlers that wait still run as tasks of the
-server's task group.
+protocol is called back with the bytes and answers within the callback. It brings its own buffer because asyncio would
+else allocate 256 KiB for each message, which can cost as much again (see ``benchmarks/bench_socket.py``). Handlers that
+wait still run as tasks of the server's task group.
 
 A connection takes no more than it can handle: it stops reading while too many requests are in flight, while the client
 does not read its answers, and while lines wait that exceed its share of a turn (see `Turns`).
