@@ -275,14 +275,12 @@ class ExecutionContract:
             assert run.as_row(observer.jobs[wms_id], full=True).exit_codes["bad"] == {"3": 1}
 
             mended.touch()
-            token = f"{workflow.token}.2"
-            new_id, _, message = await observer.service.restart(wms_id, attempt_token=token)
-            assert new_id is not None, message
-            again, _, _ = await observer.service.restart(wms_id, attempt_token=token)
+            new_id = await observer.restart(wms_id, workflow.token, 2)
+            again, _, _ = await observer.service.restart(wms_id, attempt_token=f"{workflow.token}.2")
             assert again == new_id
-            found = await observer.service.find_by_token(token, time.time() - 600)
+            found = await observer.service.find_by_token(f"{workflow.token}.2", time.time() - 600)
             assert (found.verdict, found.wms_id) == ("found", new_id)
-            run = await observer.until_over(new_id, attempt=2 if new_id == wms_id else 1, timeout_s=bed.patience_s)
+            run = await observer.until_over(new_id, attempt=2, timeout_s=bed.patience_s)
             assert run.state is WmsStates.SUCCEEDED
             ran = trace.read_text().split()
             assert ran.count("good_1") == 1
