@@ -59,6 +59,7 @@ async def test_everything_that_it_can_say(daemon: FakeDaemon, client: AsyncClien
         daemon.answers["logs"] = lambda p: messages.LogsResult(
             run=RUN, job=p.job, text="x", offset=0, next=1, size=1, path="/x"
         )
+        daemon.answers["admin"] = lambda _: messages.AdminResult(done=["read"])
         answers = [
             await client.ping(),
             await client.version(),
@@ -82,6 +83,7 @@ async def test_everything_that_it_can_say(daemon: FakeDaemon, client: AsyncClien
             await client.commands(),
             await client.wait_command("c1"),
             await client.commands_resolve("c1", "done", wms_id="1234.0"),
+            await client.admin("check"),
         ]
         daemon.answers["unwatch"] = lambda _: messages.PingResult(time=NOW)
         async with client.watch([RUN], backend=["here"], jobs=True):
@@ -336,6 +338,17 @@ async def test_watch_through_a_crash(daemon: FakeDaemon, client: AsyncClient) ->
         assert isinstance(missed, messages.Event)
         assert missed.seq == 8
         await aside(daemon.stop)  # so that ending the watch finds nobody
+
+
+async def test_a_crash_before_the_answer_to_the_watch(daemon: FakeDaemon, client: AsyncClient) -> None:
+    def die(params: Any) -> Any:
+        del daemon.answers["watch"]
+        raise Hangup
+
+    daemon.answers["watch"] = die
+    daemon.answers["unwatch"] = lambda _: messages.PingResult(time=NOW)
+    async with client, client.watch() as watch:
+        assert [type(await take(watch)) for _ in range(3)] == [Away, Back, Snapshot]
 
 
 async def test_dropped_events_make_a_snapshot(daemon: FakeDaemon, client: AsyncClient) -> None:

@@ -70,6 +70,7 @@ def test_everything_that_it_can_say_is_what_the_daemon_takes(daemon: FakeDaemon,
     daemon.answers["logs"] = lambda p: messages.LogsResult(
         run=RUN, job=p.job, text="x", offset=0, next=1, size=1, path="/x"
     )
+    daemon.answers["admin"] = lambda _: messages.AdminResult(done=["read"])
     answers = [
         client.ping(),
         client.version(),
@@ -93,6 +94,7 @@ def test_everything_that_it_can_say_is_what_the_daemon_takes(daemon: FakeDaemon,
         client.commands("c1", run=RUN, backend="here", state="DONE", user="alice", since=NOW, before="c9", limit=5),
         client.commands_wait("c1", timeout_s=0),
         client.commands_resolve("c1", "done", wms_id="1234.0", note="seen"),
+        client.admin("check"),
     ]
     with client.watch([RUN], backend="here", jobs=True):
         pass

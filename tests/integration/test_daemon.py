@@ -394,6 +394,10 @@ def test_a_damaged_journal_is_set_aside_and_takes_no_commands(daemon: RunningDae
         assert "admin accept" in caught.value.advice
         assert client.health()["status"] == 2
         assert [r["id"] for r in client.list_runs()["runs"]] == [run]
+        assert client.admin("check")["problems"] == []
+        client.admin("accept")
+        submit(client)
+        assert len(client.admin("backup")["done"]) == 2
 
 
 def test_a_second_daemon_is_refused(daemon: RunningDaemon, tmp_path: Path) -> None:

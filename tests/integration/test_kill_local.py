@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_kills_of_drivers_and_daemon_repeat_nothing_and_lose_nothing(state_dir: 
                 daemon.start()
             with daemon.client() as client:
                 if victim != "daemon":
-                    state = until(lambda c=client: over(c, run), "the killed driver is noticed")
+                    state = until(partial(over, client, run), "the killed driver is noticed")
                     if state == "SUCCEEDED":
                         break
                     assert state == "FAILED"

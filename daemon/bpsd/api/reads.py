@@ -127,7 +127,7 @@ class Reads:
             )
             for record in self._after(params, call, params.after)
         )
-        page, more = fitting(rows, params.limit)
+        page, more = fitting(rows, self._limit(params))
         return ListResult(runs=page, seq=self._deps.cache.seq, next=page[-1].id if more else None)
 
     def report(self, call: Call, params: ReportParams) -> object:
@@ -145,12 +145,12 @@ class Reads:
     def _hot_page(self, call: Call, params: ReportParams) -> msgspec.Raw:
         cache = self._deps.cache
         rows: list[bytes] = []
-        size, last = 0, ""
+        size, last, limit = 0, "", self._limit(params)
         following: str | None = None
         for record in self._after(params, call, params.after):
             row = cache.row(record.run_id)
             size += len(row) + 1
-            if rows and (len(rows) == params.limit or size > PAGE_BYTES):
+            if rows and (len(rows) == limit or size > PAGE_BYTES):
                 following = last
                 break
             rows.append(row)
@@ -197,13 +197,11 @@ class Reads:
 
     async def _cold_page(self, params: ReportParams, call: Call) -> msgspec.Raw:
         assert params.after is not None
-        anchor = params.after.removeprefix(_COLD) or None
+        anchor, limit = params.after.removeprefix(_COLD) or None, self._limit(params)
         since = self._deps.clock() - (params.hist or 0.0) * SECONDS_PER_DAY
-        stored = await self._deps.store.history(
-            ended_after=since, backends=params.backend, limit=params.limit, after=anchor
-        )
+        stored = await self._deps.store.history(ended_after=since, backends=params.backend, limit=limit, after=anchor)
         rows: list[bytes] = []
-        size, full = 0, len(stored) == params.limit
+        size, full = 0, len(stored) == limit
         for entry in stored:
             record = decode_record(entry.doc)
             if record.run_id not in self._deps.cache and self._matches(params, call, record):
@@ -306,9 +304,12 @@ class Reads:
             observed_at=self._deps.cache.observed_at(record),
             source=record.source if hot else "history",
         )
-        page.jobs, more = fitting((jobs.row(row) for row in rows[start:]), params.limit)
+        page.jobs, more = fitting((jobs.row(row) for row in rows[start:]), self._limit(params))
         page.next = str(rows[start + len(page.jobs) - 1]) if more else None
         return page
+
+    def _limit(self, params: ListParams | ReportParams | JobsParams) -> int:
+        return min(params.limit, self._deps.config.limits.page_rows)
 
     # -- filters -----------------------------------------------------------------------------------------------------
 
