@@ -127,6 +127,13 @@ def test_number_of_a_new_attempt(
     assert next_attempt(_sighting("x", submit_time=submit_time, attempt=own), known) == expected
 
 
+def test_id_that_is_taken_is_not_given_again(connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [5, 5, 5, 28**8 - 1]
+    monkeypatch.setattr("secrets.randbelow", lambda _: numbers.pop(0))
+
+    assert _see(connection, _sighting("1"), _sighting("2")) == ["rhbbbbbbb", "r99999999"]
+
+
 # -- foreign runs ----------------------------------------------------------------------------------------------------
 
 
