@@ -316,7 +316,11 @@ class FakeDaemon:
         )
 
     def _events(self, params: messages.EventsParams) -> messages.EventsResult:
-        rows = [e for e in self.events if (params.after or 0) < e.seq and params.run in (None, e.run)]
+        rows = [
+            e
+            for e in self.events
+            if (params.after or 0) < e.seq and params.run in (None, e.run) and e.kind != "run.progress"
+        ]
         return messages.EventsResult(events=rows)
 
     def _health(self, params: messages.Nothing) -> messages.HealthResult:

@@ -10,7 +10,7 @@ import pytest
 
 from bpsd.client import Client, NoDaemon, RemoteError
 from bpsd.client.sync_watch import Watch
-from tests.integration.fake_daemon import FakeDaemon, run_row
+from tests.integration.fake_daemon import FakeDaemon, Hangup, run_row
 
 RUN = "rbcdfghjk"
 
@@ -136,3 +136,23 @@ def test_it_begins_where_it_is_told(daemon: FakeDaemon) -> None:
 def test_no_daemon(socket_path: Path) -> None:
     with pytest.raises(NoDaemon):
         Client(str(socket_path)).watch()
+
+
+def test_a_crash_before_the_answer_to_the_watch(daemon: FakeDaemon) -> None:
+    """The daemon took the subscription and died before it could say so."""
+
+    def die(params: Any) -> Any:
+        del daemon.answers["watch"]
+        raise Hangup
+
+    daemon.answers["watch"] = die
+    with Client(str(daemon.path)) as client, client.watch() as watch:
+        assert kinds(watch, 3) == ["client.lost", "client.back", "snapshot"]
+
+
+def test_a_daemon_that_was_met_is_waited_for(daemon: FakeDaemon) -> None:
+    with Client(str(daemon.path)) as client:
+        daemon.stop()
+        with client.watch() as watch:
+            daemon.start()
+            assert kinds(watch, 3) == ["client.lost", "client.back", "snapshot"]

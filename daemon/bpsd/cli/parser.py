@@ -22,13 +22,19 @@ FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 """What shtab calls FILE; shtab itself loads for ``bpsctl completion`` alone."""
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    # Left alone, argparse imports shutil (and with it three compression libraries) to learn the width.
-    try:
-        width = int(os.environ.get("COLUMNS", "")) or 100
-    except ValueError:
-        width = 100
-    return argparse.HelpFormatter(prog, max_help_position=30, width=min(width, 120) - 2)
+class _Formatter(argparse.HelpFormatter):
+    """Of the terminal's width, and with tables below the options as they were written."""
+
+    def __init__(self, prog: str) -> None:
+        # Left alone, argparse imports shutil (and with it three compression libraries) to learn the width.
+        try:
+            width = int(os.environ.get("COLUMNS", "")) or 100
+        except ValueError:
+            width = 100
+        super().__init__(prog, max_help_position=30, width=min(width, 120) - 2)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         keywords.setdefault("prog", f"bpsctl {verb}".rstrip())
         super().__init__(
             description=f"{summary[:1].upper()}{summary[1:]}.",
-            formatter_class=_formatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,  # an abbreviation that works today would break when an option is added
             **keywords,
         )

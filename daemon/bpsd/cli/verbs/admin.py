@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from bpsd.cli.arguments import Arguments
     from bpsd.cli.session import Session
 
-EPILOG = """accept  take commands again after the journal was restored from a copy: first look in the WMS for what runs,
-        since commands given after the copy was made are not known any more
+EPILOG = """accept  take commands again after the journal was restored from a copy: first look in the WMS for
+        what runs, since commands given after the copy was made are not known any more
 check   read journal and history from end to end, looking for damage (exit code 1 if there is any)
 backup  copy journal and history now, into the folder copies of the state
 vacuum  give the free pages of the history back to the file system"""
