@@ -84,7 +84,12 @@ def test_status_of_a_backend_that_does_not_answer() -> None:
             "stays SUCCEEDED by log, though queue says FAILED",
         ),
         ("command.state", {"verb": "cancel", "command": "c1", "state": "DONE", "note": ""}, "cancel c1 DONE"),
-        ("backend.state", {"state": "down", "error": "no\nroute"}, "backend.state: state down, error no route"),
+        ("backend.state", {"state": "down", "before": "up", "error": "no\nroute"}, "down (was up): no route"),
+        (
+            "daemon.storage",
+            {"file": "store.db", "problem": "no\nspace"},
+            "daemon.storage: file store.db, problem no space",
+        ),
         ("daemon.start", {}, "daemon.start"),
     ],
 )

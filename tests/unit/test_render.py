@@ -29,6 +29,12 @@ def test_table_without_rows_is_its_header() -> None:
     assert table(("ID", "STATE"), []) == ["ID STATE", "-- -----"]
 
 
+def test_columns_that_say_nothing_may_be_left_out() -> None:
+    lines = table(("A", "B", "C"), [("1", "", None), ("2", "", "")], optional=("A", "B"))
+
+    assert lines == ["A C", "- -", "1", "2"]
+
+
 def test_rule_below_totals() -> None:
     lines = table((" ", "N"), [("TOTAL", 3), ("isr", 1), ("coadd", 2)], right=("N",), rule_after_first=True)
 

@@ -23,8 +23,8 @@ def event_line(event: Row) -> str:
 def event_text(event: Row) -> str:
     """What happened."""
     kind, data = event["kind"], event.get("data") or {}
+    before = f" (was {clean(data['before'])})" if data.get("before") else ""
     if kind == "run.state":
-        before = f" (was {clean(data['before'])})" if data.get("before") else ""
         source = f", by {clean(data['source'])}" if data.get("source") else ""
         return f"{clean(data.get('state', '?'))}{before}{source}{_why(data)}"
     if kind == "run.seen":
@@ -36,6 +36,8 @@ def event_text(event: Row) -> str:
             f"stays {clean(data.get('state'))} by {clean(data.get('source'))}, "
             f"though {clean(data.get('other_source'))} says {clean(data.get('other_state'))}"
         )
+    if kind == "backend.state":
+        return f"{clean(data.get('state', '?'))}{before}" + (f": {clean(data['error'])}" if data.get("error") else "")
     if kind == "command.state":
         words = (data.get("verb"), data.get("command"), data.get("state"))
         return " ".join(clean(word) for word in words if word) + _why(data)
