@@ -126,15 +126,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int, Meta(ge=wire.MAX_MESSAGE_BYTES, description="what may wait for one client before it gets no more")
     ] = 8 * 1024 * 1024
     watchers_per_connection: Annotated[int, Meta(ge=1, description="watches on one connection")] = 16
-    blob_piece_bytes: Annotated[
-        int, Meta(ge=1024, le=700 * 1024, description="a piece of a document (a third more in its message)")
-    ] = 512 * 1024
     spool_bytes_per_user: Annotated[
         int, Meta(ge=1024, description="documents of one user that wait to be submitted, together")
     ] = 2 * 1024**3
     workflow_bytes: Annotated[int, Meta(ge=1024, description="one workflow document")] = 512 * 1024**2
     text_chars: Annotated[int, Meta(ge=256, description="any text field from outside; what is longer is cut")] = 4096
-    page_rows: Annotated[int, Meta(ge=1, le=10_000, description="rows in one answer")] = 1000
+    page_rows: Annotated[int, Meta(ge=1, le=10_000, description="rows in one answer")] = 10_000
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

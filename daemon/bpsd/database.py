@@ -34,7 +34,7 @@ import anyio
 from bpsd import sqlitefile
 from bpsd.errors import CannotStart, LimitExceeded, Stopping
 from bpsd.filesystems import network_mount
-from bpsd.sqlitefile import Damaged, Schema, translated
+from bpsd.sqlitefile import AcceptCut, Damaged, Schema, translated
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
@@ -95,12 +95,13 @@ class Database:
         The file; its folder is made if need be, for our eyes only.
     schema : `~bpsd.sqlitefile.Schema`
         What it holds.
-    durable : `bool`
-        Whether a commit must survive a power cut.
     check_s : `float` or `None`
         How long looking for damage may take at opening (`None`: as long as it takes).
     recover : callable
         Called in the writer thread with a `~bpsd.sqlitefile.Damaged`; it must leave a sound file, or none.
+    accept_cut : callable, optional
+        A commit must survive a power cut, and this writes down that some did not (see `~bpsd.sqlitefile.AcceptCut`).
+        Without it the last commits may be lost.
     allow_network : `bool`, optional
         Run on a network file system too, and there without a write-ahead log, instead of refusing to.
     """
@@ -110,17 +111,17 @@ class Database:
         path: Path,
         schema: Schema,
         *,
-        durable: bool,
         check_s: float | None,
         recover: Callable[[Damaged], None],
+        accept_cut: AcceptCut | None = None,
         allow_network: bool = False,
     ) -> None:
         self.path = path
         self.schema = schema
         self.copies_folder = path.parent / "copies"
-        self._durable = durable
         self._check_s = check_s
         self._recover = recover
+        self._accept_cut = accept_cut
         self._allow_network = allow_network
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"bpsd-{schema.name}")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"bpsd-{schema.name}-read")
@@ -207,10 +208,10 @@ class Database:
         return sqlitefile.open_checked(
             self.path,
             self.schema,
-            durable=self._durable,
             use_wal=self._use_wal,
             check_s=self._check_s,
             copies_folder=self.copies_folder,
+            accept_cut=self._accept_cut,
         )
 
     def _open_recovered(self, damage: Damaged) -> None:

@@ -144,8 +144,10 @@ def next_attempt(sighting: Sighting, attempts: Sequence[Attempt]) -> int:
 
 def fresh_id(connection: sqlite3.Connection, prefix: str, table: str, column: str) -> str:
     """An id of 8 of `bpsd.wire.RUN_ID_ALPHABET` that no row has."""
+    base = len(wire.RUN_ID_ALPHABET)
     while True:
-        id_ = prefix + "".join(secrets.choice(wire.RUN_ID_ALPHABET) for _ in range(8))
+        number = secrets.randbelow(base**8)  # asking the system once costs a tenth of asking for each letter
+        id_ = prefix + "".join(wire.RUN_ID_ALPHABET[number // base**place % base] for place in range(8))
         # Table and column are literals of our own code.
         if connection.execute(f"SELECT 1 FROM {table} WHERE {column} = ?", (id_,)).fetchone() is None:  # noqa: S608
             return id_

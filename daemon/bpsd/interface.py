@@ -44,8 +44,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
     ``fields`` maps every name of `bpsd.workflow.JOB_FIELDS` to what becomes of it and, unless it is honoured, how or
     why. ``settle_s`` is how long after a submission was cut off a complete "not found" begins to be proof (longer
-    than the WMS's own message time-outs). ``poll_floor_s`` is the least time between two polls that the WMS should have to bear; only
-    a backend that asks nobody (files of our own) may say less than 2 s. ``sources`` are the names of its sources, most trusted last.
+    than the WMS's own message time-outs). ``poll_floor_s`` is the least time between two polls that the WMS should have
+    to bear; only a backend that asks nobody (files of our own) may say less than 2 s. ``sources`` are the names of its
+    sources, most trusted last.
     """
 
     fields: Mapping[str, tuple[FieldSupport, str]]

@@ -19,8 +19,6 @@ __all__ = [
     "Sighting",
 ]
 
-import contextlib
-import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -179,7 +177,12 @@ class Journal:
         self._keep_days = keep_days
         self._clock = clock
         self._database = Database(
-            path, SCHEMA, durable=True, check_s=None, recover=self._recover, allow_network=allow_network
+            path,
+            SCHEMA,
+            check_s=None,
+            recover=self._recover,
+            accept_cut=self._accept_cut,
+            allow_network=allow_network,
         )
 
     def __repr__(self) -> str:
@@ -441,12 +444,9 @@ class Journal:
         return sqlitefile.copies(self._database.path, self._database.copies_folder)
 
     def _recover(self, damage: Damaged) -> None:
-        """Leave a sound journal that says what happened to it: its own undamaged part, a copy, or an empty one."""
+        """Leave a sound journal that says what happened to it: a copy, or an empty one."""
         path = self._database.path
         status = JournalStatus("restored", read_only=True, reason=damage.reason)
-        if damage.readable:
-            self._cut_log(path, status)
-            return
         aside = sqlitefile.set_aside(path)
         status = replace(status, set_aside=str(aside) if aside else None)
         failure: StorageError | None = None
@@ -466,17 +466,12 @@ class Journal:
         with translated("making the database", path):
             sqlitefile.create(path, SCHEMA, partial(_mark_restored, status=status))
 
-    def _cut_log(self, path: Path, status: JournalStatus) -> None:
-        """Keep what SQLite can read, which is newer than any copy; the whole log is kept beside it for people."""
-        log = path.with_name(path.name + "-wal")
-        aside = path.with_name(f"{log.name}.damaged-{int(self._clock())}")
-        with translated("setting aside", log):
-            shutil.copyfile(log, aside)
-            aside.chmod(0o600)
-            status = replace(status, restored_from=str(path), set_aside=str(aside))
-            with contextlib.closing(sqlitefile.connect(path, "rw")) as connection:
-                _mark_restored(connection, status)
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    def _accept_cut(self, connection: sqlite3.Connection, aside: Path, reason: str) -> None:
+        """Keep what SQLite can read of a damaged log; a person decides, as on a copy."""
+        path = str(self._database.path)
+        _mark_restored(
+            connection, JournalStatus("restored", True, restored_from=path, set_aside=str(aside), reason=reason)
+        )
 
 
 # -- rows of table meta ----------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from __future__ import annotations
 __all__ = [
     "PARAMS",
     "RESULTS",
+    "AdminParams",
+    "AdminResult",
     "AttemptRow",
     "BackendPing",
     "BackendPingResult",
@@ -28,6 +30,7 @@ __all__ = [
     "Event",
     "EventsParams",
     "EventsResult",
+    "Filters",
     "Goodbye",
     "HealthCheck",
     "HealthResult",
@@ -41,12 +44,14 @@ __all__ = [
     "LogsParams",
     "LogsResult",
     "Nothing",
+    "Params",
     "PingResult",
     "ProblemRow",
     "RefreshParams",
     "RefreshResult",
     "ReportParams",
     "ReportResult",
+    "Result",
     "RunCommand",
     "RunRow",
     "SourceRow",
@@ -663,6 +668,23 @@ class HealthResult(Result, kw_only=True):
     figures: dict[str, float]
 
 
+class AdminParams(Params, kw_only=True):
+    """Care of the daemon's own records.
+
+    ``accept``: take commands again after the journal was restored from a copy. ``check``: look for damage.
+    ``backup``: copy journal and history now. ``vacuum``: give free pages of the history back.
+    """
+
+    act: Literal["accept", "check", "backup", "vacuum"]
+
+
+class AdminResult(Result, kw_only=True):
+    """What was done, a line each; ``problems`` is empty if nothing is wrong."""
+
+    done: list[str]
+    problems: list[str] = []
+
+
 PARAMS: dict[str, type[Params]] = {
     "ping": Nothing,
     "version": Nothing,
@@ -688,6 +710,7 @@ PARAMS: dict[str, type[Params]] = {
     "commands.resolve": CommandsResolve,
     "refresh": RefreshParams,
     "health": Nothing,
+    "admin": AdminParams,
 }
 
 RESULTS: dict[str, type[Result]] = {
@@ -715,6 +738,7 @@ RESULTS: dict[str, type[Result]] = {
     "commands.resolve": CommandRow,
     "refresh": RefreshResult,
     "health": HealthResult,
+    "admin": AdminResult,
 }
 
 

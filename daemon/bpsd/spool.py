@@ -206,7 +206,8 @@ class Spool:
                 value=MAX_UPLOADS_PER_USER,
             )
         part = self._part(uid, sha256)
-        part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part.parent.mkdir(mode=0o700, exist_ok=True)
         upload = _resume(part, size)
         used = self._used(uid)
         if used + size - upload.have > self._quota_bytes:

@@ -7,6 +7,7 @@ schema is in it, so whatever lies at its place without one is damaged, an empty 
 from __future__ import annotations
 
 __all__ = [
+    "AcceptCut",
     "Damaged",
     "Schema",
     "connect",
@@ -26,6 +27,7 @@ __all__ = [
 
 import contextlib
 import datetime as dt
+import itertools
 import os
 import re
 import shutil
@@ -66,6 +68,10 @@ _ADVICE = {
 }
 
 
+AcceptCut = Callable[[sqlite3.Connection, Path, str], None]
+"""Writes down durably, in the database itself, that its log was cut: where the log is kept, and the reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """What a kind of database looks like.
@@ -85,12 +91,9 @@ class Schema:
 
 
 class Damaged(StorageError):
-    """The file is not the database that it should be.
+    """The file is not the database that it should be."""
 
-    ``readable`` says that what is left is consistent and newer than any copy (a damaged write-ahead log).
-    """
-
-    def __init__(self, path: Path, reason: str, *, readable: bool = False) -> None:
+    def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
             f"the database {path} is damaged: {reason}",
             advice="restart bpsd: it sets the file aside and goes on with what it can rebuild or restore",
@@ -99,7 +102,6 @@ class Damaged(StorageError):
         )
         self.path = path
         self.reason = reason
-        self.readable = readable
 
 
 def _code(exc: sqlite3.Error) -> int:
@@ -281,22 +283,32 @@ def _set_modes(connection: sqlite3.Connection, path: Path, *, durable: bool, use
     connection.execute(f"PRAGMA journal_size_limit={LOG_KEEP_BYTES}")
 
 
-def _require_whole_log(
-    connection: sqlite3.Connection, path: Path, header: bytes, frames: list[bytes], *, durable: bool
+def _look_for_lost_commits(
+    connection: sqlite3.Connection, path: Path, header: bytes, frames: list[bytes], accept_cut: AcceptCut
 ) -> None:
-    """Make sure that SQLite took all that the write-ahead log held when it was opened."""
-    if not durable or not header:
-        return
+    """See whether SQLite took all that the write-ahead log held when it was opened.
+
+    What it took is consistent and newer than any copy. The log as it was is kept for people; it stays in its place too
+    until `AcceptCut` has written down what happened, so that a crash on the way changes nothing.
+    """
     valid = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
     lost = wal.commits_cut_off(header, frames, max(valid, 0))
     if lost:
-        raise Damaged(
-            path, f"its write-ahead log is broken, and {lost} commits behind that place are lost", readable=True
-        )
+        log = path.with_name(path.name + "-wal")
+        aside = _free_name(log)
+        shutil.copyfile(log, aside)
+        aside.chmod(0o600)
+        accept_cut(connection, aside, f"its write-ahead log is broken, and {lost} commits behind that place are lost")
 
 
 def open_checked(
-    path: Path, schema: Schema, *, durable: bool, use_wal: bool, check_s: float | None, copies_folder: Path
+    path: Path,
+    schema: Schema,
+    *,
+    use_wal: bool,
+    check_s: float | None,
+    copies_folder: Path,
+    accept_cut: AcceptCut | None,
 ) -> sqlite3.Connection:
     """Open a file that exists, look for damage, and bring its schema up to date.
 
@@ -306,14 +318,15 @@ def open_checked(
         The file.
     schema : `Schema`
         What it should hold.
-    durable : `bool`
-        Whether a commit must survive a power cut (``synchronous=FULL``).
     use_wal : `bool`
         Whether there is a write-ahead log.
     check_s : `float` or `None`
         See `integrity`.
     copies_folder : `~pathlib.Path`
         Where the copy goes that is taken before a migration.
+    accept_cut : callable or `None`
+        A commit must survive a power cut (``synchronous=FULL``), and this writes down that some did not. `None`: the
+        last commits may be lost.
 
     Raises
     ------
@@ -338,8 +351,9 @@ def open_checked(
             problems = integrity(connection, check_s)
             if problems:
                 raise Damaged(path, "; ".join(problems[:3]))
-            _set_modes(connection, path, durable=durable, use_wal=use_wal)
-            _require_whole_log(connection, path, header, frames, durable=durable)
+            _set_modes(connection, path, durable=accept_cut is not None, use_wal=use_wal)
+            if accept_cut is not None and header:
+                _look_for_lost_commits(connection, path, header, frames, accept_cut)
             if version < schema.version:
                 _migrate(connection, path, schema, version, copies_folder)
         except BaseException:
@@ -449,12 +463,7 @@ def set_aside(path: Path) -> Path | None:
         Its new name, or `None` if there was nothing.
     """
     with translated("setting aside", path):
-        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = path.with_name(f"{path.name}.damaged-{stamp}")
-        count = 1
-        while any(aside.with_name(aside.name + suffix).exists() for suffix in ("", *LOG_SUFFIXES)):
-            count += 1
-            aside = path.with_name(f"{path.name}.damaged-{stamp}-{count}")
+        aside = _free_name(path)
         found = False
         # The database first: a database without its log would pass for whole, a log without its database does not.
         for suffix in ("", *LOG_SUFFIXES):
@@ -464,6 +473,18 @@ def set_aside(path: Path) -> Path | None:
         path.with_name(path.name + "-shm").unlink(missing_ok=True)
         sync_folder(path.parent)
         return aside if found else None
+
+
+def _free_name(path: Path) -> Path:
+    """A name beside a damaged file that carries the time and that nothing has, with or without a log."""
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+    names = itertools.chain([stamp], (f"{stamp}-{count}" for count in itertools.count(2)))
+    asides = (path.with_name(f"{path.name}.damaged-{name}") for name in names)
+    return next(
+        aside
+        for aside in asides
+        if not any(aside.with_name(aside.name + suffix).exists() for suffix in ("", *LOG_SUFFIXES))
+    )
 
 
 def is_missing(path: Path) -> bool:

@@ -167,9 +167,7 @@ class Store:
         self.status = StoreStatus("fresh")
         self._on_emptied = on_emptied
         self._emptied: StoreStatus | None = None
-        self._database = Database(
-            path, SCHEMA, durable=False, check_s=CHECK_S, recover=self._recover, allow_network=allow_network
-        )
+        self._database = Database(path, SCHEMA, check_s=CHECK_S, recover=self._recover, allow_network=allow_network)
         self._pending = Pending()
         self._writing: Pending | None = None
         self._room = asyncio.Event()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LoopMeter", "Upkeep", "memory_bytes"]
+__all__ = ["DAY_S", "LoopMeter", "Upkeep", "memory_bytes"]
 
 import resource
 import time

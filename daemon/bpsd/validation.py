@@ -122,7 +122,7 @@ def validate(
     read: Any = document.value
     given = {name: value for name in _DEFAULTABLE if (value := getattr(read.defaults, name)) != UNSET[name]}
     workflow = Workflow(**{name: getattr(read, name) for name in Workflow.__struct_fields__ if name != "defaults"})
-    _make_canonical(workflow, given)
+    _apply_defaults(workflow, given)
     table = {
         name: (support if isinstance(support, str) else str(support.value), reason)
         for name, (support, reason) in (fields or {}).items()
@@ -130,6 +130,9 @@ def validate(
     checks = WorkflowChecks(document, workflow, given, table, backend)
     checks.run()
     document.check()
+    for job in workflow.jobs:  # not before: the places of mistakes count the parents as they stand in the text
+        if len(job.parents) > 1 and len(set(job.parents)) < len(job.parents):
+            job.parents = list(dict.fromkeys(job.parents))
     return Validated(workflow, _count_labels(workflow, checks.order), tuple(checks.warnings()))
 
 
@@ -189,15 +192,13 @@ def _count_labels(workflow: Workflow, order: list[int]) -> dict[str, int]:
     return counts
 
 
-def _make_canonical(workflow: Workflow, given: Mapping[str, Any]) -> None:
+def _apply_defaults(workflow: Workflow, given: Mapping[str, Any]) -> None:
     merged = {name: value for name, value in given.items() if isinstance(value, dict)}
     simple = {name: value for name, value in given.items() if name not in merged}
     for job in workflow.jobs:
         if job.kind == "payload":
             _apply(job, simple, merged)
         job.label = job.label or job.kind
-        if len(job.parents) > 1 and len(set(job.parents)) < len(job.parents):
-            job.parents = list(dict.fromkeys(job.parents))
     if workflow.final is not None and workflow.final.kind == "payload":
         _apply(workflow.final, {name: value for name, value in simple.items() if name != "label"}, merged)
     if workflow.final is not None:

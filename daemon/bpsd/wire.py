@@ -94,6 +94,7 @@ METHODS = (
     "commands.resolve",
     "refresh",
     "health",
+    "admin",
 )
 
 NOTIFICATIONS = ("hello", "event", "goodbye")

@@ -159,7 +159,8 @@ class WorkflowFile(msgspec.Struct, frozen=True, kw_only=True):
 
     ``path`` holds the canonical JSON of a `Workflow` (`msgspec.json`): 50 MB for 100,000 jobs, so it is decoded outside
     the daemon's loop, by the adapter's helper or driver. ``run_summary`` is ``label:count;...`` in the order in which
-    labels become ready, the final job last.
+    labels become ready, the final job last. It and ``job_count`` count payload jobs and the final job: a noop job only
+    orders, and as in upstream's reports (ctrl_bps_htcondor, report_utils.py) it is no job of the run.
     """
 
     path: str

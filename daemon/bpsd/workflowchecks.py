@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LABELS_MAX", "UNSET", "FieldTable", "WorkflowChecks"]
+__all__ = ["LABELS_MAX", "RUN_ATTRS_MAX", "UNSET", "FieldTable", "WorkflowChecks"]
 
 import bisect
 import functools
@@ -24,7 +24,11 @@ FieldTable: TypeAlias = Mapping[str, tuple[str, str]]
 LABELS_MAX = 1000
 """A label names a kind of job: a report has a row for each."""
 
+RUN_ATTRS_MAX = 100
+"""Attributes of a run (``run.attrs``): the daemon keeps them in memory as long as it knows the run."""
+
 _SHOWN_OF_CYCLE = 8
+_SHOWN_OF_GROUPS = 5
 _NEIGHBOURS = 50
 """An unknown name is compared with so many around it in alphabetical order, by their beginnings and by their ends."""
 
@@ -40,14 +44,7 @@ _MEANINGLESS_FOR_NOOP = tuple(name for name in JOB_FIELDS if name not in ("tags"
 _NESTING = ("cmdvals", "tags", "profile", "attrs")
 
 
-def _values_of(names: Sequence[str]) -> Callable[[Job], tuple[Any, ...]]:
-    """What takes these fields from a job at once; `~operator.attrgetter` gives a tuple only for two names or more."""
-    if len(names) < 2:
-        return lambda job: tuple(getattr(job, name) for name in names)
-    return attrgetter(*names)
-
-
-_scalars = _values_of(_SCALARS)
+_scalars = attrgetter(*_SCALARS)
 
 
 class _Names:
@@ -146,7 +143,10 @@ class WorkflowChecks:
         ]
         found += [f"{text} ({_jobs(count)})" for text, count in self._useless.items()]
         used = {job.group for job in self.workflow.jobs}
-        found += [f"group {group.name} has no jobs" for group in self.workflow.groups if group.name not in used]
+        empty = [group.name for group in self.workflow.groups if group.name not in used]
+        if empty:
+            more = f" and {len(empty) - _SHOWN_OF_GROUPS} more" if len(empty) > _SHOWN_OF_GROUPS else ""
+            found.append(f"groups without jobs: {', '.join(empty[:_SHOWN_OF_GROUPS])}{more}")
         return found
 
     # -- around the jobs -----------------------------------------------------------------------------------------------
@@ -158,6 +158,10 @@ class WorkflowChecks:
             value = getattr(workflow.run, name)
             if value is not None:
                 self._complain(("run", name), jobchecks.text_problem(value))
+        if len(workflow.run.attrs) > RUN_ATTRS_MAX:
+            self.document.add(
+                ("run", "attrs"), f"has {len(workflow.run.attrs)} entries; at most {RUN_ATTRS_MAX} are allowed"
+            )
         for name, value in workflow.run.attrs.items():
             self._complain(("run", "attrs", name), jobchecks.name_problem(name) or jobchecks.text_problem(value))
         for name in workflow.environment:

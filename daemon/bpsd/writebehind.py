@@ -104,7 +104,7 @@ def _event_row(event: TimelineEvent) -> tuple[object, ...]:
 class Pending:
     """A fold of batches. Rows are made when a batch comes in: what cannot be written is its caller's error at once."""
 
-    __slots__ = ("_append", "_cursors", "_events", "_forget", "_replace", "_run_cursors", "_runs", "size")
+    __slots__ = ("_append", "_cursors", "_events", "_forget", "_last_seq", "_replace", "_run_cursors", "_runs", "size")
 
     def __init__(self, batch: Batch | None = None) -> None:
         self._forget: dict[str, None] = {}
@@ -112,6 +112,7 @@ class Pending:
         self._replace: dict[str, bytes] = {}
         self._append: dict[str, list[bytes]] = {}
         self._events: dict[int, tuple[object, ...]] = {}
+        self._last_seq = 0
         self._cursors: dict[str, bytes | None] = {}
         self._run_cursors: dict[tuple[str, str], bytes | None] = {}
         self.size = 0
@@ -121,6 +122,7 @@ class Pending:
             self._replace = {run_id: bytes(doc) for run_id, doc in batch.jobs_replace.items()}
             self._append = {run_id: [bytes(doc)] for run_id, doc in batch.jobs_append.items()}
             self._events = {event.seq: _event_row(event) for event in batch.events}
+            self._last_seq = max(self._events, default=0)
             self._cursors = {text(name): _cursor(value) for name, value in batch.cursors.items()}
             self._run_cursors = {
                 (text(backend), run_id): _cursor(value) for (backend, run_id), value in batch.run_cursors.items()
@@ -128,7 +130,7 @@ class Pending:
             self._measure()
 
     def __bool__(self) -> bool:
-        parts = self._forget, self._runs, self._replace, self._append, self._events, self._cursors, self._run_cursors
+        parts = self._forget, self._runs, self._replace, self._append, self._cursors, self._run_cursors, self._last_seq
         return any(parts)
 
     def __repr__(self) -> str:
@@ -146,6 +148,7 @@ class Pending:
         for run_id, pieces in newer._append.items():
             self._append.setdefault(run_id, []).extend(pieces)
         self._events.update(newer._events)
+        self._last_seq = max(self._last_seq, newer._last_seq)
         self._cursors.update(newer._cursors)
         self._run_cursors.update(newer._run_cursors)
         self._measure()
@@ -183,11 +186,11 @@ class Pending:
             [(run_id, piece) for run_id, pieces in self._append.items() for piece in pieces],
         )
         execute("INSERT OR REPLACE INTO timeline VALUES (?, ?, ?, ?, ?, ?)", self._events.values())
-        if self._events:
+        if self._last_seq:
             # Numbers are never given twice, also when the end of the timeline is forgotten.
             connection.execute(
                 "INSERT INTO meta VALUES ('last_seq', ?) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)",
-                (max(self._events),),
+                (self._last_seq,),
             )
         for name, value in self._cursors.items():
             if value is None:

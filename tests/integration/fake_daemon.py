@@ -7,7 +7,7 @@ contract.
 
 from __future__ import annotations
 
-__all__ = ["FakeDaemon", "backend_row", "command_row", "event", "run_row", "status_of"]
+__all__ = ["FakeDaemon", "Hangup", "backend_row", "command_row", "event", "run_row", "status_of"]
 
 import contextlib
 import socket
@@ -132,6 +132,7 @@ class FakeDaemon:
         """Whether a watch may go on from a sequence number."""
         self.connections_made = 0
         self._changed = threading.Condition()
+        self._telling = threading.RLock()  # an event of a watch never overtakes the answer that names the watch
         self._watchers: list[tuple[socket.socket, int]] = []
         self._open: set[socket.socket] = set()
         self._listener: socket.socket | None = None
@@ -194,7 +195,8 @@ class FakeDaemon:
                 for line in lines:
                     request = msgspec.json.decode(line)
                     assert set(request) == {"jsonrpc", "id", "method", "params"}, request
-                    connection.sendall(self._reply(connection, request))
+                    with self._telling if request["method"] == "watch" else contextlib.nullcontext():
+                        connection.sendall(self._reply(connection, request))
         except (OSError, Hangup):
             pass
         finally:
@@ -314,7 +316,11 @@ class FakeDaemon:
         )
 
     def _events(self, params: messages.EventsParams) -> messages.EventsResult:
-        rows = [e for e in self.events if (params.after or 0) < e.seq and params.run in (None, e.run)]
+        rows = [
+            e
+            for e in self.events
+            if (params.after or 0) < e.seq and params.run in (None, e.run) and e.kind != "run.progress"
+        ]
         return messages.EventsResult(events=rows)
 
     def _health(self, params: messages.Nothing) -> messages.HealthResult:
@@ -404,7 +410,7 @@ class FakeDaemon:
             self.events.append(happened)
             watchers = [*self._watchers]
         for connection, number in watchers:
-            with contextlib.suppress(OSError):
+            with self._telling, contextlib.suppress(OSError):
                 connection.sendall(_told(number, happened, lost))
 
     # -- for tests ---------------------------------------------------------------------------------------------------

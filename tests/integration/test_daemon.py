@@ -139,9 +139,7 @@ def test_every_mistake_of_a_workflow_is_told_and_nothing_is_submitted(daemon: Ru
     assert daemon.wms("toy").read().runs == {}
 
 
-def test_what_the_backend_finds_wrong_fails_the_command_before_anything_runs(
-    daemon: RunningDaemon, client: Client
-) -> None:
+def test_what_the_backend_finds_wrong_fails_the_command(daemon: RunningDaemon, client: Client) -> None:
     bad = document(true_job("a_1") | {"executable": "missing"})
     command = client.wait_command(client.submit_document(bad, backend="toy")["id"], timeout_s=20)
 
@@ -176,9 +174,7 @@ def test_a_dry_run_does_nothing(daemon: RunningDaemon, client: Client) -> None:
 
 
 @pytest.mark.parametrize("fault", ["lost", "error", "hang"])
-def test_a_submission_that_was_cut_off_is_looked_up_and_made_once(
-    daemon: RunningDaemon, client: Client, fault: str
-) -> None:
+def test_a_submission_that_was_cut_off_is_made_once(daemon: RunningDaemon, client: Client, fault: str) -> None:
     daemon.wms("toy").fault("submit", fault, times=1)
 
     command = client.submit_document(TWO, backend="toy")
@@ -398,6 +394,10 @@ def test_a_damaged_journal_is_set_aside_and_takes_no_commands(daemon: RunningDae
         assert "admin accept" in caught.value.advice
         assert client.health()["status"] == 2
         assert [r["id"] for r in client.list_runs()["runs"]] == [run]
+        assert client.admin("check")["problems"] == []
+        client.admin("accept")
+        submit(client)
+        assert len(client.admin("backup")["done"]) == 2
 
 
 def test_a_second_daemon_is_refused(daemon: RunningDaemon, tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpsd import config, wire
-from bpsd.config import BackendCommon, Config, ConfigFile, Polling, default_config, find_config, load_config
+from bpsd.config import Config, ConfigFile, Polling, default_config, find_config, load_config
 from bpsd.errors import CannotStart, ConfigInvalid
 
 ROOT = Path(__file__).parents[2]
@@ -269,77 +266,3 @@ def test_nothing_that_looks_like_a_configuration_raises_anything_else(
         assert exc.problems  # noqa: PT017 - either outcome is fine
     else:
         assert loaded.backends
-
-
-# -- the documented file -----------------------------------------------------------------------------------------------
-
-
-def settings() -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every setting: its path in the file, and its type."""
-    for field in msgspec.structs.fields(ConfigFile):
-        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-            yield from (((field.name, inner.name), inner.type) for inner in msgspec.structs.fields(field.type))
-        else:
-            yield (field.name,), field.type
-    yield from ((("backends", "here", field.name), field.type) for field in msgspec.structs.fields(BackendCommon))
-
-
-def description(type_: Any) -> str:
-    for meta in getattr(type_, "__metadata__", ()):
-        if meta.description:
-            return str(meta.description)
-    return next(filter(None, map(description, typing.get_args(type_))), "")
-
-
-def test_documented_file_is_the_default(tmp_path: Path) -> None:
-    text = (ROOT / "config" / "bpsd.yaml").read_text(encoding="utf-8")
-
-    assert load(text, tmp_path) == zero()
-
-
-@pytest.mark.parametrize(("path", "type_"), list(settings()))
-def test_documented_file_has_each_setting_under_its_description(path: tuple[str, ...], type_: Any) -> None:
-    lines = (ROOT / "config" / "bpsd.yaml").read_text(encoding="utf-8").splitlines()
-    section = 0 if len(path) == 1 else lines.index(f"{path[0]}:")
-    indent = "  " * (len(path) - 1)
-    at = next(number for number in range(section, len(lines)) if lines[number].startswith(f"{indent}{path[-1]}:"))
-
-    comment: list[str] = []
-    while lines[at - 1].lstrip().startswith("#"):
-        at -= 1
-        comment.insert(0, lines[at].lstrip("# "))
-
-    assert description(type_)
-    assert description(type_) in " ".join(comment)
-
-
-def test_documented_file_has_nothing_else() -> None:
-    tree = yaml.safe_load((ROOT / "config" / "bpsd.yaml").read_text(encoding="utf-8"))
-    known = {path for path, _ in settings()}
-
-    found: set[tuple[str, ...]] = set()
-    for key, value in tree.items():
-        if key == "backends":
-            found |= {(key, "here", inner) for inner in value["here"] if inner in BackendCommon.__struct_fields__}
-            found.add((key,))
-        elif isinstance(value, dict):
-            found |= {(key, inner) for inner in value}
-        else:
-            found.add((key,))
-
-    assert found == known
-
-
-def test_every_name_of_a_number_ends_in_its_unit_or_is_a_count() -> None:
-    units = ("_s", "_days", "_bytes", "_chars")
-    fractions = {("polling", "cost_factor"), ("polling", "jitter")}
-    for path, type_ in settings():
-        if float in {type_, *typing.get_args(type_)} and path not in fractions:
-            assert path[-1].endswith(units), path
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "config" / "examples").glob("*.yaml")), ids=lambda path: str(path.name))
-def test_example_is_valid(path: Path) -> None:
-    loaded = load_config(path, SETTINGS.__getitem__, list(SETTINGS), environ=dict(os.environ))
-
-    assert loaded.backends

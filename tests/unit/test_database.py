@@ -27,6 +27,10 @@ def _no_recovery(damage: Damaged) -> None:
     raise damage
 
 
+def _no_cut(connection: sqlite3.Connection, aside: Path, reason: str) -> None:
+    raise AssertionError(reason)
+
+
 @asynccontextmanager
 async def _opened(
     path: Path,
@@ -35,7 +39,14 @@ async def _opened(
     durable: bool = True,
     allow_network: bool = False,
 ) -> AsyncIterator[Database]:
-    database = Database(path, SCHEMA, durable=durable, check_s=None, recover=recover, allow_network=allow_network)
+    database = Database(
+        path,
+        SCHEMA,
+        check_s=None,
+        accept_cut=_no_cut if durable else None,
+        recover=recover,
+        allow_network=allow_network,
+    )
     try:
         await database.open()
         yield database
@@ -340,15 +351,15 @@ async def test_damage_that_stays_is_an_error(tmp_path: Path) -> None:
 
 
 async def test_fresh_means_that_there_was_nothing(tmp_path: Path) -> None:
-    database = Database(tmp_path / "thing.db", SCHEMA, durable=True, check_s=None, recover=_no_recovery)
+    database = Database(tmp_path / "thing.db", SCHEMA, check_s=None, recover=_no_recovery)
     assert await database.open()
     await database.close()
-    database = Database(tmp_path / "thing.db", SCHEMA, durable=True, check_s=None, recover=_no_recovery)
+    database = Database(tmp_path / "thing.db", SCHEMA, check_s=None, recover=_no_recovery)
     assert not await database.open()
     await database.close()
     (tmp_path / "thing.db").unlink()
 
-    database = Database(tmp_path / "thing.db", SCHEMA, durable=True, check_s=None, recover=_no_recovery)
+    database = Database(tmp_path / "thing.db", SCHEMA, check_s=None, recover=_no_recovery)
     with pytest.raises(Damaged, match="it is gone"):
         await database.open(must_exist=lambda: True)
     await database.close()
@@ -386,7 +397,7 @@ async def test_network_file_system_is_used_without_a_log_if_so_told(on_nfs: Path
         await database.run(_insert(2))
         assert await database.run(_mode) == "truncate"
         await database.backup(1)
-        assert _names(on_nfs) == ["copies", "thing.db"]
+        assert _names(on_nfs) == ["copies", "thing.db", "thing.db-journal"]
 
 
 async def test_local_disk_keeps_its_log_though_a_network_is_allowed(tmp_path: Path) -> None:

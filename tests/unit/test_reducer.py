@@ -55,9 +55,7 @@ def fresh() -> RunRecord:
 
 
 @given(truths, st.data())
-def test_no_order_of_polls_yields_a_state_that_never_was_or_leaves_a_terminal_one(
-    truth: Truth, data: st.DataObject
-) -> None:
+def test_no_order_of_polls_yields_a_state_that_never_was(truth: Truth, data: st.DataObject) -> None:
     moments = truth.moments()
     seen = data.draw(st.lists(st.sampled_from(moments), min_size=1, max_size=20))
     record, jobs = fresh(), JobTable()

@@ -32,7 +32,7 @@ TOP_LEVEL = {
 FORBIDDEN = {
     "a package registry's address": rb"https?://[^\s\"')]*(pypi|pythonhosted|anaconda|conda-forge|/simple\b)",
     "an option of pip that names one": rb"--(extra-)?index-url|--find-links|--trusted-host",
-    "a path of a developer's machine": rb"(?<![\w.$}/-])/(root|home/(?!op\b|you\b)\w+|Users/\w+|work|mnt/c)/",
+    "a path of a developer's machine": rb"(?<![\w.$}/-])/(root|home/(?!op\b|you\b|[a-z]\b)\w+|Users/\w+|work|mnt/c)/",
     "an end by name: signals go to processes that we started, by their id": rb"\b(pkill|killall)\b",
     "a conflict that was left": rb"(?m)^(<<<<<<<|>>>>>>>) ",
 }

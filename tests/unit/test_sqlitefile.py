@@ -12,7 +12,7 @@ import pytest
 
 from bpsd import sqlitefile
 from bpsd.errors import CannotStart, StorageError
-from bpsd.sqlitefile import Damaged, Schema
+from bpsd.sqlitefile import AcceptCut, Damaged, Schema
 from tests.figures import figure
 
 FLIPS = figure("DATABASE_FLIPS", test=60, soak=3000)
@@ -34,9 +34,20 @@ def _schema(version: int) -> Schema:
     return Schema("thing", 0x74657374, STEPS[:version])
 
 
-def _open(path: Path, schema: Schema = SCHEMA, *, use_wal: bool = True) -> sqlite3.Connection:
+def _refuse_cut(connection: sqlite3.Connection, aside: Path, reason: str) -> None:
+    raise AssertionError(reason)
+
+
+def _open(
+    path: Path, schema: Schema = SCHEMA, *, use_wal: bool = True, accept_cut: AcceptCut | None = _refuse_cut
+) -> sqlite3.Connection:
     return sqlitefile.open_checked(
-        path, schema, durable=True, use_wal=use_wal, check_s=None, copies_folder=path.parent / "copies"
+        path,
+        schema,
+        use_wal=use_wal,
+        check_s=None,
+        copies_folder=path.parent / "copies",
+        accept_cut=accept_cut,
     )
 
 
@@ -145,7 +156,6 @@ def test_what_is_no_database_is_damaged(filled: Path, content: bytes) -> None:
     with pytest.raises(Damaged) as caught:
         _open(filled)
 
-    assert not caught.value.readable
     assert "sets the file aside" in str(caught.value)
 
 
@@ -202,7 +212,7 @@ def test_flipped_bytes_are_told_or_do_no_harm(filled: Path) -> None:
     assert told > FLIPS // 10
 
 
-def test_damaged_log_is_told_with_what_is_readable(filled: Path, tmp_path: Path) -> None:
+def test_damaged_log_is_told_and_kept(filled: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy" / "thing.db"
     copy.parent.mkdir()
     with contextlib.closing(_open(filled)) as connection:
@@ -212,11 +222,28 @@ def test_damaged_log_is_told_with_what_is_readable(filled: Path, tmp_path: Path)
         log = bytearray(filled.with_name("thing.db-wal").read_bytes())
     log[len(log) // 2] ^= 1
     copy.with_name("thing.db-wal").write_bytes(log)
+    told = []
 
-    with pytest.raises(Damaged, match="commits behind that place are lost") as caught:
-        _open(copy)
+    def accept_cut(connection: sqlite3.Connection, aside: Path, reason: str) -> None:
+        told.append((aside, reason))
+        assert copy.with_name("thing.db-wal").read_bytes() == log  # were we killed now, it would be told again
+        connection.execute("INSERT INTO t (n, doc) VALUES (-1, '{}')")
 
-    assert caught.value.readable
+    with contextlib.closing(_open(copy, accept_cut=accept_cut)) as connection:
+        rows = [n for (n,) in connection.execute("SELECT n FROM t ORDER BY n")]
+
+    ((aside, reason),) = told
+    assert "commits behind that place are lost" in reason
+    assert aside.read_bytes() == log
+    assert aside.name.startswith("thing.db-wal.damaged-")
+    assert rows == [-1, *range(len(rows) - 1)]
+    assert ROWS < len(rows) < ROWS + 10
+    _open(copy).close()
+
+
+def test_log_may_lose_its_end_where_that_is_agreed(filled: Path) -> None:
+    with contextlib.closing(_open(filled, accept_cut=None)) as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
 
 
 def test_check_with_a_time_limit_takes_what_it_does_not_reach_for_good(filled: Path) -> None:

@@ -243,6 +243,22 @@ def test_mistakes_beyond_the_limit_are_counted_and_those_of_structure_come_first
     assert any("j7 -> j8 -> j7" in problem.message for problem in caught.value.problems)
 
 
+def test_parents_are_counted_as_they_stand_in_the_text() -> None:
+    assert mistakes(
+        "name: w\njobs:\n- {name: a, executable: x}\n- {name: b, executable: x, parents: [a, a,\n nobody]}"
+    ) == ["5 jobs[1].parents[2]: no job or group is named 'nobody'"]
+
+
+def test_more_attributes_of_a_run_than_the_daemon_keeps_are_refused() -> None:
+    document = {
+        "name": "w",
+        "run": {"attrs": {f"a{i}": "x" for i in range(101)}},
+        "jobs": [{"name": "a", "executable": "x"}],
+    }
+
+    assert mistakes(msgspec.json.encode(document).decode()) == ["1 run.attrs: has 101 entries; at most 100 are allowed"]
+
+
 def test_more_labels_than_a_report_can_show_are_refused() -> None:
     jobs = [{"name": f"j{i}", "label": f"l{i}", "executable": "x"} for i in range(LABELS_MAX + 1)]
 
@@ -339,7 +355,7 @@ jobs:
     assert validation.validate(text.encode(), "w", fields=fields, backend="here").warnings == (
         "priority of 2 jobs is approximated by backend here: as nice does",
         "request_memory_max has no effect without request_memory (1 job)",
-        "group g has no jobs",
+        "groups without jobs: g",
     )
 
 

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 HERE = Path(__file__).resolve().parent
 MARK = ".made-by-the-demo"
 """In a folder that the demo made, and may therefore remove."""
@@ -91,8 +93,10 @@ def socket_for(folder: Path) -> Iterator[Path]:
 def daemon(folder: Path, shown: Path) -> Iterator[None]:
     """A daemon with a configuration of its own, until we leave."""
     config, log = shown / "bpsd.yaml", shown / "bpsd.log"
-    state = json.dumps(str(folder / "state"))
-    config.write_text(f"state_dir: {state}\nbackends:\n  here: {{type: local}}\n", encoding="utf-8")
+    # The ledger of the machine's cores is in memory, shared by all of a user's daemons: this one leaves none behind.
+    backend = {"type": "local", "ledger": str(folder / "ledger")}
+    settings = {"state_dir": str(folder / "state"), "backends": {"here": backend}}
+    config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     show(f"bpsd serve --config {config} 2> {log} &")
     with log.open("wb") as out:
         # A process group of its own: Ctrl-C is for the tour, which then cancels its run and stops the daemon.

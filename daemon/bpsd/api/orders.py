@@ -11,6 +11,7 @@ import msgspec
 
 from bpsd import wire
 from bpsd.api.deps import Deps
+from bpsd.api.paging import fitting
 from bpsd.errors import Conflict, LimitExceeded, PermissionDenied, RunNotFound
 from bpsd.journal import CommandRecord
 from bpsd.messages import (
@@ -203,8 +204,8 @@ class Orders:
             before=params.before,
             limit=params.limit + 1,
         )
-        rows = [command_row(command) for command in page[: params.limit]]
-        return CommandsResult(commands=rows, next=rows[-1].id if len(page) > params.limit else None)
+        rows, more = fitting(map(command_row, page), params.limit)
+        return CommandsResult(commands=rows, next=rows[-1].id if more else None)
 
     async def wait(self, call: Call, params: CommandsWait) -> CommandRow:
         """Wait for the end of a command."""

@@ -16,6 +16,7 @@ import msgspec
 
 from bpsd import __version__, wire
 from bpsd.api.deps import Deps
+from bpsd.api.paging import PAGE_BYTES, fitting
 from bpsd.errors import InvalidParams, RunNotFound
 from bpsd.jobtable import JobTable
 from bpsd.messages import (
@@ -42,9 +43,6 @@ from bpsd.messages import (
 from bpsd.models import WmsStates
 from bpsd.runs import RunRecord, decode_record
 from bpsd.server import Call
-
-PAGE_BYTES = wire.MAX_MESSAGE_BYTES - 128 * 1024
-"""A page ends before its rows fill a message; the rest of the message is for what stands around them."""
 
 SECONDS_PER_DAY = 86_400.0
 _COLD = "history:"
@@ -119,21 +117,18 @@ class Reads:
     def list_runs(self, call: Call, params: ListParams) -> ListResult:
         """Ids of hot runs."""
         self._deps.check_backends(params.backend)
-        page = ListResult(runs=[], seq=self._deps.cache.seq)
-        for record in self._after(params, call, params.after):
-            if len(page.runs) == params.limit:
-                page.next = page.runs[-1].id
-                break
-            page.runs.append(
-                ListRow(
-                    id=record.run_id,
-                    backend=record.backend,
-                    wms_id=record.wms_id,
-                    name=record.name,
-                    state=record.state.name,  # type: ignore[arg-type]  # the names are those of StateName
-                )
+        rows = (
+            ListRow(
+                id=record.run_id,
+                backend=record.backend,
+                wms_id=record.wms_id,
+                name=record.name,
+                state=record.state.name,  # type: ignore[arg-type]  # the names are those of StateName
             )
-        return page
+            for record in self._after(params, call, params.after)
+        )
+        page, more = fitting(rows, self._limit(params))
+        return ListResult(runs=page, seq=self._deps.cache.seq, next=page[-1].id if more else None)
 
     def report(self, call: Call, params: ReportParams) -> object:
         """Rows of runs; answered at once unless history or a fresh poll is asked for."""
@@ -150,12 +145,12 @@ class Reads:
     def _hot_page(self, call: Call, params: ReportParams) -> msgspec.Raw:
         cache = self._deps.cache
         rows: list[bytes] = []
-        size, last = 0, ""
+        size, last, limit = 0, "", self._limit(params)
         following: str | None = None
         for record in self._after(params, call, params.after):
             row = cache.row(record.run_id)
             size += len(row) + 1
-            if rows and (len(rows) == params.limit or size > PAGE_BYTES):
+            if rows and (len(rows) == limit or size > PAGE_BYTES):
                 following = last
                 break
             rows.append(row)
@@ -202,13 +197,11 @@ class Reads:
 
     async def _cold_page(self, params: ReportParams, call: Call) -> msgspec.Raw:
         assert params.after is not None
-        anchor = params.after.removeprefix(_COLD) or None
+        anchor, limit = params.after.removeprefix(_COLD) or None, self._limit(params)
         since = self._deps.clock() - (params.hist or 0.0) * SECONDS_PER_DAY
-        stored = await self._deps.store.history(
-            ended_after=since, backends=params.backend, limit=params.limit, after=anchor
-        )
+        stored = await self._deps.store.history(ended_after=since, backends=params.backend, limit=limit, after=anchor)
         rows: list[bytes] = []
-        size, full = 0, len(stored) == params.limit
+        size, full = 0, len(stored) == limit
         for entry in stored:
             record = decode_record(entry.doc)
             if record.run_id not in self._deps.cache and self._matches(params, call, record):
@@ -311,16 +304,12 @@ class Reads:
             observed_at=self._deps.cache.observed_at(record),
             source=record.source if hot else "history",
         )
-        size = 0
-        for row in rows[start : start + params.limit]:
-            job = jobs.row(row)
-            size += 300 + len(job.name) + len(job.note) * 2
-            if page.jobs and size > PAGE_BYTES:
-                break
-            page.jobs.append(job)
-        end = start + len(page.jobs)
-        page.next = str(rows[end - 1]) if end < len(rows) else None
+        page.jobs, more = fitting((jobs.row(row) for row in rows[start:]), self._limit(params))
+        page.next = str(rows[start + len(page.jobs) - 1]) if more else None
         return page
+
+    def _limit(self, params: ListParams | ReportParams | JobsParams) -> int:
+        return min(params.limit, self._deps.config.limits.page_rows)
 
     # -- filters -----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ __all__ = ["method_table"]
 
 from collections.abc import Mapping
 
+from bpsd.api.admin import Admin
 from bpsd.api.bulk import Bulk
 from bpsd.api.deps import Deps
 from bpsd.api.health import Health
@@ -44,4 +45,5 @@ def method_table(deps: Deps) -> Mapping[str, MethodSpec]:
         "commands.resolve": MethodSpec(orders.resolve, "command", finish=True),
         "refresh": MethodSpec(reads.refresh, "read"),
         "health": MethodSpec(health.health, "read"),
+        "admin": MethodSpec(Admin(deps).admin, "admin", finish=True),
     }

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from bpsd.api.deps import Deps
+from bpsd.api.paging import fitting
 from bpsd.errors import InvalidParams, LimitExceeded
 from bpsd.messages import (
     Event,
@@ -24,6 +25,7 @@ from bpsd.messages import (
 )
 from bpsd.models import JobObservation
 from bpsd.server import Call, Connection
+from bpsd.store import TimelineEvent
 
 MAX_SNAPSHOT_ROWS = 500
 """Rows of a snapshot; who watches more runs than that reads `report` first and watches from its ``seq``."""
@@ -56,20 +58,12 @@ class Watches:
             run_id = record.run_id
         await self._deps.store.flush()
         entries = await self._deps.store.timeline(
-            run_id, after_seq=params.after, limit=params.limit, backend=params.backend
+            run_id, after_seq=params.after, limit=params.limit + 1, backend=params.backend
         )
-        events = [
-            Event(
-                seq=entry.seq,
-                time=entry.time,
-                kind=entry.kind,
-                backend=entry.backend or None,
-                run=entry.run_id,
-                data=msgspec.json.decode(entry.doc, type=dict[str, Any]),
-            )
-            for entry in entries
-        ]
-        return EventsResult(events=events, next=events[-1].seq if len(events) == params.limit else None)
+        if params.after is None:
+            entries = entries[-params.limit :]  # the latest ones: there is nothing behind them
+        events, more = fitting(map(_event, entries), params.limit)
+        return EventsResult(events=events, next=events[-1].seq if more else None)
 
     def watch(self, call: Call, params: WatchParams) -> WatchResult:
         """A snapshot (or what was missed), then every change, as notifications."""
@@ -128,6 +122,17 @@ class Watches:
     def _forget(self, connection: Connection) -> None:
         for end in self._of.pop(connection, {}).values():
             end()
+
+
+def _event(entry: TimelineEvent) -> Event:
+    return Event(
+        seq=entry.seq,
+        time=entry.time,
+        kind=entry.kind,
+        backend=entry.backend or None,
+        run=entry.run_id,
+        data=msgspec.json.decode(entry.doc, type=dict[str, Any]),
+    )
 
 
 class _Watcher:

@@ -23,8 +23,8 @@ def event_line(event: Row) -> str:
 def event_text(event: Row) -> str:
     """What happened."""
     kind, data = event["kind"], event.get("data") or {}
+    before = f" (was {clean(data['before'])})" if data.get("before") else ""
     if kind == "run.state":
-        before = f" (was {clean(data['before'])})" if data.get("before") else ""
         source = f", by {clean(data['source'])}" if data.get("source") else ""
         return f"{clean(data.get('state', '?'))}{before}{source}{_why(data)}"
     if kind == "run.seen":
@@ -36,6 +36,8 @@ def event_text(event: Row) -> str:
             f"stays {clean(data.get('state'))} by {clean(data.get('source'))}, "
             f"though {clean(data.get('other_source'))} says {clean(data.get('other_state'))}"
         )
+    if kind == "backend.state":
+        return f"{clean(data.get('state', '?'))}{before}" + (f": {clean(data['error'])}" if data.get("error") else "")
     if kind == "command.state":
         words = (data.get("verb"), data.get("command"), data.get("state"))
         return " ".join(clean(word) for word in words if word) + _why(data)
@@ -85,7 +87,7 @@ def command_outcome(row: Row) -> str:
     if state == "FAILED":
         return f"not {_DONE.get(row['verb'], 'done').partition(' ')[0]}: {error or 'no reason given'}"
     if state == "EXPIRED":
-        return f"not tried in time{': ' + note if note else ''}"
+        return note or "not tried in time"
     if state == "SUPERSEDED":
         return f"overtaken by a later command{': ' + note if note else ''}"
     if state == "IN_DOUBT":

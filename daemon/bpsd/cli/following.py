@@ -78,7 +78,7 @@ def await_runs(
             if item is None:
                 return goal, False
             for run in goal.see(item):
-                goal.see_row(session.client.status(run))
+                goal.see_row(session.client.patiently(None, session.client.status, run))
             _show(bars, item)
     return goal, True
 

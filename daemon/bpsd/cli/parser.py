@@ -22,13 +22,19 @@ FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 """What shtab calls FILE; shtab itself loads for ``bpsctl completion`` alone."""
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    # Left alone, argparse imports shutil (and with it three compression libraries) to learn the width.
-    try:
-        width = int(os.environ.get("COLUMNS", "")) or 100
-    except ValueError:
-        width = 100
-    return argparse.HelpFormatter(prog, max_help_position=30, width=min(width, 120) - 2)
+class _Formatter(argparse.HelpFormatter):
+    """Of the terminal's width, and with tables below the options as they were written."""
+
+    def __init__(self, prog: str) -> None:
+        # Left alone, argparse imports shutil (and with it three compression libraries) to learn the width.
+        try:
+            width = int(os.environ.get("COLUMNS", "")) or 100
+        except ValueError:
+            width = 100
+        super().__init__(prog, max_help_position=30, width=min(width, 120) - 2)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,19 +46,26 @@ class Parser(argparse.ArgumentParser):
         keywords.setdefault("prog", f"bpsctl {verb}".rstrip())
         super().__init__(
             description=f"{summary[:1].upper()}{summary[1:]}.",
-            formatter_class=_formatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,  # an abbreviation that works today would break when an option is added
             **keywords,
         )
 
     def error(self, message: str) -> NoReturn:
         """Raise `UsageError` instead of ending the process."""
-        advice = f"`{self.prog} --help` lists what there is"
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            word = unknown.split()[0]
-            message = f"{word}: no such option" if word.startswith("-") else f"{word}: one word too many"
-            advice = nearest(word.partition("=")[0], self._option_string_actions) or advice
+        self.refuse(message, f"`{self.prog} --help` lists what there is")
+
+    def refuse_rest(self, words: Sequence[str]) -> NoReturn:
+        """Raise `UsageError` for words that no argument takes."""
+        word = words[0]
+        help_ = f"`{self.prog} --help` lists what there is"
+        if word.startswith("-"):
+            advice = nearest(word.partition("=")[0], self._option_string_actions) or help_
+            self.refuse(f"{word}: no such option", advice)
+        self.refuse(f"{word or repr(word)}: one word too many", help_)
+
+    def refuse(self, message: str, advice: str) -> NoReturn:
+        """Raise `UsageError` in the name of the verb."""
         raise UsageError(f"{self.verb}: {message}" if self.verb else message, advice)
 
     def take(self, arguments: Arguments) -> None:
@@ -101,9 +114,12 @@ def parse(verb: str, arguments: Arguments, words: Sequence[str], epilog: str | N
     parser = Parser(verb, epilog=epilog)
     parser.take(arguments)
     try:
-        return Values(vars(parser.parse_intermixed_args([*words])))
+        values, rest = parser.parse_known_intermixed_args([*words])
     except SystemExit:
         return None
+    if rest:
+        parser.refuse_rest(rest)
+    return Values(vars(values))
 
 
 def full_parser(arguments_of: Callable[[str], Arguments]) -> argparse.ArgumentParser:

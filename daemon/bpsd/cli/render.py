@@ -58,6 +58,7 @@ def table(
     *,
     right: Sequence[str] = (),
     shrink: Sequence[str] = (),
+    optional: Sequence[str] = (),
     width: int | None = None,
     paint: Callable[[str, str], str] | None = None,
     rule_after_first: bool = False,
@@ -72,6 +73,8 @@ def table(
         Cells; `None` is empty.
     right, shrink : sequence of `str`
         Columns to align right, and columns to shorten where the table is wider than ``width``.
+    optional : sequence of `str`
+        Columns to leave out where all their cells are empty.
     width : `int`, optional
         Columns of the terminal; by default any.
     paint : callable, optional
@@ -80,9 +83,11 @@ def table(
         Another rule below the first row (totals).
     """
     cells = [["" if cell is None else clean(cell) for cell in row] for row in rows]
-    widths = [max(columns_of(line[at]) for line in [list(header), *cells]) for at in range(len(header))]
+    kept = [at for at, name in enumerate(header) if name not in optional or any(row[at] for row in cells)]
+    header, cells = [header[at] for at in kept], [[row[at] for at in kept] for row in cells]
+    widths = [max(columns_of(line[at]) for line in [header, *cells]) for at in range(len(header))]
     if width is not None:
-        widths = _shrunk(list(header), widths, shrink, width)
+        widths = _shrunk(header, widths, shrink, width)
 
     def line(texts: Sequence[str], colour: Callable[[str, str], str] | None) -> str:
         parts = []

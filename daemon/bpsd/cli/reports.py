@@ -66,19 +66,7 @@ def summary_lines(
         Show the global id of the WMS in place of its local one.
     """
     wms = "global_wms_id" if is_global else "wms_id"
-    other_ids = any(row.get(wms) not in (None, "", row["id"]) for row in rows)
-    sites = any(row.get("site") for row in rows)
-    columns = [column for column in _COLUMNS if column[0] != "SITE" or sites]
-    header = [
-        "X",
-        "STATE",
-        "%S",
-        "ID",
-        *(name for name, _ in columns),
-        *(["WMS ID"] if other_ids else []),
-        "AGE",
-        "SOURCE",
-    ]
+    header = ["X", "STATE", "%S", "ID", *(name for name, _ in _COLUMNS), "WMS ID", "AGE", "SOURCE"]
     lines = []
     for row in rows:
         percent = row.get("percent")
@@ -88,13 +76,13 @@ def summary_lines(
                 row["state"],
                 "UNK" if percent is None else str(percent),
                 row["id"],
-                *(row.get(field) for _, field in columns),
-                *([row.get(wms)] if other_ids else []),
+                *(row.get(field) for _, field in _COLUMNS),
+                row.get(wms) if row.get(wms) != row["id"] else None,
                 _age_of(row, now, backends),
                 row.get("source", ""),
             ]
         )
-    return table(header, lines, right=_RIGHT, shrink=_SHRINK, width=width, paint=paint)
+    return table(header, lines, right=_RIGHT, shrink=_SHRINK, optional=("SITE", "WMS ID"), width=width, paint=paint)
 
 
 def _age_of(row: Row, now: float, backends: dict[str, Row]) -> str:
@@ -161,6 +149,7 @@ def detail_lines(row: Row, now: float) -> list[str]:
             ("ATTEMPT", "WMS ID", "STATE", "SINCE", "COMMAND"),
             [(a["attempt"], a.get("wms_id"), a.get("state"), clock(a.get("at")), a.get("command")) for a in attempts],
             right=("ATTEMPT",),
+            optional=("COMMAND",),
         )
     return lines
 

@@ -225,6 +225,10 @@ class AsyncClient:
         """Ask for commands, one page, the newest first."""
         return await self._ask("commands", params or messages.CommandsParams(), messages.CommandsResult)
 
+    async def admin(self, act: Literal["accept", "check", "backup", "vacuum"]) -> messages.AdminResult:
+        """Have the daemon care for its own records."""
+        return await self._ask("admin", messages.AdminParams(act=act), messages.AdminResult)
+
     async def refresh(self, backend: str | None = None, *, timeout_s: float = 60.0) -> messages.RefreshResult:
         """Have one backend, or all, polled now, and wait for it."""
         params = messages.RefreshParams(backend=backend, timeout_s=timeout_s)
@@ -241,7 +245,13 @@ class AsyncClient:
         while True:
             encoded = binascii.b2a_base64(piece, newline=False).decode("ascii")
             params = messages.BlobPut(sha256=digest, size=size, offset=have, data=encoded)
-            answer = await self._patiently(partial(self._ask, "blob.put", params, messages.BlobPutResult))
+            try:
+                answer = await self._ask("blob.put", params, messages.BlobPutResult)
+            except ClientError as error:
+                if not endpoint.is_lost(error):
+                    raise
+                params = messages.BlobPut(sha256=digest, size=size)  # how much did arrive?
+                answer = await self._patiently(partial(self._ask, "blob.put", params, messages.BlobPutResult))
             have = answer.have
             if progress is not None:
                 progress(have, size)
@@ -395,7 +405,10 @@ class AsyncWatch:
         return f"<AsyncWatch of {', '.join(self._what.runs) or 'all runs'}, {state}>"
 
     async def __aenter__(self) -> Self:
-        await self._subscribe()
+        try:
+            await self._subscribe()
+        except ClientError as error:
+            self._lose(error)
         return self
 
     async def __aexit__(
@@ -449,13 +462,16 @@ class AsyncWatch:
             self.seq = event.seq
             self._ready.append(event)
         elif inbox.error is not None:
-            if not endpoint.is_lost(inbox.error):
-                raise inbox.error
-            self._link, self._away_since = None, time.monotonic()
-            self._ready.append(Away(error=inbox.error.message))
+            self._lose(inbox.error)
         else:
             inbox.changed = anyio.Event()
             await inbox.changed.wait()
+
+    def _lose(self, error: ClientError) -> None:
+        if not endpoint.is_lost(error):
+            raise error
+        self._link, self._away_since = None, time.monotonic()
+        self._ready.append(Away(error=error.message))
 
     async def _return(self) -> None:
         pause = endpoint.RETRY_FIRST_S

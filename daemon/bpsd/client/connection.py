@@ -39,7 +39,7 @@ class Connection:
         self.timeout_s = timeout_s
         self.name = (name or f"python client {__version__}")[:900]
         self.hello: Row = {}
-        """What the daemon said of itself; empty before the first connection."""
+        """What the daemon said of itself; empty until we have met one, and from then on it is worth waiting for."""
         self._socket: socket.socket | None = None
         self._buffer = bytearray()
         self._searched = 0
@@ -72,8 +72,9 @@ class Connection:
         if self._socket is not None:
             return self.hello
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        patience_s = min(self.timeout_s, endpoint.HELLO_TIMEOUT_S)
         try:
-            connection.settimeout(min(self.timeout_s, endpoint.HELLO_TIMEOUT_S))
+            connection.settimeout(patience_s)
             connection.connect(self.socket_path)
         except OSError as error:
             connection.close()
@@ -83,7 +84,7 @@ class Connection:
             raise
         self._socket, self._buffer, self._searched, self._goodbye = connection, bytearray(), 0, ""
         try:
-            first = self._receive(time.monotonic() + endpoint.HELLO_TIMEOUT_S)
+            first = self._receive(time.monotonic() + patience_s)
             self.hello = endpoint.check_hello(first, self.socket_path)
         except BaseException:
             self.close()
@@ -97,9 +98,9 @@ class Connection:
             self._socket = None
 
     def clone(self) -> Self:
-        """Another of the same kind for the same socket, not connected yet."""
+        """Another of the same kind for the same socket, not connected yet (but it has met the daemon if we have)."""
         twin = type(self)(self.socket_path, timeout_s=self.timeout_s, name=self.name)
-        twin.chosen = self.chosen
+        twin.chosen, twin.hello = self.chosen, self.hello
         return twin
 
     def call(self, method: str, /, **params: Any) -> Row:

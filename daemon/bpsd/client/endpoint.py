@@ -52,8 +52,16 @@ COMMAND_SLICE_S = 30.0
 BLOB_PIECE_BYTES = 512 * 1024
 """Bytes of a document in one ``blob.put``: in base64 and with its frame well below `bpsd.wire.MAX_MESSAGE_BYTES`."""
 
-REPEATABLE = frozenset(wire.METHODS) - {"submit", "cancel", "restart", "hold", "release", "commands.resolve"}
-"""Methods that may be sent again when the connection broke before the answer (``blob.put`` names its place itself)."""
+REPEATABLE = frozenset(wire.METHODS) - {
+    "blob.put",
+    "cancel",
+    "commands.resolve",
+    "hold",
+    "release",
+    "restart",
+    "submit",
+}
+"""Methods that may be sent again as they are when the connection broke before the answer."""
 
 SETTLED = ("DONE", "FAILED", "EXPIRED", "SUPERSEDED")
 """States in which a command stays."""

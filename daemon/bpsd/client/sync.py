@@ -212,6 +212,10 @@ class Client(Connection):
             if not after or (left is not None and left <= 0):
                 return
 
+    def admin(self, act: str) -> Row:
+        """Have the daemon care for its own records: ``accept``, ``check``, ``backup`` or ``vacuum``."""
+        return self.call("admin", act=act)
+
     def refresh(self, backend: str | None = None, *, timeout_s: float = 60.0) -> Row:
         """Have one backend, or all, polled now, and wait for it."""
         params = endpoint.given(backend=backend, timeout_s=timeout_s)
@@ -238,7 +242,12 @@ class Client(Connection):
         have = 0
         while True:
             encoded = binascii.b2a_base64(piece, newline=False).decode("ascii")
-            answer = self._patiently(None, self.blob_put, digest, size, have, encoded)
+            try:
+                answer = self.blob_put(digest, size, have, encoded)
+            except ClientError as error:
+                if not (self.hello and endpoint.is_lost(error)):
+                    raise
+                answer = self.patiently(None, self.blob_put, digest, size, 0)  # how much did arrive?
             have = answer["have"]
             if progress is not None:
                 progress(have, size)
@@ -296,7 +305,7 @@ class Client(Connection):
         """
         token = token or wire.new_token()
         blob = self.put_document(data, progress)
-        return self._patiently(None, self.submit, token, blob, source=source, backend=backend, expires_s=expires_s)
+        return self.patiently(None, self.submit, token, blob, source=source, backend=backend, expires_s=expires_s)
 
     def submit(
         self,
@@ -361,7 +370,7 @@ class Client(Connection):
             sent = True
             return self.request(verb, params, self.timeout_s)
 
-        return self._patiently(None, attempt)
+        return self.patiently(None, attempt)
 
     def wait_command(
         self,
@@ -388,7 +397,7 @@ class Client(Connection):
         slice_s = endpoint.COMMAND_SLICE_S / 32
         while True:
             left = slice_s if deadline is None else max(0.0, deadline - time.monotonic())
-            row = self._patiently(lost, self.commands_wait, id, timeout_s=min(left, slice_s))
+            row = self.patiently(lost, self.commands_wait, id, timeout_s=min(left, slice_s))
             if row["state"] in endpoint.SETTLED:
                 return row
             if row["state"] == "IN_DOUBT" and slice_s == endpoint.COMMAND_SLICE_S:
@@ -408,10 +417,18 @@ class Client(Connection):
         """Say what became of a command in doubt: ``done``, ``failed`` or ``again``."""
         return self.call("commands.resolve", id=id, outcome=outcome, wms_id=wms_id, note=note)
 
-    def _patiently(
+    def patiently(
         self, lost: Callable[[ClientError], object] | None, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Do ``act``, again if a daemon that we had spoken to went away, until it is back or long enough gone."""
+        """Do ``act``, again if a daemon that we have met went away, until it is back or long enough gone.
+
+        Parameters
+        ----------
+        lost : callable or `None`
+            Told the error each time that the daemon could not be reached.
+        act : callable
+            What can be repeated without harm, with its arguments.
+        """
         pause, deadline = endpoint.RETRY_FIRST_S, None
         while True:
             try:
@@ -499,7 +516,7 @@ class Client(Connection):
                 if item is None:
                     raise TimedOut(goal.unmet(), fields={"states": goal.states})
                 for run in goal.see(item):
-                    goal.see_row(self._patiently(None, self.status, run))
+                    goal.see_row(self.patiently(None, self.status, run))
                 if seen is not None:
                     seen(item)
         return goal.states

@@ -68,7 +68,15 @@ class Watch:
         self._id: int | None = None
         self._away_since: float | None = None
         self._pause = endpoint.RETRY_FIRST_S
-        self._subscribe()
+        try:
+            self._subscribe()
+        except ClientError as error:
+            if not connection.hello:
+                raise
+            self._lose(error)
+        except BaseException:  # Ctrl-C: nobody will have the watch to close it
+            connection.close()
+            raise
 
     def __repr__(self) -> str:
         state = f"at {self.seq}" if self._id is not None else "daemon away"

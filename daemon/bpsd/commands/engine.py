@@ -262,8 +262,8 @@ class CommandEngine:
                 return None
         if backend is None:
             return self._same(entry, f"backend {command.backend} is not configured any more")
-        desk = self._desk(backend)
         try:
+            desk = self._desk(backend)
             desk.service  # noqa: B018  # raises while the adapter is not open: then nothing is begun
         except BackendUnavailable as exc:
             return self._same(entry, str(exc))

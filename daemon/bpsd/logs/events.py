@@ -40,6 +40,7 @@ class LogEvent(StrEnum):
     PING_BROKE = "ping_broke"  # backend
     POLL_BROKE = "poll_broke"  # backend
     POLL_FAILED = "poll_failed"  # backend, failures, error
+    RUN_LOGS_DAMAGED = "run_logs_damaged"  # errors, count: what the local adapter could not read
 
     # -- commands and storage --
     COMMAND_BROKE = "command_broke"  # command

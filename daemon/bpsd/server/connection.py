@@ -2,8 +2,9 @@
 
 It is an `asyncio.BufferedProtocol` and not a pair of anyio streams because of the price: a stream costs two task
 switches and a dozen objects for each small message, about twice to three times the whole of answering ``status``. A
-protocol is called back with the bytes and answers within the callback. Handlers that wait still run as tasks of the
-server's task group.
+protocol is called back with the bytes and answers within the callback. It brings its own buffer because asyncio would
+else allocate 256 KiB for each message, which can cost as much again (see ``benchmarks/bench_socket.py``). Handlers that
+wait still run as tasks of the server's task group.
 
 A connection takes no more than it can handle: it stops reading while too many requests are in flight, while the client
 does not read its answers, and while lines wait that exceed its share of a turn (see `Turns`).
@@ -39,6 +40,9 @@ READ_BYTES = 65_536
 
 REQUESTS_PER_SHARE = 8
 """Requests of one connection that are answered before others have their turn."""
+
+FLUSH_BYTES = 65_536
+"""Answers of one share that are sent before the share is over: else they would pile up where no limit sees them."""
 
 TURN_S = 0.004
 """How long connections with more to do are served before the loop looks for news from all others."""
@@ -232,6 +236,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._answer(event)
             else:
                 self._refused(cast("Refused", event))
+            if protocol.pending_bytes >= FLUSH_BYTES:
+                self._flush()
         else:
             self._serve_again()
         self._flush()

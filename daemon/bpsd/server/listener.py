@@ -139,13 +139,14 @@ def _activated_socket(environ: MutableMapping[str, str]) -> socket.socket | None
         )
     try:
         passed = socket.socket(fileno=_FIRST_ACTIVATED_FD)
-        listening = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise CannotStart(
             f"file descriptor {_FIRST_ACTIVATED_FD}, which systemd should have passed, is no socket: {error.strerror}",
             advice="start the daemon by its units, or without LISTEN_FDS in its environment",
         ) from error
+    listening = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if passed.family != socket.AF_UNIX or passed.type != socket.SOCK_STREAM or not listening:
+        passed.close()
         raise CannotStart(
             f"the socket that systemd passed ({names or 'without a name'}) is no listening Unix stream socket",
             advice="use ListenStream= with a path, and Accept=no, in the socket unit",

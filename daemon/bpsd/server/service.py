@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
@@ -27,6 +28,9 @@ from bpsd.server.connection import Connection, Core
 from bpsd.server.figures import SocketFigures
 from bpsd.server.listener import Listener
 from bpsd.server.methods import MethodSpec
+
+ACCEPTED_PER_TURN = 16
+"""Clients accepted (or turned away) before the loop looks for news from the others."""
 
 ACCEPT_PAUSE_S = 0.2
 """How long to wait when there is nothing left (file descriptors, memory) to accept a client with."""
@@ -154,17 +158,20 @@ class SocketServer:
     # -- clients -----------------------------------------------------------------------------------------------------
 
     async def _accept_all(self, listener: Listener) -> None:
-        """Accept clients one by one: in between, the loop serves those who are there."""
+        """Accept clients, a few in each turn of the loop: those who are there are served in between."""
         try:
             with self._accepting:
                 while True:
-                    connected = await self._accept(listener.socket)
-                    if connected is not None:
-                        await self._admit(connected)
+                    for _ in range(ACCEPTED_PER_TURN):
+                        connected = await self._accept(listener.socket)
+                        if connected is not None:
+                            self._admit(connected)
+                    await anyio.lowlevel.checkpoint()
         finally:
             self._not_accepting.set()
 
     async def _accept(self, listening: socket.socket) -> socket.socket | None:
+        """Wait for a client, not at all if there is one."""
         try:
             connected, _ = await asyncio.get_running_loop().sock_accept(listening)
         except OSError as error:
@@ -175,8 +182,8 @@ class SocketServer:
             return None
         return connected
 
-    async def _admit(self, connected: socket.socket) -> None:
-        """Let a client in, or tell it why not. Whose name is not known yet is looked up without keeping others."""
+    def _admit(self, connected: socket.socket) -> None:
+        """Let a client in, or tell it why not."""
         try:
             peer = peer_of(connected)
         except OSError:
@@ -186,15 +193,10 @@ class SocketServer:
         refusal = self._refusal(peer, rights)
         if refusal is not None:
             self._turn_away(connected, peer, refusal)
-            await anyio.lowlevel.checkpoint()  # or a flood of these would keep everybody else
             return
         self._clients_of[peer.uid] += 1
-        user = self._names.known(peer.uid)
-        if user is None:
-            assert self._tasks is not None
-            self._tasks.start_soon(self._open_named, connected, peer, rights, name="look up a client's name")
-        else:
-            await self._open(connected, msgspec.structs.replace(peer, user=user), rights)
+        assert self._tasks is not None
+        self._tasks.start_soon(self._open, connected, peer, rights, name="open a connection")
 
     def _refusal(self, peer: Peer, rights: frozenset[Right]) -> Goodbye | None:
         limits = self._core.limits
@@ -214,16 +216,16 @@ class SocketServer:
         _tell(connected, goodbye)
         connected.close()
 
-    async def _open_named(self, connected: socket.socket, peer: Peer, rights: frozenset[Right]) -> None:
-        try:
-            user = await self._names.look_up(peer.uid)
-        except BaseException:  # the server ends
-            connected.close()
-            raise
-        await self._open(connected, msgspec.structs.replace(peer, user=user), rights)
-
     async def _open(self, connected: socket.socket, peer: Peer, rights: frozenset[Right]) -> None:
-        connection = Connection(self._core, self._next_id, peer, rights)
+        """Make a connection, with its user's name. Looking that up may take long, and keeps nobody else."""
+        user = self._names.known(peer.uid)
+        if user is None:
+            try:
+                user = await self._names.look_up(peer.uid)
+            except BaseException:  # the server ends
+                connected.close()
+                raise
+        connection = Connection(self._core, self._next_id, msgspec.structs.replace(peer, user=user), rights)
         self._next_id += 1
         await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, connected)
 

@@ -53,7 +53,7 @@ class Bed:
         """Let the jobs of a run end well. A backend that runs jobs by itself needs no help."""
 
 
-def two_jobs() -> dict[str, Any]:
+def _two_jobs() -> dict[str, Any]:
     """The smallest workflow with an order."""
     return document(
         shell_job("first_1", "true"),
@@ -90,7 +90,7 @@ class AdapterContract:
     async def test_a_run_is_seen_under_its_token_and_ends(self, bed: Bed) -> None:
         """What was submitted is found by its token, shows its attributes, and succeeds."""
         async with bed.open() as observer:
-            wms_id, workflow = await observer.submit(two_jobs())
+            wms_id, workflow = await observer.submit(_two_jobs())
             answer = await observer.service.find_by_token(workflow.token, time.time() - 60)
             assert (answer.verdict, answer.wms_id) == ("found", wms_id)
             await bed.finish(observer, wms_id)
@@ -109,7 +109,7 @@ class AdapterContract:
     async def test_the_same_token_is_the_same_run(self, bed: Bed) -> None:
         """Submitting a prepared workflow twice, or preparing it twice, makes one run."""
         async with bed.open() as observer:
-            workflow = await observer.workflow(two_jobs())
+            workflow = await observer.workflow(_two_jobs())
             ids = set()
             for _ in range(2):
                 prepared = await observer.service.prepare({}, workflow)
@@ -130,7 +130,7 @@ class AdapterContract:
     async def test_polls_may_be_repeated_and_begun_again(self, bed: Bed) -> None:
         """The same result twice, an old cursor, and no cursor at all lead to the same rows."""
         async with bed.open() as observer:
-            wms_id, _ = await observer.submit(two_jobs())
+            wms_id, _ = await observer.submit(_two_jobs())
             early = await observer.poll()
             await bed.finish(observer, wms_id)
             await observer.until_over(wms_id, timeout_s=bed.patience_s)
@@ -146,7 +146,7 @@ class AdapterContract:
     async def test_a_reopened_service_knows_its_runs(self, bed: Bed) -> None:
         """A daemon that restarts with nothing but the adapter's state finds the run, by token and by poll."""
         async with bed.open() as observer:
-            wms_id, workflow = await observer.submit(two_jobs())
+            wms_id, workflow = await observer.submit(_two_jobs())
         async with bed.open() as observer:
             answer = await observer.service.find_by_token(workflow.token, time.time() - 600)
             assert (answer.verdict, answer.wms_id) == ("found", wms_id)
@@ -157,7 +157,7 @@ class AdapterContract:
     async def test_a_live_run_is_never_called_absent(self, bed: Bed) -> None:
         """From submission to the end no poll says that the run is gone."""
         async with bed.open() as observer:
-            wms_id, _ = await observer.submit(two_jobs())
+            wms_id, _ = await observer.submit(_two_jobs())
             absent: list[str] = []
             finished = False
             for _ in range(2000):
@@ -195,7 +195,7 @@ class AdapterContract:
     async def test_upstream_readers_agree_with_the_polls(self, bed: Bed) -> None:
         """`report`, `get_status` and `list_submitted_jobs` say what the polls said."""
         async with bed.open() as observer:
-            wms_id, _ = await observer.submit(two_jobs())
+            wms_id, _ = await observer.submit(_two_jobs())
             await bed.finish(observer, wms_id)
             await observer.until_over(wms_id, timeout_s=bed.patience_s)
             reports, _ = await observer.service.report(wms_workflow_id=wms_id, hist=2)
@@ -214,7 +214,7 @@ class AdapterContract:
     async def test_every_form_of_an_id_leads_to_it(self, bed: Bed) -> None:
         """The forms of an id that the adapter names contain the id itself."""
         async with bed.open() as observer:
-            wms_id, _ = await observer.submit(two_jobs())
+            wms_id, _ = await observer.submit(_two_jobs())
             assert wms_id in observer.service.resolve_id(wms_id)
             await observer.service.cancel(wms_id)
             await observer.until_over(wms_id, timeout_s=bed.patience_s)
@@ -275,14 +275,12 @@ class ExecutionContract:
             assert run.as_row(observer.jobs[wms_id], full=True).exit_codes["bad"] == {"3": 1}
 
             mended.touch()
-            token = f"{workflow.token}.2"
-            new_id, _, message = await observer.service.restart(wms_id, attempt_token=token)
-            assert new_id is not None, message
-            again, _, _ = await observer.service.restart(wms_id, attempt_token=token)
+            new_id = await observer.restart(wms_id, workflow.token, 2)
+            again, _, _ = await observer.service.restart(wms_id, attempt_token=f"{workflow.token}.2")
             assert again == new_id
-            found = await observer.service.find_by_token(token, time.time() - 600)
+            found = await observer.service.find_by_token(f"{workflow.token}.2", time.time() - 600)
             assert (found.verdict, found.wms_id) == ("found", new_id)
-            run = await observer.until_over(new_id, attempt=2 if new_id == wms_id else 1, timeout_s=bed.patience_s)
+            run = await observer.until_over(new_id, attempt=2, timeout_s=bed.patience_s)
             assert run.state is WmsStates.SUCCEEDED
             ran = trace.read_text().split()
             assert ran.count("good_1") == 1

@@ -18,7 +18,7 @@ import structlog
 from bpsd import wire
 from bpsd.interface import ServiceContext, WmsService
 from bpsd.jobtable import JobTable
-from bpsd.models import KnownRun, PollRequest, PollResult, SourceReport
+from bpsd.models import KnownRun, PollRequest, PollResult, SourceReport, WmsStates
 from bpsd.reducer import JOURNAL_SOURCE
 from bpsd.runs import RunRecord
 from bpsd.validate_worker import Instructions, work
@@ -139,6 +139,17 @@ class Observer:
         await self.service.submit(prepared)
         assert prepared.run_id is not None
         return prepared.run_id, workflow
+
+    async def restart(self, wms_id: str, token: str, attempt: int) -> str:
+        """Restart a run, and know of it what the daemon would; returns its id now."""
+        new_id, _, message = await self.service.restart(wms_id, attempt_token=f"{token}.{attempt}")
+        assert new_id is not None, message
+        run = self.runs[wms_id]
+        run.from_journal(WmsStates.READY, "restarted", time.time(), attempt=attempt)
+        run.wms_id = new_id
+        if new_id != wms_id:
+            self.runs[new_id], self.jobs[new_id] = run, self.jobs[wms_id]
+        return new_id
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ made under a lock and gives the run a new version, which is the cursor of the ad
 
 from __future__ import annotations
 
-__all__ = ["Fault", "ScriptedJob", "ScriptedRun", "ScriptedWms", "WmsFile"]
+__all__ = ["Fault", "ScriptedJob", "ScriptedRun", "ScriptedWms", "WmsFile", "add_run", "touch"]
 
 import fcntl
 import os

@@ -30,6 +30,7 @@ GROUPS = {
         "backends": "show the backends, and what each does with the fields of a job",
         "refresh": "poll backends now",
         "health": "one line for a monitoring system",
+        "admin": "care for the daemon's own records: accept, check, backup, vacuum",
         "version": "say the versions of client and daemon",
         "completion": "print the completion script for a shell",
     },

@@ -38,10 +38,15 @@ def run(session: Session) -> int:
     if session.json:
         session.document(answer)
         return int(status)
-    figures = " ".join(f"{clean(name)}={value:g}" for name, value in answer["figures"].items())
+    figures = " ".join(f"{clean(name)}={_plain(value)}" for name, value in answer["figures"].items())
     message = clean(answer["message"]).removeprefix(f"{WORDS[status]}: ")
     session.print(f"BPSD {WORDS[status]} - {message}" + (f" | {figures}" if figures else ""))
     if session.args.verbose:
         for check in answer["checks"]:
             session.print(f"{WORDS[check['status']]}: {clean(check['name'])}: {clean(check['message'])}")
     return int(status)
+
+
+def _plain(value: float) -> str:
+    """A number without an exponent, which plugins may not use."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")

@@ -62,6 +62,7 @@ def run(session: Session) -> int:
             [_cells(job) for job in jobs],
             right=("ATTEMPT", "EXIT", "TOOK"),
             shrink=("NAME", "LABEL", "HOST", "NOTE"),
+            optional=("HOST", "NOTE"),
             width=session.width,
             paint=session.paint,
         )

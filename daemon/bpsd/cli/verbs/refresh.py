@@ -34,6 +34,6 @@ def run(session: Session) -> int:
             missed.append(name)
         if not session.json:
             session.print(f"{name}: " + ("polled" if good else f"not seen; last seen well {clock(when) or 'never'}"))
-    if missed:
+    if missed and not session.json:
         session.say("bpsctl: `bpsctl backends` tells why")
     return 1 if missed else 0

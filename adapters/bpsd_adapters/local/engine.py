@@ -1,0 +1,431 @@
+"""What a driver does: one attempt of one run, from its first line in the log to its last.
+
+Plain synchronous Python with one place where it waits, `signal.sigtimedwait` with the signals blocked: no threads, no
+handlers, no event loop. A turn of the loop sees what ended, asks the ledger for room, writes results and intents in
+one go to the disk, starts what was intended, and waits.
+
+SIGUSR1 means "look again" (at the requests in the run's folder, and at the ledger), SIGTERM "end your jobs and go".
+"""
+
+from __future__ import annotations
+
+__all__ = ["SIGNALS", "Driver", "DriverSettings", "complain"]
+
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from bpsd.models import WmsStates
+from bpsd.workflow import Job, walltime_seconds
+from bpsd_adapters.dag import Dag, Outcome, Verdict
+from bpsd_adapters.local import processes
+from bpsd_adapters.local.commands import Commander, CommandError, job_variables, run_variables
+from bpsd_adapters.local.document import Document
+from bpsd_adapters.local.events import Begin, End, Ended, Event, Held, Intent, JobRef, JobState, Started, States
+from bpsd_adapters.local.history import History
+from bpsd_adapters.local.jobs import RunningJob
+from bpsd_adapters.local.layout import RunFolder
+from bpsd_adapters.local.ledger import Capacity, Ledger, Wish
+from bpsd_adapters.runlog import RunLog
+
+LOOKAHEAD = 8
+"""How many ready jobs are looked at for one that fits into what is free."""
+
+STATES_PER_LINE = 500
+"""How many jobs a line about states names."""
+
+TRY_AGAIN_S = 1.0
+"""How long to wait for a disk, or a ledger, that cannot be written."""
+
+TELL_LEDGER_S = 0.05
+"""How soon the ledger has the pids of new jobs, which count there even if we are killed; most jobs are over before."""
+
+LOOK_AGAIN_S = 1.0
+"""How often to look at the ledger while jobs wait for room: so others see that we are not gone."""
+
+LOST_NOTE = "its driver was killed: nobody saw how it ended"
+
+FAILURES_NAMED = 3
+"""How many failed jobs the note at the end of a run names."""
+
+SIGNALS = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+"""What a driver waits for; blocked from its beginning, so that none is lost and none ends it."""
+
+_INF = float("inf")
+
+
+class DriverSettings(msgspec.Struct, kw_only=True):
+    """What a driver is told, as JSON on its command line.
+
+    ``log_fd`` is the run's log, held. ``only_end`` takes over an attempt whose driver died, to end it.
+    """
+
+    attempt: int
+    cores: int
+    memory_mb: int
+    ledger: str
+    grace_s: float
+    log_fd: int
+    only_end: bool = False
+
+
+class _Candidate(NamedTuple):
+    node: int
+    job: Job
+    wish: Wish
+
+
+class Driver:
+    """One attempt of a run, from its first line in the log to its last.
+
+    Parameters
+    ----------
+    folder : `RunFolder`
+        The run.
+    settings : `DriverSettings`
+        What to do.
+    log : `~bpsd_adapters.runlog.RunLog`
+        Its log, held.
+    history : `History`
+        What the log says of earlier attempts.
+    """
+
+    def __init__(self, folder: RunFolder, settings: DriverSettings, log: RunLog, history: History) -> None:
+        self._folder, self._settings, self._log, self._history = folder, settings, log, history
+        self._attempt = settings.attempt
+        self._capacity = Capacity(settings.cores, settings.memory_mb)
+        self._me = processes.of_pid(os.getpid())
+        self._ledger = Ledger(Path(settings.ledger), self._capacity, self._me)
+        self._mark = f"BPSD_TOKEN={folder.token}"
+        self._running: dict[int, RunningJob] = {}
+        self._candidates: dict[int, _Candidate] = {}
+        self._pending: list[Event] = []
+        self._try_at = -_INF
+        self._waits_for_room = False
+        self._held = False
+        self._claims_changed = False
+        self._stopped_as: WmsStates | None = None
+        self._stop_note = ""
+        self._failures: list[str] = []
+        self._failure_count = 0
+
+    # -- beginning ---------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Write that the attempt began; when this returns, it did.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        begin = Begin(
+            attempt=self._attempt,
+            pid=self._me.pid,
+            start=self._me.start,
+            boot=processes.boot_id(),
+            time=time.time(),
+            host=platform.node(),
+        )
+        self._log.append([begin], durable=True)
+
+    def run(self) -> None:
+        """Drive the attempt to its end."""
+        self._end_survivors()
+        self._load()
+        self._heed_requests()
+        while True:
+            self._start_what_fits()
+            self._flush(durable=any(isinstance(e, Ended) for e in self._pending))
+            if self._dag.done and not self._pending:
+                break
+            self._wait()
+            self._look_at_jobs()
+        if self._dag.result() is WmsStates.DELETED:  # also who left its process group
+            processes.end_marked(self._mark, str(self._folder.out), 0.0)
+        result = int(self._dag.result())
+        self._pending.append(End(attempt=self._attempt, time=time.time(), state=result, note=self._closing_note()))
+        while not self._flush(durable=True):
+            time.sleep(TRY_AGAIN_S)
+        try:
+            self._ledger.close()
+        except OSError as exc:
+            complain(f"the ledger cannot be used: {exc}")  # our entry in it dies with us
+
+    def _end_survivors(self) -> None:
+        """End what a killed driver left running, and write that nobody saw how it ended. Nothing runs beside it."""
+        if not self._history.open:
+            return
+        while left := processes.end_marked(self._mark, str(self._folder.out), self._settings.grace_s):
+            complain(f"attempt {self._attempt} waits for processes that do not die: {[p.pid for p in left]}")
+        lost, now = int(WmsStates.UNKNOWN), time.time()
+        for job in self._history.open.values():
+            self._pending.append(Ended(job=job.job, time=now, state=lost, note=LOST_NOTE))
+
+    def _load(self) -> None:
+        self._document = Document(self._folder.workflow)
+        self._dag = Dag(
+            self._document.jobs(),
+            groups=self._document.groups,
+            final=self._document.final(),
+            category_limits=self._document.category_limits,
+        )
+        self._commander = Commander(
+            self._document.executables,
+            self._document.files,
+            self._document.environment,
+            os.environ,
+            str(self._folder.work),
+            run_variables(self._folder.token, self._document.name, str(self._folder.path), self._attempt),
+        )
+        for node, starts in self._history.starts.items():
+            self._dag.record(node, starts, succeeded=node in self._history.succeeded)
+        for node in self._history.succeeded - self._history.starts.keys():
+            self._dag.record(node, 0, succeeded=True)
+        done = self._history.succeeded
+        self._dag.begin()
+        again = [n for n in range(len(self._document)) if n not in done or self._dag.state[n] != WmsStates.SUCCEEDED]
+        self._tell_states(again)
+
+    # -- a turn of the loop ------------------------------------------------------------------------------------------
+
+    def _start_what_fits(self) -> None:
+        """Ask for room for what is ready, the most urgent first, and start what gets it, until nothing does."""
+        self._waits_for_room = False
+        while time.monotonic() >= self._try_at:
+            candidates = [] if self._held else [self._candidate(n) for n in self._dag.ready(LOOKAHEAD)]
+            impossible = [c for c in candidates if not self._is_possible(c)]
+            if impossible:
+                for one in impossible:
+                    self._fail_unstarted(one)
+                continue
+            if not candidates and not self._claims_changed:
+                return
+            try:
+                granted = self._ledger.settle([r.claim for r in self._running.values()], [c.wish for c in candidates])
+            except OSError as exc:
+                self._try_later("the ledger cannot be used", exc)
+                return
+            self._claims_changed = False
+            chosen = [c for c, yes in zip(candidates, granted, strict=True) if yes]
+            self._waits_for_room = len(chosen) < len(candidates)
+            if not chosen or not self._launch(chosen):
+                return
+            if self._waits_for_room and all(c.node in self._running for c in chosen):
+                return  # nothing was given back since
+
+    def _launch(self, chosen: Sequence[_Candidate]) -> bool:
+        """Write what is about to be started, on the disk, and start it; false if it could not be written."""
+        refs = [self._ref(c.node, self._dag.starts[c.node] + 1, c.job) for c in chosen]
+        intent = Intent(jobs=tuple(refs))
+        self._pending.append(intent)
+        self._claims_changed = True
+        if not self._flush(durable=True):
+            self._pending.remove(intent)  # nothing was started
+            return False
+        for one in chosen:
+            del self._candidates[one.node]
+            self._dag.start(one.node)
+        for one, ref in zip(chosen, refs, strict=True):
+            if self._dag.stopped and one.node != self._dag.final:  # by the one before, which could not start
+                self._ended(one.node, ref, None, None, self._stop_note, removed=True)
+            else:
+                self._start(one, ref)
+        return True
+
+    def _start(self, one: _Candidate, ref: JobRef) -> None:
+        walltime = one.job.request_walltime
+        own = job_variables(one.job, ref.attempt, one.wish.cores, one.wish.memory_mb)
+        try:
+            command = self._commander.command(one.job, own)
+        except CommandError as exc:
+            self._ended(one.node, ref, None, None, f"{exc.field}: {exc}")
+            return
+        outputs = (str(self._folder.output(ref.name, ref.attempt, s)) for s in ("out", "err"))
+        job = RunningJob(
+            ref,
+            command,
+            one.wish,
+            (next(outputs), next(outputs)),
+            None if walltime is None else float(walltime_seconds(walltime)),
+            self._settings.grace_s,
+        )
+        self._running[one.node] = job
+        self._look_at(one.node, job, time.monotonic())
+
+    def _look_at_jobs(self) -> None:
+        now = time.monotonic()
+        for node, job in list(self._running.items()):
+            self._look_at(node, job, now)
+
+    def _look_at(self, node: int, job: RunningJob, now: float) -> None:
+        before = job.process
+        over = job.look(now)
+        if not over:
+            if job.process not in (before, processes.GONE):
+                self._claims_changed = True
+                pid, start = job.process
+                self._pending.append(Started(job=job.ref, time=time.time(), pid=pid, start=start, step=job.step))
+            return
+        del self._running[node]
+        self._claims_changed = True
+        judged = None if job.out_of_time else job.exit_code
+        self._ended(node, job.ref, judged, job.exit_code, job.note, removed=job.removed)
+
+    def _ended(
+        self, node: int, ref: JobRef, judged: int | None, shown: int | None, note: str, *, removed: bool = False
+    ) -> None:
+        """Tell the graph and the log how an attempt of a job ended, and do what follows."""
+        out = self._dag.finish(node, judged, removed=removed)
+        again = out.verdict is Verdict.RETRY
+        state = WmsStates.FAILED if again else WmsStates(self._dag.state[node])
+        self._pending.append(
+            Ended(job=ref, time=time.time(), state=int(state), exit_code=shown, again=again, note=note)
+        )
+        if state is WmsStates.FAILED and not again:
+            self._failure_count += 1
+            if len(self._failures) < FAILURES_NAMED:
+                self._failures.append(f"{ref.name} ({note or f'exit code {shown}'})")
+        if out.verdict is Verdict.ABORT:
+            self._stop_note = f"{ref.name} ended with its abort_on_value {shown}: the run returns {out.return_value}"
+            self._end_jobs("the run was aborted")
+        self._tell_outcome(out)
+
+    def _wait(self) -> None:
+        """Wait for a signal, or until something is due."""
+        now = time.monotonic()
+        due = min((job.next_look(now) for job in self._running.values()), default=_INF)
+        if self._waits_for_room:
+            due = min(due, now + LOOK_AGAIN_S)
+        if self._claims_changed:
+            due = min(due, now + TELL_LEDGER_S)
+        if self._try_at > now:
+            due = min(due, self._try_at)
+        if due == _INF:
+            got = signal.Signals(signal.sigwait(SIGNALS))
+        else:
+            info = signal.sigtimedwait(SIGNALS, max(due - now, 0.0))
+            if info is None:
+                return
+            got = signal.Signals(info.si_signo)
+        if got in (signal.SIGTERM, signal.SIGINT):
+            self._stop(WmsStates.FAILED, f"the driver was told to end ({got.name})")
+        elif got == signal.SIGUSR1:
+            self._heed_requests()
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def _heed_requests(self) -> None:
+        """Do what the files in the run's folder ask for."""
+        if self._folder.cancel_request(self._attempt).exists():
+            self._stop(WmsStates.DELETED, "cancelled")
+        elif self._settings.only_end:
+            self._stop(WmsStates.DELETED, "ended after its driver was killed")
+        held = self._folder.hold_request(self._attempt).exists() and not self._dag.stopped
+        if held != self._held:
+            self._held, self._claims_changed = held, True
+            self._pending.append(Held(time=time.time(), held=held))
+
+    def _stop(self, state: WmsStates, note: str) -> None:
+        """Let the run end as ``state``: what runs gets SIGTERM, what has not begun does not. A cancel outweighs all."""
+        if self._stopped_as in (state, WmsStates.DELETED):
+            return
+        self._stopped_as, self._stop_note = state, note
+        self._tell_outcome(self._dag.stop(state, final=False))
+        self._end_jobs(note)
+
+    def _end_jobs(self, why: str) -> None:
+        now = time.monotonic()
+        for job in self._running.values():
+            job.end(now, why, removed=True)
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def _candidate(self, node: int) -> _Candidate:
+        known = self._candidates.get(node)
+        if known is None:
+            job = self._document.job(node)
+            known = _Candidate(node, job, self._wish(node, job))
+            self._candidates[node] = known
+        return known
+
+    def _wish(self, node: int, job: Job) -> Wish:
+        """What the next attempt of a job asks for: memory grows with each retry, up to its limit and the machine's."""
+        memory = job.request_memory or 0
+        if job.memory_multiplier is not None and job.memory_multiplier > 1:
+            most = min(job.request_memory_max or self._capacity.memory_mb, self._capacity.memory_mb)
+            grown = memory * job.memory_multiplier ** self._dag.retries(node)
+            memory = max(memory, int(min(grown, most)))
+        return Wish(max(job.request_cpus or 1, 1), memory)
+
+    def _is_possible(self, one: _Candidate) -> bool:
+        return one.wish.cores <= self._capacity.cores and one.wish.memory_mb <= self._capacity.memory_mb
+
+    def _fail_unstarted(self, one: _Candidate) -> None:
+        """The backend is smaller now than when the run was accepted."""
+        del self._candidates[one.node]
+        attempt = self._dag.start(one.node)
+        note = f"asks for {one.wish.cores} cores and {one.wish.memory_mb} MB, this backend has {self._capacity}"
+        self._ended(one.node, self._ref(one.node, attempt, one.job), None, None, note)
+
+    def _ref(self, node: int, attempt: int, job: Job) -> JobRef:
+        return JobRef(node, job.name, job.label, attempt)
+
+    # -- the log -----------------------------------------------------------------------------------------------------
+
+    def _tell_outcome(self, out: Outcome) -> None:
+        self._tell_states([*out.completed, *out.pruned, *out.removed, *out.ready])
+
+    def _tell_states(self, nodes: Sequence[int]) -> None:
+        """Write the present states of jobs that nobody ran."""
+        now = time.time()
+        for at in range(0, len(nodes), STATES_PER_LINE):
+            self._pending.append(States(time=now, jobs=tuple(self._states(nodes[at : at + STATES_PER_LINE]))))
+
+    def _states(self, nodes: Sequence[int]) -> Iterator[JobState]:
+        for node in nodes:
+            name = self._document.job_name(node)
+            # The attempt that is to come, or would have: an attempt that ended has a line of its own.
+            yield JobState(node, name.name, name.label, self._dag.starts[node] + 1, self._dag.state[node])
+
+    def _flush(self, *, durable: bool) -> bool:
+        """Write what is pending; false if the disk does not take it: then nothing is started until it does."""
+        if not self._pending:
+            return True
+        try:
+            self._log.append(self._pending, durable=durable)
+        except OSError as exc:
+            self._try_later("the log cannot be written", exc)
+            return False
+        self._pending.clear()
+        self._try_at = -_INF
+        return True
+
+    def _try_later(self, what: str, exc: OSError) -> None:
+        if self._try_at == -_INF:
+            complain(f"{what}, trying again every {TRY_AGAIN_S:.0f} s: {exc}")
+        self._try_at = time.monotonic() + TRY_AGAIN_S
+
+    def _closing_note(self) -> str:
+        words = [self._stop_note] if self._stop_note else []
+        if self._failure_count:
+            more = self._failure_count - len(self._failures)
+            names = ", ".join(self._failures) + (f" and {more} more" if more else "")
+            words.append(f"{self._failure_count} of {len(self._document)} jobs failed: {names}")
+        return "; ".join(words)
+
+
+def complain(text: str) -> None:
+    """A line for a person, in the run's ``driver.err``."""
+    try:
+        sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # the disk is full: what this is about

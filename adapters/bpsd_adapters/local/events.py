@@ -1,0 +1,99 @@
+"""The words of a local run's log. The log alone says what a run did; see `bpsd_adapters.runlog` for the lines.
+
+Lines name jobs with name and label, so that a reader needs nothing beside the log, and with their number in the
+document, so that the driver needs no names. New fields get defaults, or older logs could not be read.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Begin", "End", "Ended", "Event", "Held", "Intent", "JobRef", "JobState", "Started", "States", "decode"]
+
+from typing import TypeAlias
+
+import msgspec
+
+
+class JobRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A job in an attempt of its own: the first, or a retry, or one in a later attempt of the run."""
+
+    node: int
+    name: str
+    label: str
+    attempt: int
+
+
+class JobState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A job that came into a state (a `~bpsd.models.WmsStates` value) without anything being run."""
+
+    node: int
+    name: str
+    label: str
+    attempt: int
+    state: int
+
+
+class Begin(msgspec.Struct, frozen=True, tag_field="e", tag="begin", kw_only=True):
+    """A driver took over the run for this attempt; it writes all lines up to the next one of these."""
+
+    attempt: int
+    pid: int
+    start: int
+    boot: str
+    time: float
+    host: str = ""
+
+
+class States(msgspec.Struct, frozen=True, tag_field="e", tag="states", kw_only=True):
+    """Jobs that came into another state: all of them as the attempt begins, later the ready, pruned and removed."""
+
+    time: float
+    jobs: tuple[JobState, ...]
+
+
+class Intent(msgspec.Struct, frozen=True, tag_field="e", tag="intent", kw_only=True):
+    """These are about to be started: from here on they may have run."""
+
+    jobs: tuple[JobRef, ...]
+
+
+class Started(msgspec.Struct, frozen=True, tag_field="e", tag="started", kw_only=True):
+    """A process of a job runs; with pre- and post-commands a job has several, one after the other."""
+
+    job: JobRef
+    time: float
+    pid: int
+    start: int
+    step: str = "job"
+
+
+class Ended(msgspec.Struct, frozen=True, tag_field="e", tag="ended", kw_only=True):
+    """An attempt of a job is over. ``again``: another is to follow in this attempt of the run."""
+
+    job: JobRef
+    time: float
+    state: int
+    exit_code: int | None = None
+    again: bool = False
+    note: str = ""
+
+
+class Held(msgspec.Struct, frozen=True, tag_field="e", tag="held", kw_only=True):
+    """The run is held (starts no more jobs), or is no longer."""
+
+    time: float
+    held: bool
+
+
+class End(msgspec.Struct, frozen=True, tag_field="e", tag="end", kw_only=True):
+    """The attempt of the run is over."""
+
+    attempt: int
+    time: float
+    state: int
+    note: str = ""
+
+
+Event: TypeAlias = Begin | States | Intent | Started | Ended | Held | End
+
+decode = msgspec.json.Decoder(Event).decode
+"""An event of a payload; `msgspec.MsgspecError` if it is of another version."""

@@ -1,0 +1,251 @@
+"""Reading the logs of many runs, a little at a time: what a poll does. Synchronous; the service calls it in a thread.
+
+How far each run was read is the daemon's to keep (`~bpsd_adapters.local.observe.RunCursor`), so nothing is lost or told
+twice when the daemon ends. What it does not keep are the runs that it does not know as live: they are in the backend's
+own cursor.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BackendCursor", "Follower", "Look", "take_for"]
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from bpsd.models import KnownRun, PollRequest, RunObservation
+from bpsd_adapters import runlog
+from bpsd_adapters.local import history as histories
+from bpsd_adapters.local import processes
+from bpsd_adapters.local.events import decode
+from bpsd_adapters.local.history import History, OpenJob
+from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder
+from bpsd_adapters.local.observe import Phase, RunCursor, Teller, driver_died, log_unreadable
+
+SLICE_BYTES = 64 * 1024
+"""How much of a log is read at once: about a thousand events, two milliseconds."""
+
+WATCHED_MAX = 1000
+"""How many runs that are neither live nor over (killed drivers, never begun) are looked at again; the newest."""
+
+SAID_MAX_CHARS = 300
+
+T = TypeVar("T")
+
+_LIVE = frozenset({Phase.RUNNING, Phase.HELD, Phase.ENDING})
+
+
+class BackendCursor(msgspec.Struct, array_like=True):
+    """What the backend as a whole was seen to have: all numbers up to ``upto``, and who of them must be looked at."""
+
+    upto: int = 0
+    watch: dict[str, RunCursor] = {}
+
+    def text(self) -> str:
+        """As a text, for the daemon to keep."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def parsed(cls, text: str | None) -> BackendCursor:
+        """Of a text; from the beginning if it is not one of ours."""
+        try:
+            return cls() if text is None else msgspec.json.decode(text, type=cls)
+        except msgspec.MsgspecError:
+            return cls()
+
+
+@dataclass(slots=True)
+class Look:
+    """What one look at one run brought."""
+
+    wms_id: str
+    cursor: RunCursor
+    known: bool
+    observations: list[RunObservation] = field(default_factory=list)
+    more: bool = False
+    absent: bool = False
+    error: str = ""
+    read_bytes: int = 0
+
+    @property
+    def job_count(self) -> int:
+        """How many jobs it tells of."""
+        return sum(len(seen.jobs) for seen in self.observations)
+
+
+def take_for(source: Iterator[T], seconds: float) -> list[T]:
+    """What an iterator yields within a time, at least one; empty when it is exhausted."""
+    until = time.monotonic() + seconds
+    taken: list[T] = []
+    for item in source:
+        taken.append(item)
+        if time.monotonic() >= until:
+            break
+    return taken
+
+
+class Follower:
+    """Reads the logs of a backend's runs.
+
+    Parameters
+    ----------
+    state : `StateFolder`
+        Where they are.
+    owner : `str`
+        Whose runs they are.
+    """
+
+    def __init__(self, state: StateFolder, owner: str) -> None:
+        self._state, self._owner = state, owner
+        self._metas: dict[str, Meta] = {}
+        self._turn = 0
+        self._expected: set[str] = set()
+        self.live: dict[str, Path] = {}
+        """The logs of the runs that were live when they were last looked at."""
+
+    def expect(self, wms_id: str) -> None:
+        """A run that was over has a driver again: look at it in the next poll, though the daemon may not ask for it."""
+        self._expected.add(wms_id)
+
+    def looks(self, request: PollRequest, cursor: BackendCursor) -> Iterator[Look]:
+        """Look at all runs that the request knows, that the cursor watches, and that are new; ``cursor`` moves along.
+
+        The runs that are known are begun with another one each time, so that a busy one does not keep the others from
+        being seen when a poll ends early.
+        """
+        known = {k.wms_id for k in request.known}
+        while self._expected:
+            cursor.watch.setdefault(self._expected.pop(), RunCursor())
+        self._turn += 1
+        turn = self._turn % max(len(request.known), 1)
+        for one in (*request.known[turn:], *request.known[:turn]):
+            cursor.watch.pop(one.wms_id, None)
+            yield from self._known(one)
+        for wms_id, where in list(cursor.watch.items()):
+            if wms_id not in known:
+                yield from self._unknown(wms_id, where, cursor)
+        for number in self._state.numbers():
+            if number <= cursor.upto:
+                continue
+            cursor.upto = number
+            if str(number) not in known:
+                yield from self._unknown(str(number), RunCursor(), cursor)
+        for wms_id in sorted(cursor.watch, key=int)[:-WATCHED_MAX]:
+            del cursor.watch[wms_id]
+
+    # -- one run -----------------------------------------------------------------------------------------------------
+
+    def _known(self, run: KnownRun) -> Iterator[Look]:
+        folder = self._state.numbered(run.wms_id)
+        if folder is None and run.token is not None:
+            folder = self._state.run(run.token)
+        if folder is None and run.path is not None:
+            folder = RunFolder(Path(run.path))
+        where = RunCursor.parsed(run.cursor)
+        if folder is None or not folder.path.is_dir():
+            self.live.pop(run.wms_id, None)
+            yield Look(run.wms_id, where, known=True, absent=folder is None or not folder.path.exists())
+            return
+        yield from self._read(run.wms_id, folder, where, known=True)
+
+    def _unknown(self, wms_id: str, where: RunCursor, cursor: BackendCursor) -> Iterator[Look]:
+        folder = self._state.numbered(wms_id)
+        if folder is None or not folder.path.exists():
+            cursor.watch.pop(wms_id, None)
+            return
+        cursor.watch[wms_id] = where
+        for look in self._read(wms_id, folder, where, known=False):
+            cursor.watch[wms_id] = look.cursor
+            yield look
+        if cursor.watch[wms_id].phase is Phase.ENDED:
+            del cursor.watch[wms_id]
+
+    def _read(self, wms_id: str, folder: RunFolder, where: RunCursor, *, known: bool) -> Iterator[Look]:
+        more = True
+        while more:
+            look = Look(wms_id, where, known)
+            try:
+                self._read_on(folder, look)
+            except FileNotFoundError:
+                return  # never begun
+            except (OSError, msgspec.MsgspecError) as exc:
+                look.error, look.more = f"run {wms_id}: {exc}", False
+            where, more = look.cursor, look.more
+            if where.phase in _LIVE:
+                self.live[wms_id] = folder.log
+            else:
+                self.live.pop(wms_id, None)
+            yield look
+
+    def _read_on(self, folder: RunFolder, look: Look) -> None:
+        """One slice of a log; at its end also whether somebody still writes it."""
+        before = look.cursor
+        piece = runlog.read_from(folder.log, before.position if before.offset else None, SLICE_BYTES, decode)
+        if piece.restarted:
+            look.cursor = RunCursor()
+        look.more = piece.more
+        look.read_bytes = max(piece.position.offset - look.cursor.offset, 0)
+        if piece.damage:
+            look.error = f"{folder.log}: " + "; ".join(map(str, piece.damage[:3]))
+        if piece.events:
+            teller = Teller(self._meta(folder), str(folder.path), self._owner, look.cursor)
+            look.observations += teller.tell(piece.events)
+            look.cursor = teller.cursor(piece.position)
+        else:
+            look.cursor = look.cursor.moved(piece.position)
+        if piece.more or not (look.cursor.phase in _LIVE or look.cursor.phase is Phase.ORPHANS):
+            return
+        if runlog.is_held(folder.log):
+            return
+        # Nobody holds it now; if nobody wrote since it was read either, then nobody did when it was read.
+        look.more = bool(runlog.read_from(folder.log, piece.position, SLICE_BYTES, decode).events)
+        if not look.more:
+            self._driver_is_gone(folder, look)
+
+    def _driver_is_gone(self, folder: RunFolder, look: Look) -> None:
+        meta = self._meta(folder)
+        unread = folder.log.stat().st_size - look.cursor.offset
+        if unread and _ends_in_newline(folder.log):
+            look.observations.append(log_unreadable(meta, look.cursor, unread, time.time()))
+            look.cursor = look.cursor.in_phase(Phase.DEAD)
+            return
+        history = histories.read(folder.log)
+        alive = _still_running(history)
+        was, now = look.cursor.phase, Phase.ORPHANS if alive else Phase.DEAD
+        if was is not now:
+            said = _last_words(folder, history)
+            look.observations.append(driver_died(meta, history, alive, said, time.time()))
+        look.cursor = look.cursor.in_phase(now)
+
+    def _meta(self, folder: RunFolder) -> Meta:
+        meta = self._metas.get(folder.token)
+        if meta is None:
+            meta = self._metas[folder.token] = folder.meta()
+        return meta
+
+
+def _still_running(history: History) -> list[OpenJob]:
+    boot = processes.boot_id()
+    return [job for job in history.open.values() if job.boot == boot and processes.is_alive(job.process)]
+
+
+def _ends_in_newline(log: Path) -> bool:
+    with log.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _last_words(folder: RunFolder, history: History) -> str:
+    """The last line that the last driver wrote to its stderr, if it wrote any."""
+    try:
+        if history.begin is None or folder.driver_err.stat().st_mtime < history.begin.time:
+            return ""
+        lines = folder.driver_err.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+    except FileNotFoundError:
+        return ""
+    return lines[-1][:SAID_MAX_CHARS] if lines else ""

@@ -1,0 +1,217 @@
+"""Where everything of the local backend lies, and the names of files.
+
+::
+
+    STATE/counter                the last number given to a run
+    STATE/ids/12                 a link to the folder of run 12
+    STATE/runs/TOKEN/            the folder of a run
+        meta.json                what it is (`Meta`)
+        workflow.json            the canonical document
+        run.log                  what happened, see `bpsd_adapters.local.events`; its lock is its driver's life
+        driver.err               what its drivers had to complain about
+        out/JOB.ATTEMPT.out|err  what jobs printed
+        work/                    where jobs start unless they say otherwise
+        cancel.ATTEMPT           somebody asked to end this attempt of the run
+        hold.ATTEMPT             somebody asked to start no more jobs in it
+"""
+
+from __future__ import annotations
+
+__all__ = ["Meta", "RunFolder", "StateFolder", "safe_name", "sync_folder", "write_durably"]
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from bpsd.workflow import RunAttributes
+
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.+-")
+_NAME_MAX_BYTES = 200
+_HASH_DIGITS = 32
+
+
+def safe_name(name: str) -> str:
+    """A job's name as a file name: no two names have the same, and it says what it can.
+
+    What is not a plain character becomes ``%XX``; a name too long for a file system ends in ``~`` and a hash.
+    """
+    raw = name.encode("utf-8", "surrogatepass")
+    text = "".join(chr(c) if c in _PLAIN else f"%{c:02X}" for c in raw)
+    if text.startswith("."):
+        text = "%2E" + text[1:]
+    if len(text) <= _NAME_MAX_BYTES:
+        return text
+    return text[: _NAME_MAX_BYTES - _HASH_DIGITS - 1] + "~" + hashlib.sha256(raw).hexdigest()[:_HASH_DIGITS]
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Make or replace a file; it is on the disk, whole, when this returns.
+
+    Raises
+    ------
+    OSError
+        If it could not be written; then nothing changed.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is, apart from its jobs; never changes."""
+
+    wms_id: str
+    token: str
+    name: str
+    run: RunAttributes
+    job_count: int
+    run_summary: str
+    created: float
+
+
+_decode_meta = msgspec.json.Decoder(Meta).decode
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Parameters
+    ----------
+    path : `~pathlib.Path`
+        The folder, absolute.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.log = path / "run.log"
+        self.workflow = path / "workflow.json"
+        self.out = path / "out"
+        self.work = path / "work"
+        self.driver_err = path / "driver.err"
+
+    def __repr__(self) -> str:
+        return f"<RunFolder {self.path}>"
+
+    @property
+    def token(self) -> str:
+        """The token of the run."""
+        return self.path.name
+
+    def meta(self) -> Meta:
+        """What the run is.
+
+        Raises
+        ------
+        OSError, msgspec.MsgspecError
+            If that cannot be read.
+        """
+        return _decode_meta((self.path / "meta.json").read_bytes())
+
+    def write_meta(self, meta: Meta) -> None:
+        """Write what the run is, on the disk."""
+        write_durably(self.path / "meta.json", msgspec.json.encode(meta))
+
+    def output(self, job: str, attempt: int, stream: str) -> Path:
+        """The file of what an attempt of a job printed (``stream`` is ``out`` or ``err``)."""
+        return self.out / f"{safe_name(job)}.{attempt}.{stream}"
+
+    def cancel_request(self, attempt: int) -> Path:
+        """The file whose existence asks to end this attempt of the run."""
+        return self.path / f"cancel.{attempt}"
+
+    def hold_request(self, attempt: int) -> Path:
+        """The file whose existence asks to start no more jobs in this attempt of the run."""
+        return self.path / f"hold.{attempt}"
+
+
+class StateFolder:
+    """The folder of one local backend.
+
+    Parameters
+    ----------
+    path : `~pathlib.Path`
+        The folder.
+    runs : `~pathlib.Path`, optional
+        Where the folders of runs are, if elsewhere.
+    """
+
+    def __init__(self, path: Path, runs: Path | None = None) -> None:
+        self.path = path
+        self.runs = runs or path / "runs"
+        self.ids = path / "ids"
+
+    def make(self) -> None:
+        """Make what is missing."""
+        for folder in (self.runs, self.ids):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def run(self, token: str) -> RunFolder:
+        """The folder of the run with this token, whether it exists or not."""
+        return RunFolder(self.runs / token)
+
+    def numbered(self, wms_id: str) -> RunFolder | None:
+        """The folder of the run with this number."""
+        if not (wms_id.isascii() and wms_id.isdecimal()):
+            return None
+        try:
+            return RunFolder((self.ids / wms_id).readlink())
+        except OSError:
+            return None
+
+    def numbers(self) -> list[int]:
+        """The numbers of all runs, in their order."""
+        return sorted(int(link.name) for link in self.ids.iterdir() if link.name.isdecimal())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else gives out numbers meanwhile."""
+        fd = os.open(self.path / "counter", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def next_number(self) -> int:
+        """A number that no run had before (while `locked`); durable, so that it is never given twice."""
+        counter = self.path / "counter"
+        text = counter.read_text("ascii", "replace").strip()
+        number = max([int(text) if text.isdecimal() else 0, *self.numbers()]) + 1
+        # In place, since the lock is on this file; a torn number is repaired by the links in ids/.
+        with counter.open("r+b") as file:
+            file.write(b"%d\n" % number)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        return number
+
+    def give_number(self, folder: RunFolder, wms_id: str) -> None:
+        """Let the number lead to the run's folder; doing it twice does no harm."""
+        try:
+            (self.ids / wms_id).symlink_to(folder.path)
+        except FileExistsError:
+            return
+        sync_folder(self.ids)

@@ -1,0 +1,288 @@
+"""The ledger: never more given out than there is, everybody gets a turn, the dead hold nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpsd_adapters.local import processes
+from bpsd_adapters.local.ledger import (
+    PATIENCE_S,
+    WAITER_LOST_S,
+    Book,
+    Capacity,
+    Claim,
+    Ledger,
+    Owner,
+    Want,
+    Wish,
+    default_path,
+    prune,
+    settle,
+)
+from bpsd_adapters.local.processes import GONE, Process
+
+A, B, C = Process(1, 10), Process(2, 20), Process(3, 30)
+TWO = Capacity(2, 1000)
+ONE_CORE = Wish(1, 0)
+EMPTY = Book("boot")
+
+
+# -- decisions ---------------------------------------------------------------------------------------------------------
+
+
+def test_gives_what_there_is_and_no_more() -> None:
+    settled = settle(EMPTY, A, [], [ONE_CORE, ONE_CORE, ONE_CORE], TWO, 0.0)
+
+    assert settled.granted == (True, True, False)
+    assert settled.book.owners == (Owner(1, 10, (Claim(1, 0), Claim(1, 0)), Want(1, 0, 0.0, 0.0)),)
+
+
+def test_memory_counts_like_cores() -> None:
+    assert settle(EMPTY, A, [], [Wish(1, 800), Wish(1, 300), Wish(1, 200)], TWO, 0.0).granted == (True, False, True)
+
+
+def test_two_drivers_take_turns() -> None:
+    """Each end of a job gives the core to who has waited longer, though the other asks first."""
+    book = settle(EMPTY, A, [], [ONE_CORE] * 3, TWO, 0.0).book
+    book = settle(book, B, [], [ONE_CORE], TWO, 1.0).book
+    after_one_end = settle(book, A, [Claim(1, 0)], [ONE_CORE], TWO, 2.0)
+    assert after_one_end.granted == (True,)  # A wanted a third since 0.0
+
+    book = settle(after_one_end.book, A, [Claim(1, 0)] * 2, [ONE_CORE], TWO, 3.0).book
+    after_another = settle(book, A, [Claim(1, 0)], [ONE_CORE], TWO, 4.0)
+    assert after_another.granted == (False,)  # now B has waited longer
+    assert after_another.wake == (B,)
+    assert settle(after_another.book, B, [], [ONE_CORE], TWO, 4.1).granted == (True,)
+
+
+def test_small_jobs_overtake_a_big_one_for_a_while() -> None:
+    book = settle(EMPTY, A, [], [ONE_CORE], TWO, 0.0).book
+    book = settle(book, B, [], [Wish(2, 0)], TWO, 1.0).book
+    young = settle(book, C, [], [ONE_CORE], TWO, 2.0)
+    assert young.granted == (True,)
+
+    book = settle(book, B, [], [Wish(2, 0)], TWO, 1.5 + PATIENCE_S).book
+    assert settle(book, C, [], [ONE_CORE], TWO, 2.0 + PATIENCE_S).granted == (False,)
+    book = settle(book, A, [], [], TWO, 2.0 + PATIENCE_S).book
+    assert settle(book, B, [], [Wish(2, 0)], TWO, 2.0 + PATIENCE_S).granted == (True,)
+
+
+def test_a_driver_does_not_starve_its_own_big_job() -> None:
+    book = settle(EMPTY, A, [Claim(1, 0)], [Wish(2, 0)], TWO, 0.0).book
+    both = [Wish(2, 0), ONE_CORE]
+
+    assert settle(book, A, [Claim(1, 0)], both, TWO, PATIENCE_S - 1).granted == (False, True)
+    assert settle(book, A, [Claim(1, 0)], both, TWO, PATIENCE_S + 1).granted == (False, False)
+
+
+def test_who_does_not_look_any_more_holds_nobody_back() -> None:
+    book = settle(EMPTY, A, [], [ONE_CORE, Wish(2, 0)], TWO, 0.0).book
+
+    assert settle(book, B, [], [ONE_CORE], TWO, PATIENCE_S + WAITER_LOST_S).granted == (True,)
+
+
+def test_what_is_not_named_again_is_free() -> None:
+    book = settle(EMPTY, A, [Claim(2, 0)], [], TWO, 0.0).book
+
+    assert settle(book, A, [], [], TWO, 1.0).book == EMPTY
+
+
+def test_of_a_dead_driver_living_jobs_stay() -> None:
+    book = Book("boot", (Owner(1, 10, (Claim(1, 5, 7, 70), Claim(1, 5, 8, 80), Claim(1, 5)), Want(1, 1, 0, 0)),))
+    assert prune(book, lambda p: p == Process(7, 70)) == Book("boot", (Owner(1, 10, (Claim(1, 5, 7, 70),)),))
+    assert prune(book, lambda p: p == A) == book
+    assert prune(book, lambda _: False) == EMPTY
+
+
+@dataclass
+class _Driver:
+    process: Process
+    todo: list[Wish]
+    running: list[Wish] = field(default_factory=list)
+
+
+@given(
+    loads=st.lists(
+        st.lists(st.builds(Wish, st.integers(1, 2), st.integers(0, 1000)), min_size=1, max_size=6),
+        min_size=1,
+        max_size=3,
+    ),
+    ends=st.lists(st.tuples(st.integers(0, 9), st.floats(0.1, 2 * PATIENCE_S)), min_size=18, max_size=18),
+)
+def test_whatever_ends_when_nothing_is_oversubscribed_and_all_jobs_run(
+    loads: list[list[Wish]], ends: list[tuple[int, float]]
+) -> None:
+    book, now = EMPTY, 0.0
+    drivers = [_Driver(Process(i + 1, 1), list(load)) for i, load in enumerate(loads)]
+    for which, pause in ends:
+        for driver in drivers:
+            book = _turn(book, driver, now)
+        used = [claim for owner in book.owners for claim in owner.claims]
+        assert sum(c.cores for c in used) <= TWO.cores
+        assert sum(c.memory_mb for c in used) <= TWO.memory_mb
+        busy = [d for d in drivers if d.running]
+        assert busy or not any(d.todo for d in drivers), "the machine stands still"
+        now += pause
+        if busy:
+            driver = busy[which % len(busy)]
+            driver.running.pop()
+            book = _turn(book, driver, now)
+    assert not any(d.todo for d in drivers)
+
+
+def _turn(book: Book, driver: _Driver, now: float) -> Book:
+    settled = settle(book, driver.process, [Claim(*w) for w in driver.running], driver.todo, TWO, now)
+    for wish, yes in zip(list(driver.todo), settled.granted, strict=True):
+        if yes:
+            driver.todo.remove(wish)
+            driver.running.append(wish)
+    return settled.book
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger"
+
+
+@contextmanager
+def sleeper() -> Iterator[Process]:
+    """Another process, which could be a driver or a job."""
+    with subprocess.Popen(["sleep", "300"]) as process:
+        yield processes.of_pid(process.pid)
+        process.kill()
+
+
+@pytest.fixture
+def me() -> Process:
+    return processes.of_pid(os.getpid())
+
+
+def test_drivers_share_a_file(path: Path, me: Process) -> None:
+    with sleeper() as other:
+        assert Ledger(path, TWO, other).settle([], [ONE_CORE]) == (True,)
+        mine = Ledger(path, TWO, me)
+        assert mine.settle([], [ONE_CORE, ONE_CORE]) == (True, False)
+        assert {o.pid for o in mine.read().owners} == {me.pid, other.pid}
+    assert mine.settle([Claim(1, 0)], [ONE_CORE]) == (True,)  # the other is dead
+    mine.close()
+    assert Ledger(path, TWO, me).read().owners == ()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_jobs_of_a_dead_driver_are_counted_while_they_live(path: Path, me: Process) -> None:
+    mine = Ledger(path, TWO, me)
+    with sleeper() as job:
+        with sleeper() as driver:
+            Ledger(path, TWO, driver).settle([Claim(1, 0, *job)])
+        assert mine.settle([], [ONE_CORE, ONE_CORE]) == (True, False)
+    deadline = time.monotonic() + 10
+    while mine.settle([Claim(1, 0)], [ONE_CORE]) != (True,):
+        assert time.monotonic() < deadline, "the dead job is still counted"
+
+
+def test_who_waits_is_woken(path: Path, me: Process) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        with sleeper() as other:
+            others = Ledger(path, Capacity(1, 0), other)
+            others.settle([Claim(1, 0)])
+            assert Ledger(path, Capacity(1, 0), me).settle([], [ONE_CORE]) == (False,)
+            others.settle([])
+            assert signal.sigtimedwait({signal.SIGUSR1}, 10) is not None
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+
+
+@pytest.mark.parametrize("garbage", [b"", b"nonsense", b"00000000 000002 {}\n"])
+def test_a_garbled_book_is_begun_anew(path: Path, me: Process, garbage: bytes) -> None:
+    path.write_bytes(garbage)
+
+    assert Ledger(path, TWO, me).settle([], [ONE_CORE]) == (True,)
+
+
+def test_the_book_of_another_boot_is_empty(path: Path, me: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    Ledger(path, TWO, me).settle([Claim(2, 0)])
+    monkeypatch.setattr(processes, "boot_id", lambda: "another")
+    with sleeper() as other:
+        assert Ledger(path, TWO, other).settle([], [Wish(2, 0)]) == (True,)
+
+
+def test_a_removed_file_is_made_again_with_what_one_has(path: Path, me: Process) -> None:
+    mine = Ledger(path, TWO, me)
+    mine.settle([Claim(1, 0)])
+    path.unlink()
+    mine.settle([Claim(1, 0)])
+
+    with sleeper() as other:
+        assert Ledger(path, TWO, other).settle([], [Wish(2, 0)]) == (False,)
+
+
+def test_what_somebody_else_put_there_is_refused(path: Path, tmp_path: Path, me: Process) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"precious")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        Ledger(path, TWO, me).settle([])
+    path.unlink()
+    path.hardlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionError, match=r"not a file of user \d+ alone .* setting 'ledger'"):
+        Ledger(path, TWO, me).settle([])
+    assert (tmp_path / "elsewhere").read_bytes() == b"precious"
+
+
+def test_each_user_has_one() -> None:
+    assert default_path().name == f"bpsd-ledger-{os.getuid()}"
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_is_more_than_its_pid() -> None:
+    with sleeper() as process:
+        assert processes.is_alive(process)
+        assert not processes.is_alive(Process(process.pid, process.start + 1))
+        assert not processes.send(Process(process.pid, process.start + 1), signal.SIGKILL)
+        assert processes.send(process, 0)
+    assert not processes.is_alive(process)
+    assert not processes.send(process, signal.SIGTERM)
+    assert not processes.is_alive(GONE)
+    assert not processes.send(GONE, signal.SIGTERM)
+
+
+def test_a_zombie_is_not_alive() -> None:
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    assert processes.of_pid(pid) == GONE
+    assert processes.of_child(pid).start > 0
+    assert not processes.group_is_alive(pid)
+    os.waitpid(pid, 0)
+
+
+def test_processes_of_a_run_are_found_by_environment_or_output(tmp_path: Path) -> None:
+    script = "sleep 300 & env -i sleep 300 & (setsid env -i sleep 300 &) ; trap '' TERM; wait"
+    with (
+        (tmp_path / "job.out").open("wb") as out,
+        subprocess.Popen(
+            ["/bin/sh", "-c", script], env={"BPSD_TOKEN": "t0", "PATH": os.environ["PATH"]}, stdout=out, stderr=out
+        ),
+    ):
+        deadline = time.monotonic() + 10
+        while len(processes.find_marked("BPSD_TOKEN=t0", str(tmp_path))) < 4:
+            assert time.monotonic() < deadline, "not all processes were found"
+        assert processes.find_marked("BPSD_TOKEN=t", str(tmp_path / "job")) == []
+        assert processes.end_marked("BPSD_TOKEN=t0", str(tmp_path), 0.1) == []
+        assert processes.find_marked("BPSD_TOKEN=t0", str(tmp_path)) == []
