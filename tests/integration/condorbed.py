@@ -77,6 +77,21 @@ class CondorBed:
         assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def processes(self, sign: str) -> list[str]:
+        """The ids, in the bed's own namespace, of processes whose command line contains ``sign``."""
+        lines = self.as_root("ps", "-eo", "pid,args").splitlines()
+        return [line.split()[0] for line in lines if sign in line and "ps -eo" not in line]
+
+    def signal(self, sign: str, signal: str) -> None:
+        """Send a signal to those processes."""
+        found = self.processes(sign)
+        assert found, f"no process {sign} in the bed"
+        self.as_root("kill", f"-{signal}", *found)
+
+    def cut_sessions(self) -> None:
+        """Break every SSH connection of the operator."""
+        self.signal("sshd-session: op@notty", "KILL")
+
     def settings(self, **more: Any) -> dict[str, Any]:
         """A backend's settings that reach it over SSH."""
         return {"ssh": self.ssh(), "submit_root": "~/runs", "settle_s": 10.0, **more}

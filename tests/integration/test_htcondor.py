@@ -13,14 +13,6 @@ from tests.integration.condorbed import CondorBed
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="session")
-def pool() -> Iterator[CondorBed]:
-    bed = CondorBed()
-    bed.start()
-    yield bed
-    bed.stop()
-
-
 class TestOverSsh(AdapterContract, ExecutionContract):
     @pytest.fixture
     def bed(self, pool: CondorBed) -> Iterator[Bed]:

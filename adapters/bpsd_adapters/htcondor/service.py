@@ -17,7 +17,16 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from bpsd.errors import BackendUnavailable, BpsdError, Conflict, JobNotFound, Problem, RunNotFound, WorkflowInvalid
+from bpsd.errors import (
+    BackendAuthError,
+    BackendUnavailable,
+    BpsdError,
+    Conflict,
+    JobNotFound,
+    Problem,
+    RunNotFound,
+    WorkflowInvalid,
+)
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.models import PollRequest, PollResult, TokenAnswer
 from bpsd.workflow import Workflow, WorkflowFile
@@ -224,11 +233,18 @@ class HTCondorService(WmsService):
     async def ping(self, pass_thru: str | None = None) -> tuple[int, str]:
         """See `WmsService.ping`: schedd (may we write to it?) and collector."""
         which = ["-name", self._settings.schedd] if self._settings.schedd is not None else []
-        schedd = await self._pool.tool(["condor_ping", *which, "-type", "schedd", "-table", "WRITE"])
-        if schedd.returncode != 0:
-            return 1, f"schedd: {schedd.error_text}"
-        collector = await self._pool.tool(["condor_status", "-schedd", "-limit", "1", "-af", "Name"])
-        return (0, "") if collector.returncode == 0 else (1, f"collector: {collector.error_text}")
+        asks = {
+            "schedd": ["condor_ping", *which, "-type", "schedd", "-table", "WRITE"],
+            "collector": ["condor_status", "-schedd", "-limit", "1", "-af", "Name"],
+        }
+        for part, argv in asks.items():
+            try:
+                done = await self._pool.tool(argv)
+            except (BackendUnavailable, BackendAuthError) as exc:
+                return 1, f"{part}: {exc.message}"
+            if done.returncode != 0:
+                return 1, f"{part}: {done.error_text}"
+        return 0, ""
 
     # -- readers -----------------------------------------------------------------------------------------------------
 

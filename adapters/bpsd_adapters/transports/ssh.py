@@ -134,9 +134,9 @@ class SshTransport(Transport):
         began = time.monotonic()
         try:
             with anyio.fail_after(deadline_s + _GRACE_S):
-                async with self.link.channel() as connection:
+                async with self.link.channel():
                     began = time.monotonic()
-                    done = await _run(connection, line, argv, input, max_output_bytes)
+                    done = await self._run(line, argv, input, max_output_bytes)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"{argv[0]} on {self.host} did not end within {deadline_s:g} s") from exc
         if done.returncode in (_TIMED_OUT, _KILLED) and time.monotonic() - began >= deadline_s:
@@ -147,6 +147,13 @@ class SshTransport(Transport):
                 advice="install it there, or tell where it is in the backend's settings",
             )
         return done
+
+    async def _run(self, line: str, argv: Sequence[str], input: bytes, limit: int) -> Completed:
+        """Run it; once more if the connection turns out to be dead before anything was asked on it."""
+        try:
+            return await _run(await self.link.connected(), line, argv, input, limit)
+        except _NotBegun:
+            return await _run(await self.link.connected(), line, argv, input, limit)
 
     async def stat(self, path: str) -> FileInfo | None:
         """See `Transport.stat`."""
@@ -201,6 +208,10 @@ class SshTransport(Transport):
             raise Unreachable(f"the connection to {self.host} broke while its files were used: {exc}") from exc
 
 
+class _NotBegun(Unreachable):
+    """The connection was dead before the command could be asked for."""
+
+
 class _Link:
     """One connection, made when it is wanted and made again when it broke."""
 
@@ -222,14 +233,14 @@ class _Link:
         return f"<_Link to {self.settings.host}, {state}, {self.users} users>"
 
     @contextlib.asynccontextmanager
-    async def channel(self) -> AsyncIterator[Any]:
-        """The connection, with the right to one channel."""
+    async def channel(self) -> AsyncIterator[None]:
+        """The right to one channel."""
         async with self._limiter:
-            yield await self._connected()
+            yield
 
     async def sftp(self) -> Any:
         """The one client for files; it takes many requests at once."""
-        connection = await self._connected()
+        connection = await self.connected()
         async with self._lock:
             if self._sftp is None:
                 self._sftp = await connection.start_sftp_client()
@@ -248,7 +259,8 @@ class _Link:
                 await connection.wait_closed()
             connection.abort()
 
-    async def _connected(self) -> Any:
+    async def connected(self) -> Any:
+        """The connection, made if need be."""
         async with self._lock:
             if self._connection is not None and not self._connection.is_closed():
                 return self._connection
@@ -326,6 +338,8 @@ def _options(settings: SshSettings) -> Any:
 async def _run(connection: Any, line: str, argv: Sequence[str], input: bytes, limit: int) -> Completed:
     try:
         process = await connection.create_process(line, encoding=None)
+    except asyncssh.ChannelOpenError as exc:
+        raise _NotBegun(f"the connection to run {argv[0]} was lost: {exc}") from exc
     except _BROKEN as exc:
         raise Unreachable(f"the connection to run {argv[0]} could not be used: {exc}") from exc
     out, err = bytearray(), bytearray()

@@ -1,0 +1,18 @@
+"""Beds that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.condorbed import CondorBed
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[CondorBed]:
+    """A real HTCondor pool with two schedds and an SSH server."""
+    bed = CondorBed()
+    bed.start()
+    yield bed
+    bed.stop()

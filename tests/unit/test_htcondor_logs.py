@@ -1,0 +1,215 @@
+"""Event logs of HTCondor: read in pieces of any size, late, twice and damaged; and what they make of the jobs."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpsd.models import WmsStates
+from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_rescue
+from bpsd_adapters.htcondor.eventlog import MAX_EVENT_BYTES, Event, EventKind, EventReader
+from bpsd_adapters.htcondor.tracker import RunTracker
+
+# As HTCondor 23.9.6 writes it, addresses shortened.
+LOG = b"""\
+000 (002.000.000) 2026-11-22 19:50:25 Job submitted from host: <127.0.0.1:9718>
+    DAG Node: A
+...
+000 (000.2147483647.001) 2026-11-22 19:50:25 Job submitted from host: <dummy-submit-for-noop-job>
+    DAG Node: N
+...
+005 (000.2147483647.001) 2026-11-22 19:50:25 Job terminated.
+\t(1) Normal termination (return value 0)
+\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  Run Remote Usage
+...
+001 (002.000.000) 2026-11-22 19:50:25 Job executing on host: <127.0.0.1:9718>
+\tSlotName: slot1_1@node7.example.org
+...
+004 (002.000.000) 2026-11-22 19:50:26 Job was evicted.
+\t(0) Job terminated and was requeued
+\t(1) Normal termination (return value 3)
+...
+001 (002.000.000) 2026-11-22 19:50:29 Job executing on host: <127.0.0.1:9718>
+...
+012 (002.000.000) 2026-11-22 19:50:30 Job was held.
+\tvia condor_hold (by user op)
+\tCode 1 Subcode 0
+...
+013 (002.000.000) 2026-11-22 19:50:31 Job was released.
+\tvia condor_release (by user op)
+...
+001 (002.000.000) 2026-11-22 19:50:35 Job executing on host: <127.0.0.1:9718>
+...
+005 (002.000.000) 2026-11-22 19:50:36 Job terminated.
+\t(1) Normal termination (return value 3)
+...
+"""
+
+DAG = """\
+# made by hand
+JOB A jobs/isr/isr.sub
+VARS A bpsd_job="A" bpsd_label="isr" bpsd_arguments="\\"-c 'echo \\"\\"x\\"\\"'\\""
+JOB B "B.sub" DIR "jobs/coadd"
+JOB C "C.sub" DIR "jobs/coadd"
+JOB N noop.sub NOOP
+FINAL F "F.sub" DIR "jobs/finalJob"
+SUBDAG EXTERNAL wms_g subdags/wms_g/g.dag
+JOB wms_check_status_wms_g "x.sub" DIR "subdags/wms_g"
+PARENT A CHILD B
+PARENT B CHILD C
+"""
+
+
+def events(data: bytes = LOG, piece: int | None = None) -> list[Event]:
+    reader = EventReader()
+    pieces = [data[n : n + piece] for n in range(0, len(data), piece)] if piece else [data]
+    return [event for each in pieces for event in reader.feed(each)]
+
+
+def tracker(taken: list[Event]) -> RunTracker:
+    run = RunTracker()
+    run.add_dag("run.dag", parse_dag(DAG))
+    run.take(taken)
+    return run
+
+
+def states(run: RunTracker) -> dict[str, str]:
+    return {job.name: job.state.name for job in run.changed(None)}
+
+
+def test_a_log_says_what_happened() -> None:
+    seen = events()
+
+    assert [(e.kind.name, e.cluster, e.node) for e in seen[:2]] == [("SUBMIT", 2, "A"), ("SUBMIT", 0, "N")]
+    assert seen[3].host == "node7.example.org"
+    assert (seen[4].kind, seen[4].exit_code) == (EventKind.EVICTED, 3)
+    assert (seen[6].reason, seen[6].code, seen[6].subcode) == ("via condor_hold (by user op)", 1, 0)
+    assert seen[0].time == 1795377025.0
+
+
+def test_times_are_those_of_the_host() -> None:
+    assert EventReader(utc_offset_s=3600.0).feed(LOG)[0].time == 1795377025.0 - 3600.0
+    utc = LOG.replace(b"2026-11-22 19:50:25", b"2026-11-22T19:50:25Z")
+    assert EventReader(utc_offset_s=3600.0).feed(utc)[0].time == 1795377025.0
+    old = b"001 (002.000.000) 11/22 19:50:25 Job executing on host: <x>\n...\n"
+    assert EventReader(year=2026).feed(old)[0].time == 1795377025.0
+
+
+@given(st.integers(min_value=1, max_value=200))
+def test_pieces_make_no_difference(piece: int) -> None:
+    assert events(piece=piece) == events()
+
+
+@given(st.binary(max_size=300), st.integers(min_value=0, max_value=len(LOG)))
+def test_garbage_loses_at_most_its_neighbour(garbage: bytes, place: int) -> None:
+    seen = events(LOG[:place] + garbage + b"\n...\n" + LOG[place:])
+
+    assert len([event for event in seen if event in events()]) >= len(events()) - 1
+
+
+def test_what_never_ends_is_dropped() -> None:
+    reader = EventReader()
+
+    reader.feed(b"x" * (MAX_EVENT_BYTES + 1))
+
+    assert reader.pending <= 8
+    assert reader.skipped == 1
+
+
+def test_a_job_goes_through_its_attempts() -> None:
+    run = tracker(events())
+
+    job = {job.name: job for job in run.changed(None)}["A"]
+    assert (job.state, job.exit_code, job.attempt, job.label) == (WmsStates.FAILED, 3, 3, "isr")
+    assert states(run) == {"A": "FAILED", "B": "UNREADY", "C": "UNREADY", "F": "UNREADY"}
+    assert run.failed()
+
+
+def test_the_end_of_a_run_prunes_what_waited_for_a_failure() -> None:
+    run = tracker(events())
+
+    run.finish(WmsStates.FAILED)
+
+    assert states(run) == {"A": "FAILED", "B": "PRUNED", "C": "PRUNED", "F": "UNREADY"}
+
+
+def test_a_removed_run_takes_what_was_in_the_queue_with_it() -> None:
+    run = tracker(events()[:4])
+
+    run.finish(WmsStates.DELETED)
+
+    assert states(run)["A"] == "DELETED"
+
+
+@given(st.lists(st.integers(min_value=0, max_value=len(LOG)), max_size=6))
+def test_doubled_events_change_nothing(places: list[int]) -> None:
+    """A log read again from anywhere before, as after a truncation."""
+    once = events()
+    again = [event for place in places for event in once[: place % len(once)]]
+
+    assert states(tracker(once + again)) == states(tracker(once))
+
+
+@given(st.permutations(range(len(events()))))
+def test_the_end_wins_in_any_order_once_the_node_is_known(order: list[int]) -> None:
+    once = events()
+    run = tracker([event for event in once if event.kind is EventKind.SUBMIT])
+
+    run.take([once[n] for n in order if once[n].kind is not EventKind.SUBMIT])
+
+    assert states(run)["A"] == "FAILED"
+
+
+def test_only_what_changed_is_told() -> None:
+    run = tracker(events()[:4])
+    cursor = run.cursor
+    assert run.changed(cursor) == []
+
+    run.take(events()[4:5])
+
+    assert [(job.name, job.state) for job in run.changed(cursor)] == [("A", WmsStates.PENDING)]
+    assert len(run.changed("another:7")) == len(run)
+
+
+def test_a_node_submitted_anew_is_the_next_attempt() -> None:
+    anew = [
+        Event(kind=EventKind.SUBMIT, cluster=9, proc=0, subproc=0, time=1795377100.0, node="A"),
+        Event(kind=EventKind.TERMINATED, cluster=9, proc=0, subproc=0, time=1795377101.0, exit_code=0),
+    ]
+    run = tracker(events() + anew + events())
+
+    job = {job.name: job for job in run.changed(None)}["A"]
+    assert (job.state, job.attempt, job.wms_id) == (WmsStates.SUCCEEDED, 4, "9.0")
+
+
+def test_a_post_script_has_the_last_word_on_the_node() -> None:
+    post = Event(kind=EventKind.POST_SCRIPT, cluster=2, proc=0, subproc=0, time=1795377100.0, exit_code=0)
+    run = tracker([*events(), post])
+
+    job = {job.name: job for job in run.changed(None)}["A"]
+    assert (job.state, job.exit_code) == (WmsStates.SUCCEEDED, 3)
+
+
+def test_a_dag_file_names_nodes_labels_and_order() -> None:
+    shape: DagShape = parse_dag(DAG)
+
+    assert {n.name: n.label for n in shape.nodes.values() if n.counts} == {
+        "A": "isr",
+        "B": "coadd",
+        "C": "coadd",
+        "F": "finalJob",
+    }
+    assert shape.nodes["F"].final
+    assert shape.nodes["wms_g"].subdag == "subdags/wms_g/g.dag"
+    assert shape.below({"A"}) == {"B", "C"}
+
+
+def test_a_rescue_file_names_what_is_done() -> None:
+    assert parse_rescue("# Rescue DAG file\nDONE A\n\nDONE B\n# Total\n") == {"A", "B"}
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_some_dag(text: str) -> None:
+    shape = parse_dag(text)
+
+    assert all(name == node.name for name, node in shape.nodes.items())
