@@ -163,6 +163,8 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             )
         elif verdict in (Verdict.TAKE, Verdict.NEW_ATTEMPT):
             changes += self._take(seen, began)
+        elif seen.state is self.state:
+            self._confirm(seen, began)
         details_changed = self._details(seen, text_chars, agrees=verdict is not Verdict.CONFLICT)
         if self.observed_at is None or began > self.observed_at:
             self.observed_at = began
@@ -199,6 +201,15 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             self.wms_id = seen.wms_id
         row = self._attempt_row()
         row.wms_id = seen.wms_id
+
+    def _confirm(self, seen: RunObservation, began: float) -> None:
+        """The same state again, from later or from a better source: older or weaker evidence does not undo it."""
+        self.began = max(self.began, began)
+        if seen.source == self.source:
+            if seen.source_time is not None:
+                self.source_time = max(self.source_time or 0.0, seen.source_time)
+        elif seen.rank > self.rank and not self.live:
+            self.source, self.rank, self.source_time = seen.source, seen.rank, seen.source_time
 
     def _take(self, seen: RunObservation, began: float) -> list[Change]:
         if seen.state is None:
