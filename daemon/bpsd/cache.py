@@ -92,9 +92,12 @@ def in_pieces(seen: RunObservation) -> list[RunObservation]:
 
 
 class _Hot:
-    """A run with its jobs, and its row as bytes until something changes."""
+    """A run with its jobs, and its row as bytes until something changes.
 
-    __slots__ = ("appended_bytes", "cursor", "jobs", "moved_at", "record", "row", "snapshot_bytes")
+    ``shelved``: the run is over, and its jobs are in the store alone; its record keeps their counts.
+    """
+
+    __slots__ = ("appended_bytes", "cursor", "jobs", "moved_at", "record", "row", "shelved", "snapshot_bytes")
 
     def __init__(self, record: RunRecord, jobs: JobTable | None = None, cursor: str | None = None) -> None:
         self.record = record
@@ -105,6 +108,13 @@ class _Hot:
         self.snapshot_bytes = 0
         self.appended_bytes = 0
         self.moved_at = time.monotonic()
+        self.shelved = False
+
+    def take_jobs(self, snapshot: bytes | None, appended: Sequence[bytes]) -> None:
+        """Take the jobs from the store."""
+        self.jobs = JobTable.load(snapshot, appended)
+        self.snapshot_bytes, self.appended_bytes = len(snapshot or b""), sum(map(len, appended))
+        self.shelved = False
 
 
 class Cache:
@@ -165,14 +175,13 @@ class Cache:
         for stored in loaded.runs:
             try:
                 record = decode_record(stored.doc)
-                snapshot, appended = loaded.jobs.pop(stored.run_id, (None, ()))
-                table = JobTable.load(snapshot, appended)
+                hot = _Hot(record, cursor=loaded.run_cursors.get((record.backend, record.run_id)))
+                if record.live:
+                    hot.take_jobs(*loaded.jobs.pop(stored.run_id, (None, ())))
             except (msgspec.MsgspecError, ValueError):
                 damaged.append(stored.run_id)
                 continue
-            hot = _Hot(record, table, loaded.run_cursors.get((record.backend, record.run_id)))
-            hot.snapshot_bytes = len(snapshot or b"")
-            hot.appended_bytes = sum(map(len, appended))
+            hot.shelved = not record.live
             self._insert(hot)
         self._cursors.update(loaded.cursors)
         self.seq = loaded.last_seq
@@ -367,6 +376,9 @@ class Cache:
             # A run that ended long ago may come back (restarted by hand): its past must come back with it.
             await self.thaw([run_id for run_id in ids if run_id not in self._hot])
             given = iter(ids)
+        # What is told of jobs adds to what was known of them: it must be there.
+        pairs = zip(found, seen, strict=True)
+        await self.thaw([run_id for run_id, obs in pairs if run_id and obs.jobs and self._hot[run_id].shelved])
         return [run_id if run_id is not None else next(given) for run_id in found]
 
     def _known_id(self, backend: str, seen: RunObservation) -> str | None:
@@ -458,14 +470,17 @@ class Cache:
         await self._put(batch)
 
     async def thaw(self, run_ids: Sequence[str]) -> None:
-        """Take runs that have cooled back into memory, if the store has them."""
+        """Take runs that have cooled, and the jobs of shelved ones, back into memory, if the store has them."""
         if not run_ids:
             return
         for stored, snapshot, appended in await self._recall(run_ids):
-            if stored.run_id not in self._hot:
-                hot = _Hot(decode_record(stored.doc), JobTable.load(snapshot, appended))
-                hot.snapshot_bytes, hot.appended_bytes = len(snapshot or b""), sum(map(len, appended))
+            hot = self._hot.get(stored.run_id)
+            if hot is None:
+                hot = _Hot(decode_record(stored.doc))
                 self._insert(hot)
+            elif not hot.shelved:
+                continue  # somebody else was quicker
+            hot.take_jobs(snapshot, appended)
 
     def absorb(self, run_id: str, others: Sequence[str]) -> None:
         """Let runs go that turned out to be ``run_id``, seen by a source that shows no tokens.
@@ -477,7 +492,10 @@ class Cache:
                 self._remove(other)
 
     async def cool(self, ended_before: float) -> int:
-        """Let runs that ended before that time go from memory (they stay in the store); returns how many."""
+        """Let runs that ended before that time go from memory (they stay in the store); returns how many.
+
+        Of runs that are over the jobs go sooner: after `INDEX_IDLE_S`.
+        """
         gone = [
             run_id
             for run_id, hot in self._hot.items()
@@ -487,8 +505,10 @@ class Cache:
             self._remove(run_id)
         idle = time.monotonic() - INDEX_IDLE_S
         for hot in self._hot.values():
-            if hot.moved_at < idle:
+            if hot.moved_at < idle and hot.record.live:
                 hot.jobs.forget_index()
+            elif hot.moved_at < idle and len(hot.jobs):
+                hot.jobs, hot.shelved = JobTable(), True
         return len(gone)
 
     # -- bookkeeping -------------------------------------------------------------------------------------------------
@@ -499,6 +519,8 @@ class Cache:
         record = hot.record
         if moved:
             self._keep_jobs(hot, moved, batch)
+        if len(hot.jobs) and not record.live:
+            record.keep_summary(hot.jobs)
         for change in changes:
             self._emit(change, record.backend, record.run_id, moved, batch)
         batch.runs.append(

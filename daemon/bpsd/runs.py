@@ -89,6 +89,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     job_state_counts: dict[WmsStates, int] | None = None
     job_summary: dict[str, dict[WmsStates, int]] | None = None
     exit_code_summary: dict[str, list[int]] | None = None
+    exit_codes: dict[str, dict[str, int]] | None = None
     info: str | None = None
     attempts: list[AttemptRow] = []
     command: str | None = None
@@ -285,6 +286,12 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             )
         return changes
 
+    def keep_summary(self, jobs: JobTable) -> None:
+        """Keep what a report says of the jobs: those of a run that is over lie on the disk."""
+        self.job_state_counts = _states(jobs.state_counts())
+        self.job_summary = {label: _states(counts) for label, counts in jobs.label_counts().items()}
+        self.exit_codes = self._exit_codes(jobs)
+
     # -- showing -----------------------------------------------------------------------------------------------------
 
     def total(self, jobs: JobTable | None) -> int | None:
@@ -363,6 +370,8 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     def _exit_codes(self, jobs: JobTable | None) -> dict[str, dict[str, int]]:
         if jobs is not None and len(jobs):
             return {label: {str(c): n for c, n in codes.items()} for label, codes in jobs.exit_codes().items()}
+        if self.exit_codes is not None:
+            return self.exit_codes
         return {
             label: {str(code): codes.count(code) for code in sorted(set(codes))}
             for label, codes in (self.exit_code_summary or {}).items()
@@ -379,6 +388,10 @@ def _flag(state: WmsStates, counts: Mapping[str, int]) -> str:
 
 def _name(state: WmsStates | None) -> str | None:
     return None if state is None else state.name
+
+
+def _states(counts: Mapping[str, int]) -> dict[WmsStates, int]:
+    return {WmsStates[name]: n for name, n in counts.items()}
 
 
 def _names(counts: Mapping[WmsStates, int]) -> dict[str, int]:
