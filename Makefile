@@ -47,7 +47,7 @@ soak: beds ## Run the same tests at their full figures and write docs/soak.md (h
 	BPSD_SOAK=1 BPSD_SOAK_TABLE=docs/soak.md $(BIN)/python -m pytest --timeout=14400 $(PYTEST_ARGS)
 
 bench: $(STAMP) ## Measure speed and memory, with the ratios side by side
-	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python -m benchmarks
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) build dist demo-run .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

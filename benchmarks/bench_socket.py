@@ -209,13 +209,13 @@ def connected(path: str) -> socket.socket:
             return client
 
 
-def one_round(client: socket.socket, count: int) -> list[float]:
+def one_round(client: socket.socket, count: int, request: bytes = REQUEST) -> list[float]:
     """Ask ``count`` times, one after the other; return how long each took (seconds)."""
     clock, send, receive = time.perf_counter, client.sendall, client.recv
     taken = []
     for _ in range(count):
         start = clock()
-        send(REQUEST)
+        send(request)
         while not receive(65_536).endswith(b"\n"):
             pass
         taken.append(clock() - start)

@@ -19,7 +19,7 @@ from tests.leftovers import SESSION_VARIABLE, end_leftovers
 
 pytest_plugins = ["tests.soak_table"]
 
-EXAMPLES = figure("EXAMPLES", test=50, soak=2000)
+EXAMPLES = figure("EXAMPLES", test=50, soak=500)
 """How many examples hypothesis tries for a property that names no number of its own."""
 
 ALSO_BLOCKING = ("builtins.open", "fcntl.flock", "io.open", "os.fdatasync", "os.fsync")

@@ -225,7 +225,7 @@ class RunObservation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     jobs: Sequence[JobObservation] = ()
 
 
-class KnownRun(msgspec.Struct, frozen=True, kw_only=True):
+class KnownRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A run that the daemon believes to be live, handed to `poll`. ``cursor`` is what the adapter gave for it last."""
 
     run_id: str

@@ -248,7 +248,7 @@ class Backend:
             await self._failed("down", exc)
         else:
             self._pace = self._pace._replace(
-                changed=changed > 0, failures=0, live_runs=len(self._cache.known(self.name))
+                changed=changed > 0, failures=0, live_runs=self._cache.live_runs(self.name)
             )
             await self._change_state("up", "")
         finally:
@@ -265,7 +265,9 @@ class Backend:
                 deadline,
                 service.poll(
                     PollRequest(
-                        cursor=self._cache.cursor(self.name), known=self._cache.known(self.name), deadline_s=deadline
+                        cursor=self._cache.cursor(self.name),
+                        known=await self._cache.known(self.name),
+                        deadline_s=deadline,
                     )
                 ),
             )

@@ -89,6 +89,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     job_state_counts: dict[WmsStates, int] | None = None
     job_summary: dict[str, dict[WmsStates, int]] | None = None
     exit_code_summary: dict[str, list[int]] | None = None
+    exit_codes: dict[str, dict[str, int]] | None = None
     info: str | None = None
     attempts: list[AttemptRow] = []
     command: str | None = None
@@ -163,6 +164,8 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             )
         elif verdict in (Verdict.TAKE, Verdict.NEW_ATTEMPT):
             changes += self._take(seen, began)
+        elif seen.state is self.state:
+            self._confirm(seen, began)
         details_changed = self._details(seen, text_chars, agrees=verdict is not Verdict.CONFLICT)
         if self.observed_at is None or began > self.observed_at:
             self.observed_at = began
@@ -199,6 +202,15 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             self.wms_id = seen.wms_id
         row = self._attempt_row()
         row.wms_id = seen.wms_id
+
+    def _confirm(self, seen: RunObservation, began: float) -> None:
+        """The same state again, from later or from a better source: older or weaker evidence does not undo it."""
+        self.began = max(self.began, began)
+        if seen.source == self.source:
+            if seen.source_time is not None:
+                self.source_time = max(self.source_time or 0.0, seen.source_time)
+        elif seen.rank > self.rank and not self.live:
+            self.source, self.rank, self.source_time = seen.source, seen.rank, seen.source_time
 
     def _take(self, seen: RunObservation, began: float) -> list[Change]:
         if seen.state is None:
@@ -273,6 +285,12 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
                 Change("run.state", {"state": state.name, "before": before_state.name, "source": JOURNAL_SOURCE})
             )
         return changes
+
+    def keep_summary(self, jobs: JobTable) -> None:
+        """Keep what a report says of the jobs: those of a run that is over lie on the disk."""
+        self.job_state_counts = _states(jobs.state_counts())
+        self.job_summary = {label: _states(counts) for label, counts in jobs.label_counts().items()}
+        self.exit_codes = self._exit_codes(jobs)
 
     # -- showing -----------------------------------------------------------------------------------------------------
 
@@ -352,6 +370,8 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     def _exit_codes(self, jobs: JobTable | None) -> dict[str, dict[str, int]]:
         if jobs is not None and len(jobs):
             return {label: {str(c): n for c, n in codes.items()} for label, codes in jobs.exit_codes().items()}
+        if self.exit_codes is not None:
+            return self.exit_codes
         return {
             label: {str(code): codes.count(code) for code in sorted(set(codes))}
             for label, codes in (self.exit_code_summary or {}).items()
@@ -368,6 +388,10 @@ def _flag(state: WmsStates, counts: Mapping[str, int]) -> str:
 
 def _name(state: WmsStates | None) -> str | None:
     return None if state is None else state.name
+
+
+def _states(counts: Mapping[str, int]) -> dict[WmsStates, int]:
+    return {WmsStates[name]: n for name, n in counts.items()}
 
 
 def _names(counts: Mapping[WmsStates, int]) -> dict[str, int]:

@@ -363,6 +363,35 @@ def test_what_was_known_is_known_after_a_restart(daemon: RunningDaemon) -> None:
         assert client.list_runs()["seq"] > seq
 
 
+def test_a_run_that_is_over_keeps_its_counts_and_its_jobs_over_a_restart(daemon: RunningDaemon) -> None:
+    with daemon.client() as client:
+        run, wms = submit(client)["run"], daemon.wms("toy")
+        with wms.edit() as content:
+            first, second = content.runs["1"].jobs
+            first.state, second.state, second.exit_code = "SUCCEEDED", "FAILED", 3
+        wms.change("1", state="FAILED", end_time=time.time())
+        until(lambda: state_of(client, run) == "FAILED", "FAILED is seen")
+        before, jobs = client.report(run)["runs"][0], client.jobs(run)["jobs"]
+        assert before["exit_codes"] == {"a": {}, "b": {"3": 1}}
+    daemon.stop()
+    daemon.start()
+
+    with daemon.client() as client:
+        assert client.report()["runs"][0]["counts"] == before["counts"]
+        assert client.status(run)["percent"] == 50
+        after = client.report(run)["runs"][0]
+        assert {k: after[k] for k in ("labels", "exit_codes", "counts", "percent")} == {
+            k: before[k] for k in ("labels", "exit_codes", "counts", "percent")
+        }
+        assert client.jobs(run)["jobs"] == jobs
+        client.wait_command(client.restart(run)["id"], timeout_s=20)
+        with wms.edit() as content:  # only the job that is done again is told of
+            content.runs["1"].jobs = [content.runs["1"].jobs[1]]
+        wms.change("1", state="SUCCEEDED", jobs="SUCCEEDED")
+        until(lambda: state_of(client, run) == "SUCCEEDED", "SUCCEEDED is seen")
+        assert client.report(run)["runs"][0]["counts"] == {"SUCCEEDED": 2}
+
+
 def test_the_store_may_be_lost(daemon: RunningDaemon) -> None:
     with daemon.client() as client:
         run = submit(client)["run"]

@@ -6,7 +6,7 @@ and loads anything heavier (rich, shtab) only where a verb draws or completes: a
 
 from __future__ import annotations
 
-__all__ = ["arguments_of", "main", "report_error", "usage"]
+__all__ = ["BROKEN_PIPE", "arguments_of", "main", "report_error", "usage"]
 
 import os
 import sys

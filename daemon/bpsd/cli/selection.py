@@ -49,7 +49,7 @@ def select(session: Session, states: tuple[str, ...]) -> list[str] | None:
         raise UsageError(f"{verb}: which runs?", f"name them, or give conditions: bpsctl {verb} --mine --state HELD")
     conditions.setdefault("state", [*states])
     rows: list[Row] = []
-    for page in session.client.pages(session.client.list_runs, "runs", None, **conditions):
+    for page in session.client.pages(session.client.list_runs, "runs", args.limit or None, **conditions):
         rows += page["runs"]
     if rows and not args.dry_run and not args.yes and not _agreed(session, rows):
         session.say("bpsctl: nothing was done")

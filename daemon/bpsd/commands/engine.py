@@ -25,6 +25,7 @@ from bpsd.commands.restart import Restart
 from bpsd.commands.submit import Submit
 from bpsd.config import Commands
 from bpsd.errors import BackendUnavailable, BpsdError, Conflict, StorageError
+from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord, Journal
 from bpsd.logs.events import LogEvent
 from bpsd.models import WmsStates
@@ -263,9 +264,8 @@ class CommandEngine:
         if backend is None:
             return self._same(entry, f"backend {command.backend} is not configured any more")
         try:
-            desk = self._desk(backend)
-            desk.service  # noqa: B018  # raises while the adapter is not open: then nothing is begun
-        except BackendUnavailable as exc:
+            desk = self._desk(backend, backend.service)
+        except BackendUnavailable as exc:  # the adapter is not open: then nothing is begun
             return self._same(entry, str(exc))
         if command.state == "ACCEPTED":
             entry.begun = True
@@ -288,10 +288,10 @@ class CommandEngine:
             self._log.error(LogEvent.COMMAND_BROKE, command=entry.command.id, error=repr(exc), exc_info=exc)
             return Doubt(f"the adapter failed: {exc!r}")
 
-    def _desk(self, backend: Backend) -> Desk:
+    def _desk(self, backend: Backend, service: WmsService) -> Desk:
         slots = self._slots.get(backend.name)
         if slots is None:
-            at_once = min(backend.settings.commands_at_once, backend.service.capabilities.commands_at_once)
+            at_once = min(backend.settings.commands_at_once, service.capabilities.commands_at_once)
             slots = self._slots[backend.name] = anyio.CapacityLimiter(at_once)
         return Desk(
             backend=backend,

@@ -1,0 +1,120 @@
+"""The cache takes large polls in pieces and gives way in between; what is seen then is always whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from bpsd.cache import JOBS_PER_PIECE, Cache, in_pieces
+from bpsd.models import JobObservation, PollResult, RunObservation, SourceReport, WmsStates
+from bpsd.runs import RunRecord
+from bpsd.store import Batch
+
+JOBS = 4 * JOBS_PER_PIECE + 1
+
+
+def make_cache(batches: list[Batch]) -> Cache:
+    async def put(batch: Batch) -> None:
+        batches.append(batch)
+
+    async def identify(backend: str, seen: Sequence[RunObservation]) -> list[str]:
+        return [f"r{int(obs.wms_id):08d}" for obs in seen]
+
+    async def recall(run_ids: Sequence[str]) -> list[object]:
+        return []
+
+    return Cache(put=put, identify=identify, recall=recall)  # type: ignore[arg-type]  # nothing is ever recalled
+
+
+def seen(
+    state: WmsStates, *, jobs: int = 0, wms_id: str = "1", time: float | None = None, rank: int = 0
+) -> RunObservation:
+    return RunObservation(
+        wms_id=wms_id,
+        source="queue",
+        state=state,
+        attempt=1,
+        rank=rank,
+        source_time=time,
+        jobs=[JobObservation(name=f"j{n}", label="l", state=state, attempt=1) for n in range(jobs)],
+    )
+
+
+def polled(*observations: RunObservation, cursor: str | None = None) -> PollResult:
+    run_cursors = {} if cursor is None else {obs.wms_id: cursor for obs in observations}
+    return PollResult(
+        observations=observations,
+        cursor=cursor,
+        run_cursors=run_cursors,
+        sources=(SourceReport(name="queue", status="ok"),),
+    )
+
+
+def test_pieces_say_all_that_the_whole_says_and_the_end_comes_last() -> None:
+    whole = seen(WmsStates.SUCCEEDED, jobs=JOBS)
+    pieces = in_pieces(whole)
+
+    assert [job for piece in pieces for job in piece.jobs] == list(whole.jobs)
+    assert all(0 < len(piece.jobs) <= JOBS_PER_PIECE for piece in pieces)
+    assert [piece.state for piece in pieces] == [None, None, None, None, WmsStates.SUCCEEDED]
+    assert in_pieces(seen(WmsStates.FAILED, jobs=3)) == [seen(WmsStates.FAILED, jobs=3)]
+    assert {piece.state for piece in in_pieces(seen(WmsStates.RUNNING, jobs=JOBS))} == {WmsStates.RUNNING}
+
+
+async def test_who_looks_while_a_large_poll_is_applied_never_sees_an_end_without_its_jobs() -> None:
+    cache = make_cache([])
+    await cache.apply_poll("b", polled(seen(WmsStates.RUNNING, jobs=JOBS)), 1.0)
+    looks: list[tuple[bool, int]] = []
+    over = asyncio.Event()
+
+    async def look() -> None:
+        while not over.is_set():
+            record, jobs = cache.record("r00000001"), cache.jobs("r00000001")
+            assert sum(jobs.state_counts().values()) == JOBS
+            looks.append((record.live, jobs.in_state(WmsStates.SUCCEEDED)))
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(look())
+        await cache.apply_poll("b", polled(seen(WmsStates.SUCCEEDED, jobs=JOBS)), 2.0)
+        over.set()
+
+    assert len({succeeded for _, succeeded in looks}) >= 4  # it did give way between the pieces
+    assert all(live or succeeded == JOBS for live, succeeded in looks)
+    assert not cache.record("r00000001").live
+
+
+async def test_cursors_come_after_what_they_cover_and_batches_stay_small() -> None:
+    batches: list[Batch] = []
+    cache = make_cache(batches)
+    small = [seen(WmsStates.RUNNING, wms_id=str(n)) for n in range(2, 1000)]
+
+    changed = await cache.apply_poll("b", polled(seen(WmsStates.RUNNING, jobs=JOBS), *small, cursor="c"), 1.0)
+
+    assert changed == 999
+    first_cursor = next(n for n, batch in enumerate(batches) if batch.run_cursors)
+    assert sum("r00000001" in (*batch.jobs_append, *batch.jobs_replace) for batch in batches[: first_cursor + 1]) == 5
+    assert [batch.cursors for batch in batches if batch.cursors] == [{"b": "c"}]
+    assert batches[-1].cursors
+    assert max(len(batch.runs) for batch in batches) <= 100
+    assert len(await cache.known("b")) == cache.live_runs("b") == 999
+    assert {known.cursor for known in await cache.known("b")} == {"c"}
+
+
+def test_a_state_that_was_confirmed_later_is_not_undone_by_what_was_seen_before_that() -> None:
+    record = RunRecord(run_id="r1", backend="b", source="journal")
+    for state, time in ((WmsStates.UNREADY, 11.0), (WmsStates.UNREADY, 13.0), (WmsStates.RUNNING, 12.0)):
+        record.fold(seen(state, time=time), time, None, 100)
+
+    assert record.state is WmsStates.UNREADY
+
+
+def test_an_end_that_a_better_source_confirmed_is_as_firm_as_that() -> None:
+    record = RunRecord(run_id="r1", backend="b", source="journal")
+    record.fold(seen(WmsStates.FAILED, rank=0), 1.0, None, 100)
+    file = RunObservation(wms_id="1", source="exit file", state=WmsStates.FAILED, attempt=1, rank=30)
+    record.fold(file, 2.0, None, 100)
+    changes, _ = record.fold(seen(WmsStates.SUCCEEDED, rank=10), 3.0, None, 100)
+
+    assert record.state is WmsStates.FAILED
+    assert [change.kind for change in changes] == ["run.conflict"]

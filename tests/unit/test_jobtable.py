@@ -1,0 +1,85 @@
+"""A table of jobs counts right after whatever it took, and comes back from the store as it was."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpsd.jobtable import JobTable, encode_changes
+from bpsd.models import JobObservation, WmsStates
+
+observations = st.lists(
+    st.builds(
+        JobObservation,
+        name=st.sampled_from([f"job_{number}" for number in range(8)]),
+        label=st.sampled_from(["isr", "coadd"]),
+        state=st.sampled_from(WmsStates),
+        attempt=st.sampled_from([None, 1, 2]),
+        rank=st.sampled_from([0, 10, 30]),
+        exit_code=st.sampled_from([None, 0, 1, 137, -9]),
+        time=st.sampled_from([None, 1.0, 2.0]),
+        host=st.sampled_from(["", "node1", "node2"]),
+        note=st.sampled_from(["", "out of memory"]),
+    ),
+    max_size=30,
+)
+
+
+def seen(state: WmsStates, rank: int = 0) -> list[JobObservation]:
+    return [JobObservation(name="a", label="l", state=state, attempt=1, rank=rank)]
+
+
+def everything(table: JobTable) -> object:
+    rows = [table.row(row) for row in range(len(table))]
+    return rows, table.state_counts(), table.label_counts(), table.exit_codes()
+
+
+@given(observations, observations)
+def test_a_table_comes_back_with_its_counts(first: list[JobObservation], later: list[JobObservation]) -> None:
+    table = JobTable()
+    table.apply(1, first)
+    snapshot = table.dump()
+    moved = table.apply(1, later)
+
+    loaded = JobTable.load(snapshot)
+    loaded.apply(1, later)
+
+    assert everything(loaded) == everything(table)
+    states = {row.name: row.state for row in map(table.row, range(len(table)))}
+    again = JobTable.load(snapshot, [encode_changes(1, moved)])
+    assert {row.name: row.state for row in map(again.row, range(len(again)))} == states
+    assert again.state_counts() == table.state_counts()
+
+
+@given(observations, st.integers(1, 10))
+def test_in_pieces_or_whole_is_the_same(jobs: list[JobObservation], size: int) -> None:
+    whole, pieces = JobTable(), JobTable()
+    moved = whole.apply(1, jobs)
+
+    some = [job for start in range(0, len(jobs), size) for job in pieces.apply(1, jobs[start : start + size])]
+
+    assert some == moved
+    assert everything(pieces) == everything(whole)
+
+
+@pytest.mark.parametrize(("field", "value"), [("state", b"\x63"), ("label_of", b"\x07\0\0\0"), ("code", b"\0")])
+def test_a_damaged_table_is_refused(field: str, value: bytes) -> None:
+    table = JobTable()
+    table.apply(1, seen(WmsStates.RUNNING))
+    dumped = msgspec.msgpack.decode(table.dump())
+    columns = {"label_of": 3, "state": 4, "code": 8}
+    dumped[columns[field]] = value
+
+    with pytest.raises(ValueError, match=r"a job has a state or a label|the column code|bytes"):
+        JobTable.load(msgspec.msgpack.encode(dumped))
+
+
+def test_a_weaker_source_that_repeats_an_end_does_not_soften_it() -> None:
+    table = JobTable()
+    table.apply(1, seen(WmsStates.FAILED, rank=30))
+    table.apply(1, seen(WmsStates.FAILED, rank=0))
+
+    assert table.apply(1, seen(WmsStates.SUCCEEDED, rank=10)) == []
+    assert table.row(0).state == "FAILED"
