@@ -81,6 +81,46 @@ async def test_a_held_job_and_its_release(pool: CondorBed, bed: Bed) -> None:
         await observer.until_over(wms_id, timeout_s=PATIENCE_S)
 
 
+async def test_a_job_submitted_on_hold(pool: CondorBed, bed: Bed) -> None:
+    """Neither log of DAGMan tells of it."""
+    async with bed.open() as observer:
+        wms_id, _ = await observer.submit(document(shell_job("kept_1", "true", profile={"hold": "True"})))
+        held = await until_job(observer, wms_id, "kept_1", "HELD")
+        assert "code 15" in held.note
+
+        await observer.service.release(wms_id)
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.SUCCEEDED
+
+
+async def test_a_job_that_policy_removes(pool: CondorBed, bed: Bed) -> None:
+    async with bed.open() as observer:
+        policy = {"periodic_remove": "JobStatus == 2 && time() - EnteredCurrentStatus > 1"}
+        wms_id, _ = await observer.submit(document(shell_job("long_1", "sleep 300", profile=policy)))
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.FAILED
+        assert observer.states(wms_id) == {"long_1": "DELETED"}
+        assert "PeriodicRemove" in observer.jobs[wms_id].row(0).note
+
+
+async def test_a_run_whose_files_are_not_for_us(pool: CondorBed, bed: Bed) -> None:
+    """The pool itself is asked for the jobs, and the row says so."""
+    async with bed.open() as observer:
+        wms_id, _ = await observer.submit(document(shell_job("a_1", "true"), shell_job("b_1", "exit 3")))
+        with anyio.fail_after(PATIENCE_S):
+            while await in_bed(pool, "condor_q", cluster(wms_id), "-af", "ClusterId"):  # noqa: ASYNC110  # no event
+                await anyio.sleep(0.5)
+        run_folder = (await in_bed(pool, "condor_history", cluster(wms_id), "-limit", "1", "-af", "Iwd")).strip()
+        await in_bed(pool, "rm", "-rf", run_folder)
+
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+
+        assert run.state is WmsStates.FAILED
+        assert observer.states(wms_id) == {"a_1": "SUCCEEDED", "b_1": "FAILED"}
+        rows = [observer.jobs[wms_id].row(n) for n in range(2)]
+        assert {row.name: row.exit_code for row in rows} == {"a_1": 0, "b_1": 3}
+
+
 async def test_a_held_run_says_why(pool: CondorBed, bed: Bed) -> None:
     async with bed.open() as observer:
         wms_id = await running(observer)
@@ -193,6 +233,8 @@ async def test_a_deleted_folder_leaves_the_run_as_it_is(pool: CondorBed, bed: Be
             result = await observer.poll()
             assert result.absent == ()
         assert observer.runs[wms_id].live
+        assert "cannot be read" in (observer.runs[wms_id].info or "")
+        assert observer.states(wms_id) == {"long_1": "RUNNING"}
 
         await observer.service.cancel(wms_id)
         await observer.until_over(wms_id, timeout_s=PATIENCE_S)
@@ -273,3 +315,36 @@ async def test_a_submission_cut_off_is_one_run(pool: CondorBed, folder: Path, af
         queue = await in_bed(pool, "condor_q", "-constraint", everywhere, "-af", "ClusterId")
         history = await in_bed(pool, "condor_history", "-constraint", everywhere, "-af", "ClusterId")
         assert (queue + history).split() == [cluster(prepared.run_id)]
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.3])
+async def test_a_restart_cut_off_is_one_attempt(pool: CondorBed, bed: Bed, folder: Path, after_s: float) -> None:
+    mended = folder / "scratch" / "mended"
+    async with bed.open() as observer:
+        wms_id, workflow = await observer.submit(document(shell_job("bad_1", f"test -e {mended}")))
+        await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        mended.touch()
+        new: list[str] = []
+
+        async def cut() -> None:
+            await anyio.sleep(after_s)
+            await anyio.to_thread.run_sync(pool.cut_sessions)
+
+        async def restart() -> None:
+            while not new:
+                try:
+                    new_id, _, _ = await observer.service.restart(wms_id, attempt_token=f"{workflow.token}.2")
+                    new.append(str(new_id))
+                except BackendUnavailable:
+                    await anyio.sleep(0.5)
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(cut)
+                group.start_soon(restart)
+        run = await observer.until_over(new[0], timeout_s=PATIENCE_S)
+
+        assert (run.state, run.attempt) == (WmsStates.SUCCEEDED, 2)
+        everywhere = f'bps_token =?= "{workflow.token}" && JobUniverse == 7'
+        history = await in_bed(pool, "condor_history", "-constraint", everywhere, "-af", "ClusterId")
+        assert sorted(history.split()) == sorted([cluster(wms_id), cluster(new[0])])

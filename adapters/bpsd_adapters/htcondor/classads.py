@@ -8,6 +8,7 @@ Facts of HTCondor 23.9 that a reader must know: ``condor_q -json`` without a mat
 from __future__ import annotations
 
 __all__ = [
+    "CHILD_ATTRIBUTES",
     "DAG_ATTRIBUTES",
     "Ad",
     "JobStatus",
@@ -40,6 +41,14 @@ DAG_ATTRIBUTES = (
     "bps_label",
 )  # fmt: skip
 """What is asked of a DAG's ad: 0.75 kB in place of 4.5."""
+
+
+CHILD_ATTRIBUTES = (
+    "ClusterId", "ProcId", "JobUniverse", "JobStatus", "EnteredCurrentStatus", "JobStartDate", "NumJobStarts",
+    "ExitBySignal", "ExitCode", "ExitSignal", "HoldReason", "HoldReasonCode", "HoldReasonSubCode", "RemoveReason",
+    "DAGNodeName", "bps_job_name", "bps_job_label",
+)  # fmt: skip
+"""What is asked of a job's ad, where no log can be read."""
 
 
 class JobStatus(IntEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Ids", "dag_file", "observe_run"]
+__all__ = ["HISTORY", "QUEUE", "Ids", "dag_file", "observe_child", "observe_run"]
 
 import posixpath
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from bpsd_adapters.htcondor.classads import Ad, JobStatus, as_number, as_text, c
 QUEUE, HISTORY = "queue", "history"
 _RANKS = {QUEUE: 0, HISTORY: 10}
 _DAGMAN_LOG = ".dagman.log"
+_DAGMAN_UNIVERSE = 7
 
 
 class Ids(NamedTuple):
@@ -123,4 +124,29 @@ def observe_run(
         job_state_counts=counts(ad) if total is None else None,
         specific_info=info,
         jobs=tuple(jobs),
+    )
+
+
+def observe_child(ad: Ad) -> JobObservation | None:
+    """A job from its own ad: for runs whose files we may not read. Attempts are counted as the logs count them."""
+    name = as_text(ad, "bps_job_name") or as_text(ad, "DAGNodeName")
+    if name is None or as_number(ad, "JobUniverse") == _DAGMAN_UNIVERSE:
+        return None
+    state = run_state(ad)
+    starts = as_number(ad, "NumJobStarts") or 0
+    over = state in TERMINAL
+    signal = as_number(ad, "ExitSignal") if ad.get("ExitBySignal") else None
+    entered = as_number(ad, "EnteredCurrentStatus")
+    return JobObservation(
+        name=name,
+        label=as_text(ad, "bps_job_label") or name,
+        state=state,
+        attempt=starts + 1 if state is WmsStates.PENDING else max(1, starts),
+        rank=_RANKS[HISTORY] if over else _RANKS[QUEUE],
+        wms_id=f"{as_number(ad, 'ClusterId')}.{as_number(ad, 'ProcId') or 0}",
+        exit_code=(-signal if signal else as_number(ad, "ExitCode")) if over else None,
+        time=entered,
+        start_time=as_number(ad, "JobStartDate"),
+        end_time=entered if over else None,
+        note=run_note(ad),
     )

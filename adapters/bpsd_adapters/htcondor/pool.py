@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Pool"]
+__all__ = ["IS_RUN", "Answer", "Pool"]
 
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bpsd.errors import BackendAuthError, BackendUnavailable
-from bpsd_adapters.htcondor.classads import DAG_ATTRIBUTES, literal, parse_ads
+from bpsd_adapters.htcondor.classads import CHILD_ATTRIBUTES, DAG_ATTRIBUTES, literal, parse_ads
 from bpsd_adapters.transports.base import Completed, Transport
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -17,6 +17,10 @@ _REFUSED = ("AUTHENTICATE:", "DCSchedd::authenticate", "Permission denied", "not
 
 IS_RUN = 'JobUniverse == 7 && bps_isjob =?= "True" && DAGManJobId =?= undefined'
 """DAGMan jobs of runs; a group's DAGMan has a ``DAGManJobId``."""
+
+
+_BORN_HELD = "JobStatus == 5 && HoldReasonCode == 15 && DAGManJobId =!= undefined"
+"""Jobs submitted on hold: no log tells of that, the queue alone does."""
 
 
 class Answer(NamedTuple):
@@ -46,8 +50,21 @@ class Pool:
         self._runs = IS_RUN if owner is None else f"{IS_RUN} && Owner == {literal(owner)}"
 
     async def runs(self, schedd: str | None) -> Answer:
-        """The runs in the queue of a schedd."""
-        return await self.queue(schedd, self._runs)
+        """The runs in the queue of a schedd, and the jobs that were submitted on hold."""
+        return await self.queue(
+            schedd,
+            f"({self._runs}) || ({_BORN_HELD})",
+            (*DAG_ATTRIBUTES, "JobUniverse", "DAGManJobId", "bps_job_name", "DAGNodeName"),
+        )
+
+    async def children(self, schedd: str | None, cluster: int, since: float) -> list[dict[str, Any]]:
+        """The jobs of a run that changed since a time of the submit host's clock, in the queue or gone from it."""
+        changed = f"DAGManJobId =?= {cluster} && EnteredCurrentStatus >= {int(since)}"
+        gone = await self.history(
+            schedd, changed, "-since", f"EnteredCurrentStatus < {int(since)}", attributes=CHILD_ATTRIBUTES
+        )
+        here = await self.queue(schedd, changed, CHILD_ATTRIBUTES)
+        return [*here.ads, *gone.ads]
 
     async def ended(self, schedd: str | None, since: float) -> Answer:
         """The runs that left the queue since a time of the submit host's clock."""

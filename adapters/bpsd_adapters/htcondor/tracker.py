@@ -113,6 +113,13 @@ class RunTracker:
                     job.note = "removed with its run"
                     self._touch(name, job)
 
+    def born_held(self, name: str, time: float, note: str) -> None:
+        """The queue says that a job was submitted on hold; its log says only that it was submitted."""
+        job = self._jobs.get(name)
+        if job is not None and job.state is WmsStates.PENDING and job.attempt == 1:
+            job.state, job.time, job.note = WmsStates.HELD, time, note[:_NOTE_CHARS]
+            self._touch(name, job)
+
     def failed(self) -> bool:
         """Whether a job that counts failed."""
         return any(job.state is WmsStates.FAILED for job in self._jobs.values() if job.counts)

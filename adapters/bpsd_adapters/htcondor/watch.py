@@ -11,10 +11,10 @@ from typing import Any
 import anyio
 import msgspec
 
-from bpsd.errors import BackendAuthError, BackendUnavailable
-from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, SourceReport, WmsSpecificInfo
-from bpsd_adapters.htcondor.classads import as_number, as_text, run_state
-from bpsd_adapters.htcondor.observe import HISTORY, QUEUE, Ids, dag_file, observe_run
+from bpsd.errors import BackendAuthError, BackendUnavailable, DeadlineExceeded
+from bpsd.models import JobObservation, KnownRun, PollRequest, PollResult, RunObservation, SourceReport, WmsSpecificInfo
+from bpsd_adapters.htcondor.classads import as_number, as_text, run_note, run_state
+from bpsd_adapters.htcondor.observe import HISTORY, QUEUE, Ids, dag_file, observe_child, observe_run
 from bpsd_adapters.htcondor.pool import Answer, Pool
 from bpsd_adapters.htcondor.runfiles import RunFiles
 
@@ -22,7 +22,12 @@ OVERLAP_S = 120.0
 """How much of the history is read again: what entered it late is not missed."""
 
 CLOCK_KEPT_S = 600.0
+
+LEFT_ALONE_S = 60.0
+"""How long one schedd of several that did not answer in time is left alone, so that the others are not kept waiting."""
+
 SECONDS_PER_DAY = 86_400.0
+_CHILDREN = "children:"
 
 
 class _Seen(msgspec.Struct):
@@ -31,6 +36,7 @@ class _Seen(msgspec.Struct):
     schedd: str | None
     runs: dict[str, tuple[dict[str, Any], str]] = {}
     sources: list[SourceReport] = []
+    born_held: list[dict[str, Any]] = []
     complete: bool = False
     refused: BackendAuthError | None = None
 
@@ -58,6 +64,7 @@ class Watcher:
         self._files: dict[str, RunFiles] = {}
         self._clock: tuple[float, float] | None = None
         self._clock_at = 0.0
+        self._hung: dict[tuple[str | None, str], tuple[float, str]] = {}
 
     def files_of(self, wms_id: str) -> RunFiles | None:
         """The files of a run that is watched."""
@@ -85,7 +92,8 @@ class Watcher:
         for each in seen:
             runs.update(each.runs)
         absent = await self._look_up(request.known, runs, seen)
-        observations, cursors, more = await self._observe(runs, request, zone)
+        held = [(each.schedd, ad) for each in seen for ad in each.born_held]
+        observations, cursors, more = await self._observe(runs, held, request, zone)
         for each in seen:
             if each.complete:
                 since[each.schedd or ""] = now - OVERLAP_S
@@ -104,19 +112,31 @@ class Watcher:
         """The queue first: what leaves it meanwhile is then in the history."""
         queue = await self._source(seen, QUEUE, lambda: self._pool.runs(seen.schedd))
         history = await self._source(seen, HISTORY, lambda: self._pool.ended(seen.schedd, since))
-        for source, answer in ((HISTORY, history), (QUEUE, queue)):
-            for ad in answer.ads if answer is not None else ():
-                seen.runs[Ids.of(ad, seen.schedd).text(ad)] = (ad, source)
-        if history is not None:  # one that left in between is in both
-            for ad in history.ads:
-                seen.runs[Ids.of(ad, seen.schedd).text(ad)] = (ad, HISTORY)
+        for ad in queue.ads if queue is not None else ():
+            if as_number(ad, "JobUniverse") == 7:
+                seen.runs[Ids.of(ad, seen.schedd).text(ad)] = (ad, QUEUE)
+            else:
+                seen.born_held.append(ad)
+        for ad in history.ads if history is not None else ():  # one that left in between is in both
+            seen.runs[Ids.of(ad, seen.schedd).text(ad)] = (ad, HISTORY)
         seen.complete = queue is not None and history is not None
 
     async def _source(self, seen: _Seen, name: str, ask: Any) -> Answer | None:
         where = name if seen.schedd is None else f"{name} of {seen.schedd}"
         began = time.monotonic()
+        until, why = self._hung.get((seen.schedd, name), (0.0, ""))
+        if until > began:
+            seen.sources.append(SourceReport(name=where, status="failed", error=f"{why}; asked again soon"))
+            return None
         try:
             answer: Answer = await ask()
+        except DeadlineExceeded as exc:
+            if len(self._schedds) > 1:
+                self._hung[seen.schedd, name] = (time.monotonic() + LEFT_ALONE_S, exc.message)
+            seen.sources.append(
+                SourceReport(name=where, status="failed", cost_s=time.monotonic() - began, error=exc.message)
+            )
+            return None
         except (BackendUnavailable, BackendAuthError) as exc:
             if isinstance(exc, BackendAuthError):
                 seen.refused = exc
@@ -161,7 +181,11 @@ class Watcher:
     # -- jobs --------------------------------------------------------------------------------------------------------
 
     async def _observe(
-        self, runs: Mapping[str, tuple[dict[str, Any], str]], request: PollRequest, zone: float
+        self,
+        runs: Mapping[str, tuple[dict[str, Any], str]],
+        held: Sequence[tuple[str | None, dict[str, Any]]],
+        request: PollRequest,
+        zone: float,
     ) -> tuple[list[RunObservation], dict[str, str], bool]:
         before = {run.wms_id: run.cursor for run in request.known}
         newest = _newest(runs)
@@ -177,9 +201,17 @@ class Watcher:
                 room -= files.bytes_read if files is not None else 0
                 more |= unread
             if files is None:
-                observations.append(observe_run(ad, wms_id, source, info=info))
+                children, cursors[wms_id] = await self._children(wms_id, ad, source, before.get(wms_id))
+                observations.append(observe_run(ad, wms_id, source, jobs=children, info=info))
                 continue
             tracker = files.tracker
+            for schedd, job in held:
+                if (self._watched_of(wms_id), as_number(ad, "ClusterId")) == (schedd, as_number(job, "DAGManJobId")):
+                    tracker.born_held(
+                        as_text(job, "bps_job_name") or as_text(job, "DAGNodeName") or "",
+                        float(as_number(job, "EnteredCurrentStatus") or 0),
+                        run_note(job),
+                    )
             if source == HISTORY:
                 tracker.finish(run_state(ad))
             jobs = tracker.changed(before.get(wms_id))
@@ -188,6 +220,27 @@ class Watcher:
                 observe_run(ad, wms_id, source, jobs=jobs, total=len(tracker), job_failed=tracker.failed())
             )
         return observations, cursors, more
+
+    async def _children(
+        self, wms_id: str, ad: dict[str, Any], source: str, cursor: str | None
+    ) -> tuple[list[JobObservation], str]:
+        """The jobs of a run whose files cannot be read, as far as they changed: asked of the pool itself."""
+        ids = Ids.of(ad, self._watched_of(wms_id))
+        number = (cursor or "").removeprefix(_CHILDREN)
+        since = float(number) if (cursor or "").startswith(_CHILDREN) and number.isdigit() else 0.0
+        if source == HISTORY and since and since > (as_number(ad, "EnteredCurrentStatus") or 0) + OVERLAP_S:
+            return [], f"{_CHILDREN}{int(since)}"
+        now, _ = await self.clock()
+        try:
+            ads = await self._pool.children(ids.schedd, ids.cluster, since)
+        except (BackendUnavailable, BackendAuthError):
+            return [], cursor or ""
+        jobs = [job for each in ads if (job := observe_child(each)) is not None]
+        return jobs, f"{_CHILDREN}{int(now - OVERLAP_S)}"
+
+    def _watched_of(self, wms_id: str) -> str | None:
+        ids = Ids.parse(wms_id)
+        return None if ids is None else self._watched(ids)
 
     async def _read(
         self, wms_id: str, dag: str, zone: float, room: int
@@ -201,7 +254,9 @@ class Watcher:
         except (OSError, BackendUnavailable) as exc:
             del self._files[wms_id]
             info = WmsSpecificInfo()
-            info.add_message("jobs are counted by DAGMan: {dag} cannot be read ({why})", dag=dag, why=str(exc))
+            info.add_message(
+                "jobs come from the queue and the history: {dag} cannot be read ({why})", dag=dag, why=str(exc)
+            )
             return None, info, False
 
 
