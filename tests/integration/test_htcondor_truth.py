@@ -121,6 +121,17 @@ async def test_a_run_whose_files_are_not_for_us(pool: CondorBed, bed: Bed) -> No
         assert {row.name: row.exit_code for row in rows} == {"a_1": 0, "b_1": 3}
 
 
+async def test_a_pre_command_that_fails(bed: Bed) -> None:
+    """No log tells of a job that was never submitted; DAGMan's own summary does."""
+    async with bed.open() as observer:
+        wms_id, _ = await observer.submit(
+            document(shell_job("a_1", "true", pre_cmdline="exit 4"), shell_job("b_1", "true", parents=["a_1"]))
+        )
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.FAILED
+        assert observer.states(wms_id) == {"a_1": "FAILED", "b_1": "PRUNED"}
+
+
 async def test_a_held_run_says_why(pool: CondorBed, bed: Bed) -> None:
     async with bed.open() as observer:
         wms_id = await running(observer)

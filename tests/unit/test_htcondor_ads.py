@@ -210,13 +210,13 @@ def test_groups_become_gates_or_sub_dags() -> None:
         job("next_1", parents=["g"]),
         groups=[Group(name="g", blocking=True)],
     )
-    assert "PARENT in_1 in_2 CHILD wms_g" in files["run.dag"]
-    assert "PARENT wms_g CHILD next_1" in files["run.dag"]
+    assert "PARENT in_1 in_2 CHILD wms_group_g" in files["run.dag"]
+    assert "PARENT wms_group_g CHILD next_1" in files["run.dag"]
 
     files = written(job("in_1", group="g"), job("next_1", parents=["g"]), groups=[Group(name="g", blocking=False)])
-    assert "SUBDAG EXTERNAL wms_g subdags/wms_g/g.dag" in files["run.dag"]
-    assert "JOB in_1 " in files["subdags/wms_g/g.dag"]
-    assert "PARENT wms_g CHILD next_1" in files["run.dag"]
+    assert "SUBDAG EXTERNAL wms_group_g subdags/wms_group_g/g.dag" in files["run.dag"]
+    assert "JOB in_1 " in files["subdags/wms_group_g/g.dag"]
+    assert "PARENT wms_group_g CHILD next_1" in files["run.dag"]
 
 
 def test_throttles_and_retries() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpsd.models import WmsStates
-from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_rescue
+from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_node_status, parse_rescue
 from bpsd_adapters.htcondor.eventlog import MAX_EVENT_BYTES, Event, EventKind, EventReader
 from bpsd_adapters.htcondor.tracker import RunTracker
 
@@ -213,3 +213,22 @@ def test_any_text_is_some_dag(text: str) -> None:
     shape = parse_dag(text)
 
     assert all(name == node.name for name, node in shape.nodes.items())
+
+
+def test_a_node_status_file_tells_what_no_log_does() -> None:
+    text = """[
+  Type = "NodeStatus";
+  Node = "B";
+  NodeStatus = 6; /* "STATUS_ERROR" */
+  StatusDetails = "PRE script failed with status 1";
+  RetryCount = 0;
+]
+"""
+    status = parse_node_status(text)
+    assert status == {"B": (6, "PRE script failed with status 1")}
+    run = tracker([])
+
+    run.repair(status)
+    run.finish(WmsStates.FAILED)
+
+    assert (states(run)["B"], states(run)["C"]) == ("FAILED", "PRUNED")

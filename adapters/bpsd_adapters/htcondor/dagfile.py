@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DagNode", "DagShape", "parse_dag", "parse_rescue"]
+__all__ = ["DagNode", "DagShape", "parse_dag", "parse_node_status", "parse_rescue"]
 
 import posixpath
 import re
@@ -18,6 +18,9 @@ _NODE = re.compile(
 _LABEL = re.compile(r'VARS\s+(?P<name>\S+)\s.*?\bbpsd_label="(?P<label>[^"]*)"', re.IGNORECASE)
 _PARENT = re.compile(r"PARENT\s+(?P<parents>.+?)\s+CHILD\s+(?P<children>.+)", re.IGNORECASE)
 _DONE = re.compile(r"DONE\s+(\S+)", re.IGNORECASE)
+_STATUS = re.compile(
+    r'Node = "(?P<node>[^"]*)";\s*NodeStatus = (?P<status>\d+);[^\n]*\n\s*StatusDetails = "(?P<why>(?:[^"\\]|\\.)*)";'
+)
 _OWN = ("wms_check_status_",)
 _NAME_PREFIX = "wms_"
 
@@ -38,6 +41,7 @@ class DagShape(msgspec.Struct, kw_only=True):
 
     nodes: dict[str, DagNode]
     children: dict[str, list[str]]
+    status_file: str | None = None
 
     def below(self, names: set[str]) -> set[str]:
         """Everything that needs one of these nodes, directly or not."""
@@ -56,6 +60,7 @@ def parse_dag(text: str) -> DagShape:
     nodes: dict[str, DagNode] = {}
     children: dict[str, list[str]] = {}
     labels: dict[str, str] = {}
+    status_file = None
     for line in _lines(text):
         word = line.split(maxsplit=1)[0].upper()
         if word in ("JOB", "FINAL", "SUBDAG"):
@@ -68,10 +73,12 @@ def parse_dag(text: str) -> DagShape:
                 labels[found["name"]] = found["label"]
         elif word == "PARENT":
             _edges(line, children)
+        elif word == "NODE_STATUS_FILE" and len(line.split()) > 1:
+            status_file = line.split()[1]
     for name, label in labels.items():
         if name in nodes:
             nodes[name] = msgspec.structs.replace(nodes[name], label=label)
-    return DagShape(nodes=nodes, children=children)
+    return DagShape(nodes=nodes, children=children, status_file=status_file)
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -117,3 +124,8 @@ def _edges(line: str, children: dict[str, list[str]]) -> None:
 def parse_rescue(text: str) -> set[str]:
     """The nodes that a rescue file counts as done."""
     return {found[1] for line in _lines(text) if (found := _DONE.match(line)) is not None}
+
+
+def parse_node_status(text: str) -> dict[str, tuple[int, str]]:
+    """What a node status file says of each node: DAGMan's number (6: error, 7: futile) and its words."""
+    return {found["node"]: (int(found["status"]), found["why"]) for found in _STATUS.finditer(text)}

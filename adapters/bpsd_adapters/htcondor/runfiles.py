@@ -10,7 +10,8 @@ import anyio.to_thread
 import msgspec
 
 from bpsd.errors import LimitExceeded
-from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_rescue
+from bpsd.models import WmsStates
+from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_node_status, parse_rescue
 from bpsd_adapters.htcondor.eventlog import EventReader
 from bpsd_adapters.htcondor.tracker import RunTracker
 from bpsd_adapters.transports.base import Transport
@@ -48,6 +49,8 @@ class RunFiles:
         self._logs: list[_Log] = []
         self.tracker = RunTracker()
         self.bytes_read = 0
+        self._status_file: str | None = None
+        self._finished = False
 
     def __repr__(self) -> str:
         return f"<RunFiles {self._dag}, {self.tracker!r}>"
@@ -69,6 +72,16 @@ class RunFiles:
         for log in self._logs:
             more |= await self._follow(log, limit)
         return more
+
+    async def finish(self, ended: WmsStates) -> None:
+        """The run is over: take in what DAGMan says of nodes that no log knows, once."""
+        if not self._finished and self._status_file is not None:
+            try:
+                self.tracker.repair(parse_node_status(await self._whole(self._status_file)))
+            except OSError:
+                pass  # DAGMan was killed before it wrote one: the logs have said what there is to say
+        self._finished = True
+        self.tracker.finish(ended)
 
     async def _follow(self, log: _Log, limit: int) -> bool:
         found = await self._transport.stat(log.path)
@@ -93,6 +106,7 @@ class RunFiles:
     async def _again(self) -> None:
         self.tracker = RunTracker()
         self._logs = []
+        self._finished = False
         await self._load()
 
     async def _load(self) -> None:
@@ -102,6 +116,8 @@ class RunFiles:
         while todo:
             path = todo.pop(0)
             shape = await self._shape(path)
+            if path == self._dag and shape.status_file is not None:
+                self._status_file = posixpath.join(folder, shape.status_file)
             self.tracker.add_dag(path, shape, await self._done_before(path))
             todo += [posixpath.join(folder, n.subdag) for n in shape.nodes.values() if n.subdag is not None]
             logs.append(_Log(f"{path}.nodes.log", EventReader(self._utc_offset_s)))

@@ -30,6 +30,7 @@ _LAST_OOM = (
     "LastJobStatus =?= 5 && (LastHoldReasonCode =?= 34 && LastHoldReasonSubCode =?= 0 "
     "|| LastHoldReasonCode =?= 3 && LastHoldReasonSubCode =?= 34)"
 )
+_GROUP = "wms_group_"
 _NOOP_SUB = "executable = /bin/true\nuniverse = vanilla\nqueue\n"
 
 
@@ -104,7 +105,7 @@ class _Writer:
         lines += _order(self.workflow, self.subdag_of)
         lines += [f"MAXJOBS {_safe(name)} {limit}" for name, limit in sorted(self.workflow.category_limits.items())]
         lines += [f"SET_JOB_ATTR {name}={literal(value)}" for name, value in self.attributes.items()]
-        lines += [f"NODE_STATUS_FILE {posixpath.splitext(DAG_FILE)[0]}.node_status", "JOBSTATE_LOG run.jobstate.log"]
+        lines += [f"NODE_STATUS_FILE {posixpath.splitext(DAG_FILE)[0]}.node_status"]
         self.files[DAG_FILE] = "\n".join(lines) + "\n"
         return Submission(self.files, frozenset(self.programs), self.needed)
 
@@ -116,13 +117,13 @@ class _Writer:
 
     def _subdag(self, group: Group, members: Sequence[tuple[int, Job]]) -> list[str]:
         """A sub-DAG, a script that lets the run go on, and a node that fails if the group did."""
-        node = f"wms_{group.name}"
+        node = f"{_GROUP}{group.name}"
         file = f"subdags/{node}/{group.name}.dag"
-        names = {job.name for _, job in members}
+        names = {job.name: _node_name(job) for _, job in members}
         inner = self._dag_lines(members)
-        inner += [f"PARENT {p} CHILD {job.name}" for _, job in members for p in job.parents if p in names]
+        inner += [f"PARENT {names[p]} CHILD {_node_name(job)}" for _, job in members for p in job.parents if p in names]
         self.files[file] = "\n".join(inner) + "\n"
-        status = f"subdags/{node}/wms_{group.name}.status.txt"
+        status = f"subdags/{node}/{node}.status.txt"
         after, check = f"scripts/{node}.after.sh", f"scripts/{node}.check.sh"
         self._program(after, f'echo "$1" > {shlex.quote(status)}\nexit 0\n')
         self._program(check, f"exit $(cat {shlex.quote(status)})\n")
@@ -142,7 +143,7 @@ class _Writer:
     def _node(self, command: str, job: Job, where: tuple[str | int, ...]) -> list[str]:
         if job.kind == "noop":
             self.files.setdefault("noop.sub", _NOOP_SUB)
-            return [f"JOB {job.name} noop.sub NOOP", f"VARS {job.name} bpsd_label={quoting.dag_value(job.label)}"]
+            return [f"JOB {_node_name(job)} noop.sub NOOP"]
         shared, own = self._commands(job, where)
         text = "\n".join(f"{key} = {value}" for key, value in sorted(shared.items())) + "\nqueue\n"
         label = _safe(job.label or job.name)
@@ -255,6 +256,11 @@ class _Writer:
         return {"transfer_input_files": ",".join(paths)} if paths else {}
 
 
+def _node_name(job: Job) -> str:
+    """``bps report`` takes the third part of the name of what is no job for its label."""
+    return f"wms_noop_{job.name}" if job.kind == "noop" else job.name
+
+
 def _run_attributes(workflow: Workflow, token: str, run_summary: str) -> dict[str, str]:
     run = workflow.run
     quanta: dict[str, int] = {}
@@ -280,8 +286,8 @@ def _run_attributes(workflow: Workflow, token: str, run_summary: str) -> dict[st
 
 
 def _gates(group: Group, members: Sequence[Job]) -> list[str]:
-    names = [job.name for job in members]
-    begin, end = f"wms_{group.name}_begin", f"wms_{group.name}"
+    names = [_node_name(job) for job in members]
+    begin, end = f"{_GROUP}{group.name}_begin", f"{_GROUP}{group.name}"
     lines = [f"JOB {begin} noop.sub NOOP", f"JOB {end} noop.sub NOOP"]
     if names:
         lines += [f"PARENT {begin} CHILD {' '.join(names)}", f"PARENT {' '.join(names)} CHILD {end}"]
@@ -289,20 +295,22 @@ def _gates(group: Group, members: Sequence[Job]) -> list[str]:
 
 
 def _order(workflow: Workflow, subdags: Mapping[str, Group]) -> list[str]:
-    """Edges of the outer DAG. A group ends at ``wms_NAME``; a blocking one begins at ``wms_NAME_begin``."""
+    """Edges of the outer DAG. A group ends at ``wms_group_NAME``; a blocking one begins at ``..._begin``."""
     groups = {group.name for group in workflow.groups}
     inside = {job.name: job.group for job in workflow.jobs if job.group in subdags}
 
+    nodes = {job.name: _node_name(job) for job in workflow.jobs}
+
     def end_of(name: str) -> str:
-        return f"wms_{name}" if name in groups else name
+        return f"{_GROUP}{name}" if name in groups else nodes[name]
 
     lines = [
-        f"PARENT {' '.join(end_of(parent) for parent in job.parents)} CHILD {job.name}"
+        f"PARENT {' '.join(end_of(parent) for parent in job.parents)} CHILD {nodes[job.name]}"
         for job in workflow.jobs
         if job.parents and job.name not in inside
     ]
     for group in workflow.groups:
-        begin = f"wms_{group.name}" if group.name in subdags else f"wms_{group.name}_begin"
+        begin = f"{_GROUP}{group.name}" + ("" if group.name in subdags else "_begin")
         outer = {end_of(p) for job in workflow.jobs if job.group == group.name and group.name in subdags
                  for p in job.parents if inside.get(p) != group.name}  # fmt: skip
         parents = sorted(outer | {end_of(parent) for parent in group.parents})

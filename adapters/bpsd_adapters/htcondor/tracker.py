@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["LOG_RANK", "LOG_SOURCE", "RunTracker"]
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -113,6 +113,14 @@ class RunTracker:
                     job.note = "removed with its run"
                     self._touch(name, job)
 
+    def repair(self, status: Mapping[str, tuple[int, str]]) -> None:
+        """What only DAGMan knows at the end: nodes that failed before they were submitted (a pre-command, a file)."""
+        for name, (number, why) in status.items():
+            job = self._jobs.get(name)
+            if job is not None and job.state is WmsStates.UNREADY and number in _STATUS_STATES:
+                job.state, job.note = _STATUS_STATES[number], why[:_NOTE_CHARS]
+                self._touch(name, job)
+
     def born_held(self, name: str, time: float, note: str) -> None:
         """The queue says that a job was submitted on hold; its log says only that it was submitted."""
         job = self._jobs.get(name)
@@ -154,6 +162,7 @@ class RunTracker:
         self._order[name] = None
 
 
+_STATUS_STATES = {6: WmsStates.FAILED, 7: WmsStates.PRUNED}
 _NOT_DONE = (WmsStates.FAILED, WmsStates.PRUNED, WmsStates.DELETED)
 
 

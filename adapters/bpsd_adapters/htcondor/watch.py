@@ -213,7 +213,7 @@ class Watcher:
                         run_note(job),
                     )
             if source == HISTORY:
-                tracker.finish(run_state(ad))
+                await files.finish(run_state(ad))
             jobs = tracker.changed(before.get(wms_id))
             cursors[wms_id] = tracker.cursor
             observations.append(
