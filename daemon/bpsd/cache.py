@@ -98,7 +98,18 @@ class _Hot:
     ``shelved``: the run is over, and its jobs are in the store alone; its record keeps their counts.
     """
 
-    __slots__ = ("appended_bytes", "cursor", "jobs", "moved_at", "read", "record", "row", "shelved", "snapshot_bytes")
+    __slots__ = (
+        "appended_bytes",
+        "counted",
+        "cursor",
+        "jobs",
+        "moved_at",
+        "read",
+        "record",
+        "row",
+        "shelved",
+        "snapshot_bytes",
+    )
 
     def __init__(self, record: RunRecord, jobs: JobTable | None = None, cursor: str | None = None) -> None:
         self.record = record
@@ -106,6 +117,7 @@ class _Hot:
         self.cursor = cursor
         self.row: bytes | None = None
         self.read = False
+        self.counted = (0, 0, 0)  # live, hot, jobs: what it adds to the counts of its backend
         # How much of the jobs the store holds as a snapshot and as changes since: decides when to write a new snapshot.
         self.snapshot_bytes = 0
         self.appended_bytes = 0
@@ -154,7 +166,7 @@ class Cache:
         self._hot: dict[str, _Hot] = {}
         self._names = RunNames()
         self._order: list[str] | None = None
-        self._counts: dict[str, dict[str, int]] | None = None
+        self._counts: dict[str, dict[str, int]] = {}
         self._tail: tuple[float | None, str] = (None, "")
         self._tail_bytes = _ROW_TAIL
         self._cursors: dict[str, str | None] = {}
@@ -495,7 +507,7 @@ class Cache:
             elif not hot.shelved:
                 continue  # somebody else was quicker
             hot.take_jobs(snapshot, appended)
-            self._counts = None
+            self._count(hot)
 
     def absorb(self, run_id: str, others: Sequence[str]) -> None:
         """Let runs go that turned out to be ``run_id``, seen by a source that shows no tokens.
@@ -524,13 +536,14 @@ class Cache:
                 hot.jobs.forget_index()
             elif hot.moved_at < idle and len(hot.jobs):
                 hot.jobs, hot.shelved = JobTable(), True
-                self._counts = None
+                self._count(hot)
         return len(gone)
 
     # -- bookkeeping -------------------------------------------------------------------------------------------------
 
     def _publish(self, hot: _Hot, changes: Sequence[Change], moved: Sequence[JobObservation], batch: Batch) -> None:
-        hot.row = self._counts = None
+        hot.row = None
+        self._count(hot)
         hot.moved_at = time.monotonic()
         record = hot.record
         if moved:
@@ -596,12 +609,15 @@ class Cache:
 
     def _insert(self, hot: _Hot) -> None:
         self._hot[hot.record.run_id] = hot
-        self._order = self._counts = None
+        self._order = None
+        self._count(hot)
         self._names.add(hot.record)
 
     def _remove(self, run_id: str) -> None:
-        record = self._hot.pop(run_id).record
-        self._order = self._counts = None
+        hot = self._hot.pop(run_id)
+        record = hot.record
+        self._order = None
+        self._count(hot, gone=True)
         self._names.remove(record)
 
     def live_runs(self, backend: str) -> int:
@@ -610,11 +626,14 @@ class Cache:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Per backend: live runs, hot runs, jobs known."""
-        if self._counts is None:
-            self._counts = {}
-            for hot in self._hot.values():
-                of = self._counts.setdefault(hot.record.backend, {"live": 0, "hot": 0, "jobs": 0})
-                of["hot"] += 1
-                of["live"] += hot.record.live
-                of["jobs"] += len(hot.jobs)
         return self._counts
+
+    def _count(self, hot: _Hot, *, gone: bool = False) -> None:
+        """Put right what this run adds to the counts: every report shows them, so they are never counted anew."""
+        of = self._counts.setdefault(hot.record.backend, {"live": 0, "hot": 0, "jobs": 0})
+        before, now = hot.counted, (0, 0, 0) if gone else (int(hot.record.live), 1, len(hot.jobs))
+        if now != before:
+            of["live"] += now[0] - before[0]
+            of["hot"] += now[1] - before[1]
+            of["jobs"] += now[2] - before[2]
+            hot.counted = now
