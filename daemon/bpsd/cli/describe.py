@@ -50,10 +50,10 @@ def event_text(event: Row) -> str:
 
 
 def _why(data: Row) -> str:
-    return f": {first_line(data['note'])}" if data.get("note") else ""
+    return f": {_first_line(data['note'])}" if data.get("note") else ""
 
 
-def first_line(text: str) -> str:
+def _first_line(text: str) -> str:
     """What fits a line: of a list of mistakes the sentence before it (``commands ID`` and ``--json`` tell all)."""
     head, _, rest = text.partition("\n")
     return clean(head).rstrip(":") if rest else clean(head)
@@ -70,7 +70,7 @@ def command_cells(row: Row) -> tuple[object, ...]:
         row["backend"],
         row["user"],
         clock(row["accepted_at"]),
-        first_line(said),
+        _first_line(said),
     )
 
 
