@@ -15,6 +15,7 @@ import anyio.to_thread
 import msgspec
 import pytest
 
+from bpsd.errors import BackendUnavailable
 from bpsd.models import PollRequest
 from bpsd.models import WmsStates as S
 from bpsd.testing.observer import shell_job
@@ -275,7 +276,37 @@ async def test_somebody_who_holds_a_log_and_begins_nothing(tmp_path: Path, monke
             answer = await local.service.find_by_token(workflow.token, 0.0)
             assert answer.verdict == "cannot_tell"
             assert "begins nothing" in answer.reason
+            with pytest.raises(BackendUnavailable, match="begins no attempt 1"):
+                await local.service.submit(prepared)
             holder.kill()
+        assert (await local.service.find_by_token(workflow.token, 0.0)).verdict == "absent"
+
+        await local.service.submit(prepared)
+        run = await local.observer.until_over(str(prepared.run_id))
+        assert (await local.service.find_by_token(f"{workflow.token}.2", 0.0)).verdict == "absent"
+        assert run.state is S.SUCCEEDED
+
+
+async def test_a_next_attempt_that_is_just_beginning_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver before was killed, and somebody holds the log: that is not the driver before."""
+    monkeypatch.setattr("bpsd_adapters.local.service.START_WAIT_S", 0.5)
+    async with opened(tmp_path) as local:
+        wms_id, folder = await local.start(shell_job("a", f"test -e {tmp_path}/go || exec sleep 300"))
+        assert (await local.service.find_by_token(f"{folder.token}.2", 0.0)).verdict == "absent"
+        await local.until_job(wms_id, "a", S.RUNNING)
+        await local.kill_driver(folder)
+        async with await anyio.open_process(["flock", "--no-fork", str(folder.log), "sleep", "300"]) as beginner:
+            await eventually(lambda: runlog.is_held(folder.log), "somebody begins an attempt")
+            assert (await local.service.find_by_token(f"{folder.token}.2", 0.0)).verdict == "cannot_tell"
+            with pytest.raises(BackendUnavailable, match="begins nothing"):
+                await local.service.cancel(wms_id)
+            beginner.kill()
+        (tmp_path / "go").touch()
+        await local.observer.poll()
+        await local.observer.restart(wms_id, folder.token, 2)
+        assert (await local.observer.until_over(wms_id, attempt=2)).state is S.SUCCEEDED
 
 
 # -- disks and logs ----------------------------------------------------------------------------------------------------
@@ -357,3 +388,12 @@ async def test_nobody_can_tell_how_a_run_ended_whose_last_line_is_bad(tmp_path: 
 
         await local.service.restart(wms_id)
         assert (await local.observer.until_over(wms_id, attempt=2)).state is S.SUCCEEDED
+
+
+async def test_what_a_killed_helper_left_is_removed(tmp_path: Path) -> None:
+    runs = tmp_path / "state" / "runs"
+    dead, living = runs / ".token0.4194305", runs / ".token1.1"  # beyond any pid, and init
+    for half in (dead, living):
+        (half / "out").mkdir(parents=True)
+    async with opened(tmp_path):
+        assert list(runs.iterdir()) == [living]

@@ -194,6 +194,8 @@ class Follower:
                 self.live[wms_id] = folder.log
             else:
                 self.live.pop(wms_id, None)
+            if where.phase is Phase.ENDED:
+                self._metas.pop(folder.token, None)
             yield look
 
     def _read_on(self, folder: RunFolder, look: Look) -> None:

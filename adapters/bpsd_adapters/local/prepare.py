@@ -120,7 +120,7 @@ def make_folder(order: Order, state: StateFolder) -> Meta:
     """
     workflow = order.workflow
     folder = state.run(workflow.token)
-    half = RunFolder(state.runs / f".{workflow.token}.{os.getpid()}")
+    half = state.half_made(workflow.token)
     try:
         if not folder.path.exists():
             for path in (half.path, half.out, half.work):
