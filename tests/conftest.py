@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -74,7 +75,8 @@ def world_of_its_own() -> Iterator[None]:
             (home / folder).mkdir(mode=0o700)
             patch.setenv(variable, str(home / folder))
         yield
-    shutil.rmtree(home)
+    with contextlib.suppress(FileNotFoundError):  # somebody tidied up the machine's temporary folder meanwhile
+        shutil.rmtree(home)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from bpsd.jobtable import JobTable, encode_changes
 from bpsd.messages import Event
 from bpsd.models import TERMINAL, JobObservation, KnownRun, PollResult, RunObservation
 from bpsd.reducer import absence_is_proof
+from bpsd.runnames import RunNames
 from bpsd.runs import Change, RunRecord, decode_record, encode_record
 from bpsd.store import Batch, Loaded, StoredRun, TimelineEvent
 
@@ -97,13 +98,26 @@ class _Hot:
     ``shelved``: the run is over, and its jobs are in the store alone; its record keeps their counts.
     """
 
-    __slots__ = ("appended_bytes", "cursor", "jobs", "moved_at", "record", "row", "shelved", "snapshot_bytes")
+    __slots__ = (
+        "appended_bytes",
+        "counted",
+        "cursor",
+        "jobs",
+        "moved_at",
+        "read",
+        "record",
+        "row",
+        "shelved",
+        "snapshot_bytes",
+    )
 
     def __init__(self, record: RunRecord, jobs: JobTable | None = None, cursor: str | None = None) -> None:
         self.record = record
         self.jobs = jobs if jobs is not None else JobTable()
         self.cursor = cursor
         self.row: bytes | None = None
+        self.read = False
+        self.counted = (0, 0, 0)  # live, hot, jobs: what it adds to the counts of its backend
         # How much of the jobs the store holds as a snapshot and as changes since: decides when to write a new snapshot.
         self.snapshot_bytes = 0
         self.appended_bytes = 0
@@ -114,6 +128,7 @@ class _Hot:
         """Take the jobs from the store."""
         self.jobs = JobTable.load(snapshot, appended)
         self.snapshot_bytes, self.appended_bytes = len(snapshot or b""), sum(map(len, appended))
+        self.moved_at = time.monotonic()  # who asked for them is about to use them
         self.shelved = False
 
 
@@ -149,16 +164,15 @@ class Cache:
         self._text_chars = text_chars
         self._clock = clock
         self._hot: dict[str, _Hot] = {}
-        self._by_wms: dict[tuple[str, str], str] = {}
-        self._by_token: dict[str, str] = {}
-        self._by_path: dict[str, set[str]] = {}
-        self._by_global: dict[str, set[str]] = {}
+        self._names = RunNames()
         self._order: list[str] | None = None
+        self._counts: dict[str, dict[str, int]] = {}
+        self._tail: tuple[float | None, str] = (None, "")
+        self._tail_bytes = _ROW_TAIL
         self._cursors: dict[str, str | None] = {}
         self._confirmed: dict[str, float] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._listeners: list[Listener] = []
-        self._forms: dict[str, Callable[[str], tuple[str, ...]]] = {}
         self.seq = 0
 
     def __repr__(self) -> str:
@@ -188,8 +202,8 @@ class Cache:
         return damaged
 
     def use_forms(self, backend: str, forms: Callable[[str], tuple[str, ...]]) -> None:
-        """How this backend's WMS ids may be written (`WmsService.resolve_id`)."""
-        self._forms[backend] = forms
+        """How this backend's WMS ids may be written (`~bpsd.interface.WmsService.resolve_id`)."""
+        self._names.use_forms(backend, forms)
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -220,7 +234,7 @@ class Cache:
 
     def by_token(self, token: str) -> RunRecord | None:
         """The hot run that bpsd submitted under ``token``."""
-        run_id = self._by_token.get(token)
+        run_id = self._names.of_token(token)
         return self._hot[run_id].record if run_id else None
 
     def resolve(self, text: str, backend: str | None = None) -> RunRecord:
@@ -242,8 +256,7 @@ class Cache:
                 advice="name the backend (--backend), or use one of the ids that begin with r",
                 candidates=[{"id": r.run_id, "backend": r.backend, "wms_id": r.wms_id, "name": r.name} for r in found],
             )
-        known = [*self._hot, *(wms_id for _, wms_id in self._by_wms)]
-        near = nearest(text, known)
+        near = nearest(text, self._names.latest())
         raise RunNotFound(
             f"no run is called {text}" + (f" on backend {backend}" if backend else ""),
             advice=f"did you mean {' or '.join(near)}?" if near else "`bpsctl list` shows what there is",
@@ -252,34 +265,26 @@ class Cache:
 
     def candidates(self, text: str, backend: str | None = None) -> list[RunRecord]:
         """All hot runs that a person may call ``text``."""
-        ids: dict[str, None] = {}
-        if text in self._hot:
-            ids[text] = None
-        elif text in self._by_token:
-            ids[self._by_token[text]] = None
-        else:
-            for name, forms in self._forms.items():
-                for form in forms(text):
-                    run_id = self._by_wms.get((name, form))
-                    if run_id:
-                        ids[run_id] = None
-            ids.update(dict.fromkeys(sorted(self._by_global.get(text, ()))))
-            ids.update(dict.fromkeys(sorted(self._by_path.get(text.rstrip("/") or "/", ()))))
+        ids = [text] if text in self._hot else self._names.called(text)
         found = [self._hot[run_id].record for run_id in ids]
         return [r for r in found if backend is None or r.backend == backend]
 
     def row(self, run_id: str) -> bytes:
         """The report row of a run as JSON (a `~bpsd.messages.RunRow` without the parts of a single run)."""
         hot = self._hot[run_id]
-        if hot.row is None:
-            row = hot.record.as_row(hot.jobs)
-            # What every poll changes comes last and is put in when the row is read; the rest stays encoded.
-            row.observed_at, row.source = None, ""
-            hot.row = msgspec.json.encode(row).removesuffix(_ROW_TAIL)
-        return hot.row + b',"observed_at":%s,"source":%s}' % (
-            msgspec.json.encode(self.observed_at(hot.record)),
-            msgspec.json.encode(hot.record.source),
-        )
+        hot.read = True
+        tail = (self.observed_at(hot.record), hot.record.source)
+        if tail != self._tail:  # most runs of a backend were last seen in the same poll
+            self._tail = tail
+            self._tail_bytes = b',"observed_at":%s,"source":%s}' % tuple(map(msgspec.json.encode, tail))
+        return (hot.row or self._encode_row(hot)) + self._tail_bytes
+
+    def _encode_row(self, hot: _Hot) -> bytes:
+        row = hot.record.as_row(hot.jobs)
+        # What every poll changes comes last and is put in when the row is read; the rest stays encoded.
+        row.observed_at, row.source = None, ""
+        hot.row = msgspec.json.encode(row).removesuffix(_ROW_TAIL)
+        return hot.row
 
     def observed_at(self, record: RunRecord) -> float | None:
         """When a source last confirmed the row: for a live run also by a complete poll that had nothing new of it."""
@@ -334,6 +339,7 @@ class Cache:
     async def apply_poll(self, backend: str, result: PollResult, began: float) -> int:
         """Fold a poll into the runs; returns how many runs changed."""
         changed = 0
+        touched: list[str] = []
         pause = _Pause()
         for first in range(0, len(result.observations), RUNS_PER_BATCH):
             some = result.observations[first : first + RUNS_PER_BATCH]
@@ -342,12 +348,14 @@ class Cache:
                 *pieces, last = in_pieces(seen)
                 moved = False
                 for piece in pieces:
+                    batch = await self._room_for(run_id, batch)
                     moved |= self._apply_one(run_id, backend, piece, began, None, batch)
-                    await self._put(batch)  # a batch has one piece of a run at most
-                    batch = Batch()
-                    await asyncio.sleep(0)
+                    await pause.if_due()
+                batch = await self._room_for(run_id, batch)
                 cursor = result.run_cursors.get(seen.wms_id)
-                changed += self._apply_one(run_id, backend, last, began, cursor, batch) or moved
+                if self._apply_one(run_id, backend, last, began, cursor, batch) or moved:
+                    changed += 1
+                    touched.append(run_id)
                 await pause.if_due()
             await self._put(batch)
             await asyncio.sleep(0)
@@ -365,7 +373,25 @@ class Cache:
             self._keep_cursor(backend, wms_id, cursor, batch)
             await pause.if_due()
         await self._put(batch)
+        await self._encode_rows(touched)
         return changed
+
+    async def _room_for(self, run_id: str, batch: Batch) -> Batch:
+        """A batch that may take a piece of this run's jobs: each holds one of a run at most."""
+        if run_id not in batch.jobs_append:
+            return batch
+        await self._put(batch)
+        return Batch()
+
+    async def _encode_rows(self, run_ids: Sequence[str]) -> None:
+        """Make the rows ready that somebody read before they changed: who reads them again need not wait for it."""
+        pause = _Pause()
+        for run_id in run_ids:
+            hot = self._hot.get(run_id)
+            if hot is not None and hot.read:
+                hot.read = False
+                self._encode_row(hot)
+                await pause.if_due()
 
     async def _run_ids(self, backend: str, seen: Sequence[RunObservation]) -> list[str]:
         given: Iterator[str] = iter(())
@@ -382,7 +408,7 @@ class Cache:
         return [run_id if run_id is not None else next(given) for run_id in found]
 
     def _known_id(self, backend: str, seen: RunObservation) -> str | None:
-        run_id = self._by_wms.get((backend, seen.wms_id))
+        run_id = self._names.of_wms_id(backend, seen.wms_id)
         if run_id is None:
             return None
         record = self._hot[run_id].record
@@ -404,7 +430,7 @@ class Cache:
             changes.append(Change("run.seen", {"wms_id": seen.wms_id, "name": seen.run}))
         folded, moved = hot.record.fold(seen, began, hot.jobs, self._text_chars)
         changes += folded
-        self._reindex(hot)
+        self._names.add(hot.record)
         if cursor is not None:
             hot.cursor = cursor
             batch.run_cursors[(backend, run_id)] = cursor
@@ -414,7 +440,7 @@ class Cache:
         return True
 
     def _vanish(self, backend: str, wms_id: str, began: float, sources: tuple[str, ...], batch: Batch) -> int:
-        run_id = self._by_wms.get((backend, wms_id))
+        run_id = self._names.of_wms_id(backend, wms_id)
         if run_id is None:
             return 0
         hot = self._hot[run_id]
@@ -425,7 +451,7 @@ class Cache:
         return 1
 
     def _keep_cursor(self, backend: str, wms_id: str, cursor: str, batch: Batch) -> None:
-        run_id = self._by_wms.get((backend, wms_id))
+        run_id = self._names.of_wms_id(backend, wms_id)
         if run_id is not None:
             self._hot[run_id].cursor = cursor
             batch.run_cursors[(backend, run_id)] = cursor
@@ -440,7 +466,7 @@ class Cache:
             self._insert(hot)
             changes.append(Change("run.seen", {}))
         changes += edit(hot.record)
-        self._reindex(hot)
+        self._names.add(hot.record)
         batch = Batch()
         self._publish(hot, changes, (), batch)
         await self._put(batch)
@@ -481,6 +507,7 @@ class Cache:
             elif not hot.shelved:
                 continue  # somebody else was quicker
             hot.take_jobs(snapshot, appended)
+            self._count(hot)
 
     def absorb(self, run_id: str, others: Sequence[str]) -> None:
         """Let runs go that turned out to be ``run_id``, seen by a source that shows no tokens.
@@ -509,12 +536,14 @@ class Cache:
                 hot.jobs.forget_index()
             elif hot.moved_at < idle and len(hot.jobs):
                 hot.jobs, hot.shelved = JobTable(), True
+                self._count(hot)
         return len(gone)
 
     # -- bookkeeping -------------------------------------------------------------------------------------------------
 
     def _publish(self, hot: _Hot, changes: Sequence[Change], moved: Sequence[JobObservation], batch: Batch) -> None:
         hot.row = None
+        self._count(hot)
         hot.moved_at = time.monotonic()
         record = hot.record
         if moved:
@@ -581,36 +610,15 @@ class Cache:
     def _insert(self, hot: _Hot) -> None:
         self._hot[hot.record.run_id] = hot
         self._order = None
-        self._reindex(hot)
-
-    def _reindex(self, hot: _Hot) -> None:
-        record = hot.record
-        run_id = record.run_id
-        if record.wms_id:
-            self._by_wms[(record.backend, record.wms_id)] = run_id
-        for attempt in record.attempts:  # an older attempt's id still names the run, unless the WMS gave it away since
-            if attempt.wms_id:
-                self._by_wms.setdefault((record.backend, attempt.wms_id), run_id)
-        if record.token:
-            self._by_token[record.token] = run_id
-        if record.path:
-            self._by_path.setdefault(record.path.rstrip("/") or "/", set()).add(run_id)
-        if record.global_wms_id:
-            self._by_global.setdefault(record.global_wms_id, set()).add(run_id)
+        self._count(hot)
+        self._names.add(hot.record)
 
     def _remove(self, run_id: str) -> None:
-        record = self._hot.pop(run_id).record
+        hot = self._hot.pop(run_id)
+        record = hot.record
         self._order = None
-        for wms_id in {record.wms_id, *(a.wms_id for a in record.attempts if a.wms_id)}:
-            if self._by_wms.get((record.backend, wms_id)) == run_id:
-                del self._by_wms[(record.backend, wms_id)]
-        if record.token:
-            self._by_token.pop(record.token, None)
-        for index, key in ((self._by_path, (record.path or "").rstrip("/")), (self._by_global, record.global_wms_id)):
-            if key and run_id in index.get(key, ()):
-                index[key].discard(run_id)
-                if not index[key]:
-                    del index[key]
+        self._count(hot, gone=True)
+        self._names.remove(record)
 
     def live_runs(self, backend: str) -> int:
         """How many live runs of a backend there are."""
@@ -618,10 +626,14 @@ class Cache:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Per backend: live runs, hot runs, jobs known."""
-        counts: dict[str, dict[str, int]] = {}
-        for hot in self._hot.values():
-            of = counts.setdefault(hot.record.backend, {"live": 0, "hot": 0, "jobs": 0})
-            of["hot"] += 1
-            of["live"] += hot.record.live
-            of["jobs"] += len(hot.jobs)
-        return counts
+        return self._counts
+
+    def _count(self, hot: _Hot, *, gone: bool = False) -> None:
+        """Put right what this run adds to the counts: every report shows them, so they are never counted anew."""
+        of = self._counts.setdefault(hot.record.backend, {"live": 0, "hot": 0, "jobs": 0})
+        before, now = hot.counted, (0, 0, 0) if gone else (int(hot.record.live), 1, len(hot.jobs))
+        if now != before:
+            of["live"] += now[0] - before[0]
+            of["hot"] += now[1] - before[1]
+            of["jobs"] += now[2] - before[2]
+            hot.counted = now

@@ -276,8 +276,9 @@ class Event(Result, kw_only=True):
     """Something that happened, in the order of ``seq``.
 
     ``kind``: ``run.seen``, ``run.state``, ``run.attempt``, ``run.conflict``, ``run.progress`` (watchers only),
-    ``job.state`` (watchers that ask), ``backend.state``, ``command.state``, ``daemon.start``, ``daemon.reload``,
-    ``daemon.storage``.
+    ``job.state`` (watchers that ask), ``watch.lost`` (this client reads too slowly), ``backend.state``,
+    ``command.state``, ``daemon.start``, ``daemon.reload``, ``daemon.storage``. To watchers, ``data`` of a ``run.``
+    event also holds the run's ``row`` (a `RunRow`).
     """
 
     seq: int

@@ -69,7 +69,10 @@ def _validate(instructions: Instructions) -> dict[str, Any]:
         if instructions.output:
             _write(Path(instructions.output), canonical)
     except OSError as exc:
-        raise StorageError(f"cannot validate the workflow {instructions.source}: {exc}") from exc
+        raise StorageError(
+            f"cannot keep the workflow {instructions.source}: {exc.strerror or exc}",
+            advice="nothing was submitted; see to the daemon's state folder (`bpsctl version` names it) and try again",
+        ) from exc
     except MemoryError as exc:
         raise LimitExceeded(
             f"the workflow {instructions.source} does not fit into memory", advice="split it into several runs"

@@ -16,7 +16,7 @@ import msgspec
 from bpsd.client.sync import Client
 from bpsd.testing.wms import ScriptedWms
 
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 FAST: Mapping[str, Any] = {
     "polling": {

@@ -17,7 +17,7 @@ import pytest
 from bpsd import wire
 from bpsd.client.failures import ClientError, RemoteError
 from bpsd.client.sync import Client
-from bpsd.testing.wms import ScriptedWms, add_run
+from bpsd.testing.wms import ScriptedWms, add_run, touch
 from tests.integration.daemons import FAST, RunningDaemon, document, true_job, until
 
 TWO = document(true_job("a_1"), true_job("b_1", parents=("a_1",)))
@@ -36,7 +36,7 @@ def client(daemon: RunningDaemon) -> Iterator[Client]:
 
 
 def submit(client: Client, data: bytes = TWO, backend: str = "toy", **options: Any) -> dict[str, Any]:
-    command = client.wait_command(client.submit_document(data, backend=backend, **options)["id"], timeout_s=20)
+    command = client.wait_command(client.submit_document(data, backend=backend, **options)["id"], timeout_s=90)
     assert command["state"] == "DONE", command
     return command
 
@@ -141,7 +141,7 @@ def test_every_mistake_of_a_workflow_is_told_and_nothing_is_submitted(daemon: Ru
 
 def test_what_the_backend_finds_wrong_fails_the_command(daemon: RunningDaemon, client: Client) -> None:
     bad = document(true_job("a_1") | {"executable": "missing"})
-    command = client.wait_command(client.submit_document(bad, backend="toy")["id"], timeout_s=20)
+    command = client.wait_command(client.submit_document(bad, backend="toy")["id"], timeout_s=90)
 
     assert command["state"] == "FAILED"
     assert command["error"]["code"] == "workflow_invalid"
@@ -215,7 +215,7 @@ def test_cancel_is_verified_and_repeated_until_it_is_true(daemon: RunningDaemon,
     wms = daemon.wms("toy")
     wms.fault("cancel", "error", times=2)
 
-    command = client.wait_command(client.cancel(run)["id"], timeout_s=20)
+    command = client.wait_command(client.cancel(run)["id"], timeout_s=90)
 
     assert (command["state"], command["result"]["state"]) == ("DONE", "DELETED")
     assert state_of(client, run) == "DELETED"
@@ -228,7 +228,7 @@ def test_a_cancel_overtakes_a_submission_that_has_not_begun(daemon: RunningDaemo
     command = client.submit_document(TWO, backend="toy")
     until(lambda: client.commands_wait(command["id"], timeout_s=0)["note"], "it waits")
 
-    cancel = client.wait_command(client.cancel(command["run"])["id"], timeout_s=20)
+    cancel = client.wait_command(client.cancel(command["run"])["id"], timeout_s=90)
 
     assert cancel["state"] == "DONE"
     assert client.commands_wait(command["id"])["state"] == "SUPERSEDED"
@@ -240,7 +240,7 @@ def test_an_expired_command_was_never_tried(daemon: RunningDaemon, client: Clien
     daemon.wms("toy").fault("prepare", "error")
 
     command = client.submit_document(TWO, backend="toy", expires_s=0.3)
-    row = client.wait_command(command["id"], timeout_s=20)
+    row = client.wait_command(command["id"], timeout_s=90)
 
     assert row["state"] == "EXPIRED"
     assert state_of(client, command["run"]) == "DELETED"
@@ -253,7 +253,7 @@ def test_restart_is_the_next_attempt_of_the_same_run(daemon: RunningDaemon, clie
     until(lambda: state_of(client, run) == "FAILED", "FAILED is seen")
     wms.fault("restart", "lost", times=1)
 
-    command = client.wait_command(client.restart(run)["id"], timeout_s=20)
+    command = client.wait_command(client.restart(run)["id"], timeout_s=90)
 
     assert (command["state"], command["attempt"]) == ("DONE", 2)
     wms.change("1", state="SUCCEEDED", jobs="SUCCEEDED")
@@ -384,7 +384,7 @@ def test_a_run_that_is_over_keeps_its_counts_and_its_jobs_over_a_restart(daemon:
             k: before[k] for k in ("labels", "exit_codes", "counts", "percent")
         }
         assert client.jobs(run)["jobs"] == jobs
-        client.wait_command(client.restart(run)["id"], timeout_s=20)
+        client.wait_command(client.restart(run)["id"], timeout_s=90)
         with wms.edit() as content:  # only the job that is done again is told of
             content.runs["1"].jobs = [content.runs["1"].jobs[1]]
         wms.change("1", state="SUCCEEDED", jobs="SUCCEEDED")
@@ -530,7 +530,7 @@ def test_two_hundred_clients_submit_at_once(daemon: RunningDaemon) -> None:
 
     def one() -> None:
         try:
-            with daemon.client(timeout_s=60) as mine:
+            with daemon.client(timeout_s=120) as mine:
                 done.append(submit(mine)["run"])
         except (ClientError, AssertionError, OSError) as exc:
             failed.append(exc)
@@ -552,3 +552,32 @@ def test_databases_and_socket_are_private(daemon: RunningDaemon) -> None:
     for path in daemon.state.glob("*.db*"):
         assert path.stat().st_mode & 0o077 == 0, path
     assert os.getuid() == daemon.state.stat().st_uid
+
+
+def test_a_watcher_that_reads_too_slowly_is_told_what_it_missed(daemon: RunningDaemon, client: Client) -> None:
+    wms = daemon.wms("toy")
+    with wms.edit() as content:
+        for number in range(400):
+            add_run(content, f"run {number}", jobs=1, note="n" * 3000)
+    until(lambda: client.backends("toy")["backends"][0]["runs_hot"] == 400, "all are seen")
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(str(daemon.socket))
+        raw.sendall(wire.encode_request(1, "watch", {"backend": ["other"]}) + wire.encode_request(2, "watch", {}))
+        for _ in range(12):  # about 1.3 MB of rows each time: more than may wait for one client
+            with wms.edit() as content:
+                for run in content.runs.values():
+                    run.note = f"{content.version} " + "n" * 3000
+                    touch(content, run)
+            since = client.list_runs()["seq"]
+            until(lambda seen=since: client.list_runs()["seq"] >= seen + 400, "the changes are seen")  # type: ignore[misc]
+        told, last = 0, time.monotonic()
+        lines = raw.makefile("rb")
+        raw.settimeout(30)
+        while time.monotonic() < last + 30:
+            message = json.loads(lines.readline())
+            if message.get("method") == "event":
+                told += message["params"]["lost"]
+                if told:
+                    break
+    assert told > 0

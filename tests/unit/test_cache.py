@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
+
+import pytest
 
 from bpsd.cache import JOBS_PER_PIECE, Cache, in_pieces
 from bpsd.models import JobObservation, PollResult, RunObservation, SourceReport, WmsStates
@@ -61,7 +64,10 @@ def test_pieces_say_all_that_the_whole_says_and_the_end_comes_last() -> None:
     assert {piece.state for piece in in_pieces(seen(WmsStates.RUNNING, jobs=JOBS))} == {WmsStates.RUNNING}
 
 
-async def test_who_looks_while_a_large_poll_is_applied_never_sees_an_end_without_its_jobs() -> None:
+async def test_who_looks_while_a_large_poll_is_applied_never_sees_an_end_without_its_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bpsd.cache.SLICE_S", 0.0)
     cache = make_cache([])
     await cache.apply_poll("b", polled(seen(WmsStates.RUNNING, jobs=JOBS)), 1.0)
     looks: list[tuple[bool, int]] = []
@@ -99,6 +105,31 @@ async def test_cursors_come_after_what_they_cover_and_batches_stay_small() -> No
     assert max(len(batch.runs) for batch in batches) <= 100
     assert len(await cache.known("b")) == cache.live_runs("b") == 999
     assert {known.cursor for known in await cache.known("b")} == {"c"}
+
+
+async def test_a_report_has_the_rows_of_now_also_of_those_that_were_made_ready() -> None:
+    cache = make_cache([])
+    await cache.apply_poll("b", polled(seen(WmsStates.RUNNING, jobs=3)), 1.0)
+    assert json.loads(cache.row("r00000001"))["state"] == "RUNNING"
+
+    for began, state in ((2.0, WmsStates.HELD), (3.0, WmsStates.PENDING)):  # once after a reader, once after none
+        await cache.apply_poll("b", polled(seen(state, jobs=3)), began)
+    row = json.loads(cache.row("r00000001"))
+
+    assert (row["state"], row["counts"], row["observed_at"], row["source"]) == ("PENDING", {"PENDING": 3}, 3.0, "queue")
+    assert cache.counts() == {"b": {"live": 1, "hot": 1, "jobs": 3}}
+    await cache.apply_poll("b", polled(seen(WmsStates.FAILED, jobs=4)), 4.0)
+    assert cache.counts() == {"b": {"live": 0, "hot": 1, "jobs": 4}}
+
+
+async def test_many_sightings_of_one_run_in_a_poll_write_pieces_and_no_snapshots() -> None:
+    batches: list[Batch] = []
+    cache = make_cache(batches)
+    states = [WmsStates.READY, WmsStates.RUNNING, WmsStates.SUCCEEDED]
+    await cache.apply_poll("b", polled(*(seen(state, jobs=20) for state in states)), 1.0)
+
+    assert not any(batch.jobs_replace for batch in batches)
+    assert sum(len(batch.jobs_append) for batch in batches) == 3
 
 
 def test_a_state_that_was_confirmed_later_is_not_undone_by_what_was_seen_before_that() -> None:

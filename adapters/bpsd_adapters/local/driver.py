@@ -20,7 +20,7 @@ import msgspec
 
 from bpsd.models import WmsStates
 from bpsd_adapters.local import history as histories
-from bpsd_adapters.local.engine import SIGNALS, Driver, DriverSettings, complain
+from bpsd_adapters.local.engine import ENDS_WITH_ERROR, SIGNALS, Driver, DriverSettings, complain
 from bpsd_adapters.local.layout import RunFolder
 from bpsd_adapters.runlog import RunLog
 
@@ -70,7 +70,7 @@ def _drive(folder: RunFolder, settings: DriverSettings, telling: int) -> NoRetur
         if driver is not None:
             driver.run()
     except BaseException:  # noqa: BLE001  # the last line of a process: what it cannot handle, it writes down
-        complain(f"the driver ends with an error:\n{traceback.format_exc()}")
+        complain(f"{ENDS_WITH_ERROR}\n{traceback.format_exc()}")
         code = FAILED
     os._exit(code)
 

@@ -9,7 +9,7 @@ SIGUSR1 means "look again" (at the requests in the run's folder, and at the ledg
 
 from __future__ import annotations
 
-__all__ = ["SIGNALS", "Driver", "DriverSettings", "complain"]
+__all__ = ["ENDS_WITH_ERROR", "SIGNALS", "Driver", "DriverSettings", "complain"]
 
 import os
 import platform
@@ -49,6 +49,9 @@ TELL_LEDGER_S = 0.05
 
 LOOK_AGAIN_S = 1.0
 """How often to look at the ledger while jobs wait for room: so others see that we are not gone."""
+
+ENDS_WITH_ERROR = "the driver ends with an error:"
+"""How its last complaint begins, for those who look why it is gone."""
 
 LOST_NOTE = "its driver was killed: nobody saw how it ended"
 

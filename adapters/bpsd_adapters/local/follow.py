@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["BackendCursor", "Follower", "Look", "take_for"]
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from bpsd.models import KnownRun, PollRequest, RunObservation
 from bpsd_adapters import runlog
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import processes
+from bpsd_adapters.local.engine import ENDS_WITH_ERROR
 from bpsd_adapters.local.events import decode
 from bpsd_adapters.local.history import History, OpenJob
 from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder
@@ -34,6 +36,14 @@ WATCHED_MAX = 1000
 """How many runs that are neither live nor over (killed drivers, never begun) are looked at again; the newest."""
 
 SAID_MAX_CHARS = 300
+"""How much of a driver's last error a note quotes."""
+
+_ERROR_BYTES = 16 * 1024
+_CLOCK_TICK_S = 0.1
+"""The times of files are those of the last tick of the kernel's clock, at most 10 ms ago."""
+
+_COMPLAINT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ", re.MULTILINE)
+"""How a complaint begins (`bpsd_adapters.local.engine.complain`)."""
 
 T = TypeVar("T")
 
@@ -118,22 +128,26 @@ class Follower:
         The runs that are known are begun with another one each time, so that a busy one does not keep the others from
         being seen when a poll ends early.
         """
-        known = {k.wms_id for k in request.known}
+        done = {k.wms_id for k in request.known}
         while self._expected:
             cursor.watch.setdefault(self._expected.pop(), RunCursor())
         self._turn += 1
         turn = self._turn % max(len(request.known), 1)
         for one in (*request.known[turn:], *request.known[:turn]):
             cursor.watch.pop(one.wms_id, None)
-            yield from self._known(one)
+            for look in self._known(one):
+                if look.cursor.phase in (Phase.ORPHANS, Phase.DEAD):  # over for the daemon, which asks no more
+                    cursor.watch[one.wms_id] = look.cursor
+                yield look
         for wms_id, where in list(cursor.watch.items()):
-            if wms_id not in known:
+            if wms_id not in done:
+                done.add(wms_id)
                 yield from self._unknown(wms_id, where, cursor)
         for number in self._state.numbers():
             if number <= cursor.upto:
                 continue
             cursor.upto = number
-            if str(number) not in known:
+            if str(number) not in done:
                 yield from self._unknown(str(number), RunCursor(), cursor)
         for wms_id in sorted(cursor.watch, key=int)[:-WATCHED_MAX]:
             del cursor.watch[wms_id]
@@ -180,6 +194,8 @@ class Follower:
                 self.live[wms_id] = folder.log
             else:
                 self.live.pop(wms_id, None)
+            if where.phase is Phase.ENDED:
+                self._metas.pop(folder.token, None)
             yield look
 
     def _read_on(self, folder: RunFolder, look: Look) -> None:
@@ -241,11 +257,13 @@ def _ends_in_newline(log: Path) -> bool:
 
 
 def _last_words(folder: RunFolder, history: History) -> str:
-    """The last line that the last driver wrote to its stderr, if it wrote any."""
+    """The error with which the last driver ended, if it wrote one: the last line of what is last in ``driver.err``."""
     try:
-        if history.begin is None or folder.driver_err.stat().st_mtime < history.begin.time:
-            return ""
-        lines = folder.driver_err.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+        written = folder.driver_err.stat().st_mtime
+        text = folder.driver_err.read_bytes()[-_ERROR_BYTES:].decode(errors="replace")
     except FileNotFoundError:
         return ""
-    return lines[-1][:SAID_MAX_CHARS] if lines else ""
+    if history.begin is None or written < history.begin.time - _CLOCK_TICK_S:
+        return ""
+    last = _COMPLAINT.split(text)[-1].strip()
+    return last.splitlines()[-1][:SAID_MAX_CHARS] if last.startswith(ENDS_WITH_ERROR) else ""

@@ -22,6 +22,7 @@ __all__ = ["Meta", "RunFolder", "StateFolder", "safe_name", "sync_folder", "writ
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,9 +165,17 @@ class StateFolder:
         self.ids = path / "ids"
 
     def make(self) -> None:
-        """Make what is missing."""
+        """Make what is missing, and remove what helpers that were killed left half made."""
         for folder in (self.runs, self.ids):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for half in self.runs.glob(".*.*"):
+            maker = half.name.rpartition(".")[2]
+            if maker.isdecimal() and not Path("/proc", maker).exists():
+                shutil.rmtree(half, ignore_errors=True)
+
+    def half_made(self, token: str) -> RunFolder:
+        """Where this process makes the folder of a run, before it is renamed."""
+        return RunFolder(self.runs / f".{token}.{os.getpid()}")
 
     def run(self, token: str) -> RunFolder:
         """The folder of the run with this token, whether it exists or not."""

@@ -120,7 +120,7 @@ def make_folder(order: Order, state: StateFolder) -> Meta:
     """
     workflow = order.workflow
     folder = state.run(workflow.token)
-    half = RunFolder(state.runs / f".{workflow.token}.{os.getpid()}")
+    half = state.half_made(workflow.token)
     try:
         if not folder.path.exists():
             for path in (half.path, half.out, half.work):
@@ -161,8 +161,7 @@ def _prepare(order: Order) -> Answer:
     if not folder.path.exists():
         try:
             document = Document(Path(order.workflow.path))
-            Dag(document.jobs(), groups=document.groups, category_limits=document.category_limits)
-        except ValueError as exc:  # msgspec's errors are of this kind too
+        except msgspec.MsgspecError as exc:
             return Answer(problems=(Found((), str(exc)),), total=1)
         problems, total = [], 0
         capacity = Capacity(order.cores, order.memory_mb)
@@ -172,6 +171,10 @@ def _prepare(order: Order) -> Answer:
                 problems.append(problem)
         if total:
             return Answer(problems=tuple(problems), total=total)
+        try:
+            Dag(document.jobs(), groups=document.groups, category_limits=document.category_limits)
+        except ValueError as exc:
+            return Answer(problems=(Found((), str(exc)),), total=1)
     meta = make_folder(order, state)
     return Answer(wms_id=meta.wms_id, path=str(folder.path))
 

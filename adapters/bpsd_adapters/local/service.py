@@ -201,7 +201,7 @@ class LocalService(WmsService):
         if told.attempt < attempt:
             if told.end is not None and told.end.state == WmsStates.SUCCEEDED:
                 raise Conflict(f"run {meta.wms_id} has succeeded: there is nothing to restart")
-            if told.end is None and told.attempt and await _in_thread(runlog.is_held, folder.log):
+            if await _in_thread(_is_driven, told):
                 raise Conflict(
                     f"run {meta.wms_id} runs (attempt {told.attempt})",
                     advice=f"wait for its end, or end it with `bpsctl cancel {meta.wms_id}`",
@@ -237,7 +237,7 @@ class LocalService(WmsService):
                 if told.attempt >= attempt:
                     meta = await _in_thread(folder.meta)
                     return TokenAnswer(verdict="found", wms_id=meta.wms_id, path=str(folder.path))
-                if not held or (told.attempt and told.end is None):
+                if not held or await _in_thread(_is_driven, told):
                     return TokenAnswer(verdict="absent")
                 await anyio.sleep(_LOOK_AGAIN_S)
         return TokenAnswer(verdict="cannot_tell", reason=f"somebody holds {folder.log} and begins nothing")
@@ -259,7 +259,7 @@ class LocalService(WmsService):
         if told.end is not None:
             return True, f"run {wms_id} is over: {WmsStates(told.end.state).name}"
         await _in_thread(write_durably, folder.cancel_request(told.attempt), b"")
-        if await _in_thread(_wake_driver, folder, told):
+        if await _in_thread(_wake_driver, told):
             return True, f"the driver of run {wms_id} was asked to end its jobs"
         await self._begin(folder, told.attempt, only_end=True)
         return True, f"the driver of run {wms_id} was dead: what it left is being ended"
@@ -284,7 +284,7 @@ class LocalService(WmsService):
             await _in_thread(write_durably, request, b"")
         else:
             await _in_thread(request.unlink, True)
-        if not await _in_thread(_wake_driver, folder, told):
+        if not await _in_thread(_wake_driver, told):
             return False, f"the driver of run {wms_id} is dead; `bpsctl restart {wms_id}` resumes the run"
         return True, f"run {wms_id} {'starts no more jobs' if held else 'goes on'}"
 
@@ -392,24 +392,24 @@ class LocalService(WmsService):
             while True:
                 held = await _in_thread(runlog.is_held, folder.log)
                 told = await _in_thread(histories.read_marks, folder.log)
-                if not held or (told.attempt and told.end is None):
+                if not held or await _in_thread(_is_driven, told):
                     return told
                 await anyio.sleep(_LOOK_AGAIN_S)
         raise BackendUnavailable(f"somebody holds {folder.log} and begins nothing", advice="try again")
 
     async def _begin(self, folder: RunFolder, attempt: int, *, only_end: bool = False) -> None:
         """See to it that an attempt has begun; whoever else wants that too, it begins once."""
-        with anyio.move_on_after(START_WAIT_S):
-            while True:
-                fd = await _in_thread(runlog.lock, folder.log)
-                if fd is not None:
-                    return await self._launch(folder, attempt, fd, only_end=only_end)
-                if (await _in_thread(histories.read_marks, folder.log)).attempt >= attempt:
-                    return None
-                await anyio.sleep(_LOOK_AGAIN_S)
-        raise BackendUnavailable(
-            f"somebody holds {folder.log} and begins no attempt {attempt}", advice="look who does, and try again"
-        )
+        deadline = time.monotonic() + START_WAIT_S
+        while (log_fd := await _in_thread(runlog.lock, folder.log)) is None:
+            if (await _in_thread(histories.read_marks, folder.log)).attempt >= attempt:
+                return
+            if time.monotonic() > deadline:
+                raise BackendUnavailable(
+                    f"somebody holds {folder.log} and begins no attempt {attempt}",
+                    advice="look who does, and try again",
+                )
+            await anyio.sleep(_LOOK_AGAIN_S)
+        await self._launch(folder, attempt, log_fd, only_end=only_end)
 
     async def _launch(self, folder: RunFolder, attempt: int, log_fd: int, *, only_end: bool) -> None:
         settings = DriverSettings(
@@ -461,11 +461,16 @@ def _glance(logs: Mapping[str, Path]) -> dict[str, tuple[int, bool]]:
     return found
 
 
-def _wake_driver(folder: RunFolder, told: History) -> bool:
-    """Let the driver of the last attempt look at its requests; false if there is none any more."""
-    if told.begin is None or told.begin.boot != processes.boot_id() or not runlog.is_held(folder.log):
+def _is_driven(told: History) -> bool:
+    """Whether the last attempt that the log tells of goes on: its driver lives."""
+    if told.begin is None or told.end is not None or told.begin.boot != processes.boot_id():
         return False
-    return processes.send(told.driver, signal.SIGUSR1)
+    return processes.is_alive(told.driver)
+
+
+def _wake_driver(told: History) -> bool:
+    """Let the driver of the last attempt look at its requests; false if there is none any more."""
+    return _is_driven(told) and processes.send(told.driver, signal.SIGUSR1)
 
 
 async def _in_thread(call: Callable[..., T], *arguments: Any) -> T:

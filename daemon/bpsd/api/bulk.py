@@ -78,6 +78,11 @@ class Bulk:
                 advice=f"did you mean {' or '.join(near)}?" if near else "`bpsctl jobs` lists them",
                 nearest=near,
             )
+        if not record.wms_id:
+            raise JobNotFound(
+                f"run {record.run_id} has no logs: " + (record.note or "it is not submitted yet"),
+                advice=f"`bpsctl status {record.run_id}` tells how it stands",
+            )
         backend = deps.backend(record.backend)
         with anyio.fail_after(backend.settings.polling.deadline_s):
             piece = await backend.service.read_output(

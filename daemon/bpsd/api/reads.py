@@ -167,8 +167,13 @@ class Reads:
             next=following,
             backends={backend.name: backend.row() for backend in self._deps.backends.values()},
         )
-        # The rows are encoded already: they are put between the brackets of the empty list.
-        return msgspec.Raw(msgspec.json.encode(around).replace(b'"runs":[]', b'"runs":[%s]' % b",".join(rows), 1))
+        # The rows are encoded already: they are put between the brackets of the empty list, and copied once.
+        before, empty, behind = msgspec.json.encode(around).partition(b'"runs":[]')
+        if not rows:
+            return msgspec.Raw(before + empty + behind)
+        rows[0] = before + b'"runs":[' + rows[0]
+        rows[-1] += b"]" + behind
+        return msgspec.Raw(b",".join(rows))
 
     async def _report_slowly(self, call: Call, params: ReportParams) -> object:
         if params.max_age_s is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Watches"]
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -32,6 +33,9 @@ MAX_SNAPSHOT_ROWS = 500
 
 MAX_MOVED_JOBS = 500
 """Jobs named in one ``job.state`` event; the counts in the row are always whole."""
+
+LOSS_TOLD_S = 1.0
+"""How long after events were lost to a client that reads too slowly it is told, if nothing else is to be said."""
 
 MAX_REPLAY_EVENTS = 5_000
 """Events sent at once to a watcher that resumes; with more to tell it gets a snapshot."""
@@ -80,7 +84,13 @@ class Watches:
         watcher = _Watcher(number, runs, frozenset(params.backend), params.jobs, call.connection, self._row)
         missed = self._missed(params.since)
         seq = deps.cache.seq
-        mine[number] = deps.cache.listen(watcher)
+        stop_listening = deps.cache.listen(watcher)
+
+        def end() -> None:
+            stop_listening()
+            watcher.end()
+
+        mine[number] = end
         if missed is not None:
             # They go out after the answer: the client knows the number of its subscription first.
             call.after_reply(partial(watcher.replay, missed))
@@ -150,6 +160,11 @@ class _Watcher:
         self._number, self._runs, self._backends, self._jobs = number, runs, backends, jobs
         self._connection, self._row = connection, row
         self._lost = 0
+        self._ended = False
+
+    def end(self) -> None:
+        """Say nothing more."""
+        self._ended = True
 
     def __call__(self, event: Event, moved: Sequence[JobObservation]) -> None:
         if self._runs and event.run not in self._runs:
@@ -170,22 +185,36 @@ class _Watcher:
         return event.data if row is None else {**event.data, "row": msgspec.Raw(row)}
 
     def _send(self, event: Event, data: dict[str, Any], kind: str | None = None) -> None:
+        if self._tell(event, data, kind or event.kind):
+            self._lost = 0
+            return
+        if not self._lost and not self._ended:
+            asyncio.get_running_loop().call_later(LOSS_TOLD_S, self._tell_loss, event)
+        self._lost += 1
+
+    def _tell_loss(self, event: Event) -> None:
+        """Say that something was lost, also if nothing follows: it may have been the end that is waited for."""
+        if not self._lost or self._ended:
+            return
+        if self._tell(event, {}, "watch.lost"):
+            self._lost = 0
+        else:
+            asyncio.get_running_loop().call_later(LOSS_TOLD_S, self._tell_loss, event)
+
+    def _tell(self, event: Event, data: dict[str, Any], kind: str) -> bool:
         body = {
             "watch": self._number,
             "event": {
                 "seq": event.seq,
                 "time": event.time,
-                "kind": kind or event.kind,
+                "kind": kind,
                 "backend": event.backend,
                 "run": event.run,
                 "data": data,
             },
             "lost": self._lost,
         }
-        if self._connection.notify("event", msgspec.Raw(msgspec.json.encode(body))):
-            self._lost = 0
-        else:
-            self._lost += 1
+        return self._connection.notify("event", msgspec.Raw(msgspec.json.encode(body)))
 
 
 def _moved(moved: Sequence[JobObservation]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from bpsd.cli import verbs
 from bpsd.cli.arguments import Arguments
 from bpsd.cli.options import UsageError, add_common, moved_behind, nearest
 from bpsd.cli.session import Session
+from bpsd.client.endpoint import is_lost
 from bpsd.client.failures import ClientError, NoDaemon, TimedOut
 
 TYPE_CHECKING = False
@@ -145,8 +146,12 @@ def report_error(session: Session, error: ClientError) -> int:
 
         session.say(*problem_lines(error.fields))
     _complain(f"bpsctl: {session.verb}: {error.message}", error.advice)
-    for other in error.fields.get("candidates") or ():
-        session.say("  " + "  ".join(str(other.get(key) or "-") for key in ("id", "backend", "wms_id", "name")))
+    if error.fields.get("candidates"):
+        from bpsd.cli.problems import candidate_lines
+
+        session.say(*candidate_lines(error.fields))
+    if session.interrupted and session.client.hello and is_lost(error):
+        session.say(f"bpsctl: {session.interrupted}")  # it was asked already: what of that goes on, or is not known
     if session.args.verbose:
         session.say(f"  code: {error.code}")
     if isinstance(error, NoDaemon):

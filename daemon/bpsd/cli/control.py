@@ -7,6 +7,7 @@ __all__ = ["arguments", "run"]
 from bpsd.cli.describe import command_outcome
 from bpsd.cli.following import await_command
 from bpsd.cli.options import add_filters, add_json, add_runs, seconds
+from bpsd.cli.problems import candidate_lines
 from bpsd.cli.render import clean
 from bpsd.cli.selection import select
 from bpsd.client.failures import ClientError, NoDaemon
@@ -48,6 +49,7 @@ def run(session: Session, states: tuple[str, ...]) -> int:
         except ClientError as error:
             failed.append({"run": name, "error": {**error.fields, "code": error.code, "message": error.message}})
             session.say(f"bpsctl: {session.verb} {clean(name)}: {error.message}", *_advice(error))
+            session.say(*candidate_lines(error.fields))
     ended = [row if _is_over(session, row) else _wait(session, row) for row in given]
     if session.json:
         session.document({"commands": ended, "errors": failed})

@@ -50,7 +50,13 @@ def event_text(event: Row) -> str:
 
 
 def _why(data: Row) -> str:
-    return f": {clean(data['note'])}" if data.get("note") else ""
+    return f": {_first_line(data['note'])}" if data.get("note") else ""
+
+
+def _first_line(text: str) -> str:
+    """What fits a line: of a list of mistakes the sentence before it (``commands ID`` and ``--json`` tell all)."""
+    head, _, rest = text.partition("\n")
+    return clean(head).rstrip(":") if rest else clean(head)
 
 
 def command_cells(row: Row) -> tuple[object, ...]:
@@ -64,7 +70,7 @@ def command_cells(row: Row) -> tuple[object, ...]:
         row["backend"],
         row["user"],
         clock(row["accepted_at"]),
-        said,
+        _first_line(said),
     )
 
 

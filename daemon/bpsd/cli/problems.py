@@ -1,8 +1,8 @@
-"""Mistakes in a document as lines that editors can jump to."""
+"""What an error lists, as lines: mistakes in a document (editors can jump to them), runs that share an id."""
 
 from __future__ import annotations
 
-__all__ = ["problem_lines"]
+__all__ = ["candidate_lines", "problem_lines"]
 
 from bpsd.cli.render import clean
 
@@ -28,3 +28,11 @@ def problem_lines(fields: dict[str, Any]) -> list[str]:
     if more > 0:
         lines.append(f"{source}: ... and {more} more")
     return lines
+
+
+def candidate_lines(fields: dict[str, Any]) -> list[str]:
+    """The runs that share an id, one line each, from the fields of an error."""
+    return [
+        "  " + "  ".join(clean(run.get(key) or "-") for key in ("id", "backend", "wms_id", "name"))
+        for run in fields.get("candidates") or ()
+    ]

@@ -52,7 +52,7 @@ class Session:
         self.verb = verb
         self.args = args
         self.interrupted = ""
-        """What to say when the person presses Ctrl-C."""
+        """What to say when the person presses Ctrl-C, or the daemon that was asked does not come back."""
         self._name = f"bpsctl {__version__}: {' '.join(argv)}"
         self._client: Client | None = None
         self.terminal = bool(sys.stdout) and sys.stdout.isatty()

@@ -111,6 +111,9 @@ def no_daemon(path: str, why: str, error: OSError) -> NoDaemon:
     elif isinstance(error, (TimeoutError, BlockingIOError)):
         reason = "it does not accept connections (overloaded or stopped)"
         advice = "see its log, and `bpsctl health` once it answers"
+    elif error.errno is None:  # Python itself refuses it, before the kernel is asked
+        reason = str(error)
+        advice = "a socket's path has at most 107 bytes; --socket or BPSD_SOCKET names another socket"
     else:
         reason = error.strerror or str(error)
     return NoDaemon(

@@ -27,7 +27,9 @@ class Cancel:
             try:
                 service = desk.service
                 agreed, message = await desk.call("cancelling", service.cancel, record.wms_id, pass_thru)
-            except RunNotFound:
+            except RunNotFound as exc:
+                if record.state is WmsStates.UNKNOWN:  # every source that could know it has denied it: none to ask
+                    return Failed(_unknown(record, exc))
                 agreed = True  # gone from where it can be cancelled: the poll says what became of it
             except (BackendUnavailable, BackendAuthError) as exc:
                 agreed, message = False, str(exc)
@@ -56,6 +58,14 @@ class Cancel:
 
         await desk.cache.note_run(command.run_id, command.backend, edit)
         return Done({"state": "DELETED"}, note="it had not been submitted")
+
+
+def _unknown(record: RunRecord, error: RunNotFound) -> Conflict:
+    return Conflict(
+        f"backend {record.backend} does not know run {record.run_id} any more: {error.message}",
+        advice="nobody can end what nobody knows; look for processes or jobs of it, and cancel again if it shows up",
+        run=record.run_id,
+    )
 
 
 def _over(record: RunRecord) -> Done:

@@ -10,6 +10,7 @@ from bpsd.cli.documents import read_document
 from bpsd.cli.following import await_command, await_runs
 from bpsd.cli.live import sending
 from bpsd.cli.options import add_json, add_one_backend, seconds
+from bpsd.cli.render import clean
 from bpsd.cli.verbs import validate
 from bpsd.client.goals import DONE
 
@@ -75,6 +76,10 @@ def run(session: Session) -> int:
     if not row.get("created", True):
         session.say(
             f"bpsctl: this token is that of run {row['run']}, which is there already; nothing was submitted again"
+        )
+    if not args.quiet:
+        session.say(
+            *(f"{clean(source)}: warning: {clean(text)}" for text in (row.get("args") or {}).get("warnings", ()))
         )
     if not args.detach:
         row = await_command(session, row)
