@@ -291,7 +291,7 @@ def _gates(group: Group, members: Sequence[Job]) -> list[str]:
     lines = [f"JOB {begin} noop.sub NOOP", f"JOB {end} noop.sub NOOP"]
     if names:
         lines += [f"PARENT {begin} CHILD {' '.join(names)}", f"PARENT {' '.join(names)} CHILD {end}"]
-    return lines + [f"PARENT {begin} CHILD {end}"]
+    return [*lines, f"PARENT {begin} CHILD {end}"]
 
 
 def _order(workflow: Workflow, subdags: Mapping[str, Group]) -> list[str]:
