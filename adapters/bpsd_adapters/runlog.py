@@ -362,6 +362,16 @@ class RunLog:
         if durable:
             os.fdatasync(self._fd)
 
+    def sync(self) -> None:
+        """Let what was appended reach the disk.
+
+        Raises
+        ------
+        OSError
+            If that failed.
+        """
+        os.fdatasync(self._fd)
+
     def close(self) -> None:
         """Let the log go."""
         os.close(self._fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,14 @@ def test_what_a_run_is_comes_back(tmp_path: Path) -> None:
     assert folder.meta() == meta
     assert repr(folder) == f"<RunFolder {tmp_path}>"
     assert folder.output("a b", 3, "err") == tmp_path / "out" / "a%20b.3.err"
+
+
+def test_the_same_file_may_be_written_by_several_at_once(tmp_path: Path) -> None:
+    wanted = [bytes([number]) * 4096 for number in range(8)]
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        for _ in range(5):
+            list(pool.map(lambda data: write_durably(tmp_path / "held", data), wanted))
+
+            assert (tmp_path / "held").read_bytes() in wanted
+
+    assert [path.name for path in tmp_path.iterdir()] == ["held"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,8 +15,8 @@ from bpsd.reducer import JOURNAL_SOURCE
 from bpsd.runs import RunRecord
 from bpsd.workflow import RunAttributes
 from bpsd_adapters.local.events import Begin, End, Ended, Event, Held, Intent, JobRef, JobState, Started, States
-from bpsd_adapters.local.history import OpenJob, fold
-from bpsd_adapters.local.layout import Meta
+from bpsd_adapters.local.history import OpenJob, fold, may_have_run
+from bpsd_adapters.local.layout import Meta, RunFolder
 from bpsd_adapters.local.observe import Phase, RunCursor, Teller, driver_died
 from bpsd_adapters.local.processes import GONE, Process
 from bpsd_adapters.runlog import Position
@@ -185,10 +186,28 @@ def test_a_history_counts_attempts_over_all() -> None:
     assert fold([]).driver == GONE
 
 
-def test_an_intent_alone_may_have_been_a_start() -> None:
+def test_an_intent_alone_is_a_start_only_if_it_left_a_trace(tmp_path: Path) -> None:
     told = fold(TWO_ATTEMPTS[:3])
+    folder = RunFolder(tmp_path)
+    (only,) = told.open.values()
 
-    assert told.open == {0: OpenJob(ref(0), GONE, "boot")}
+    assert only == OpenJob(ref(0), GONE, "boot")
+    assert told.starts == {}
+    assert not may_have_run(only, folder, "boot")
+    assert may_have_run(only, folder, "another boot")  # then files prove nothing
+    folder.out.mkdir()
+    folder.output("a", 1, "out").touch()
+    assert may_have_run(only, folder, "boot")
+    assert may_have_run(fold(TWO_ATTEMPTS[:4]).open[0], folder, "boot")
+
+
+def test_what_was_intended_when_a_run_ended_was_not_started() -> None:
+    told = fold([begin(1, 1.0), Intent(jobs=(ref(0), ref(1))), End(attempt=1, time=2.0, state=int(S.DELETED))])
+
+    assert (told.open, told.starts) == ({}, {})
+
+
+def test_a_started_job_is_open_with_its_process() -> None:
     assert fold(TWO_ATTEMPTS[:4]).open == {0: OpenJob(ref(0), Process(1000, 9), "boot")}
 
 
@@ -200,7 +219,7 @@ def test_a_killed_driver_fails_the_run_and_no_job() -> None:
     before: list[Event] = [*TWO_ATTEMPTS[:10], started(1, 15.0), started(2, 15.0)]
     daemon.read(before)
     told = fold(before)
-    daemon.hear([driver_died(META, told, [told.open[1]], "", 30.0)])
+    daemon.hear([driver_died(META, told, 1, [told.open[2]], "", 30.0)])
 
     assert daemon.run.state is S.FAILED
     assert daemon.run.note == (
@@ -208,7 +227,7 @@ def test_a_killed_driver_fails_the_run_and_no_job() -> None:
     )
     assert [row[1] for row in daemon.rows()] == ["SUCCEEDED", "RUNNING", "UNKNOWN"]
 
-    daemon.hear([driver_died(META, told, [], "ValueError: x", 40.0)])
+    daemon.hear([driver_died(META, told, 0, told.open.values(), "ValueError: x", 40.0)])
     assert [row[1] for row in daemon.rows()] == ["SUCCEEDED", "UNKNOWN", "UNKNOWN"]
     assert daemon.run.note.startswith("the driver (pid 101) ended with an error (ValueError: x);")
 
@@ -216,7 +235,7 @@ def test_a_killed_driver_fails_the_run_and_no_job() -> None:
 def test_a_restart_after_a_killed_driver() -> None:
     daemon = Daemon()
     daemon.read(TWO_ATTEMPTS[:14])
-    daemon.hear([driver_died(META, fold(TWO_ATTEMPTS[:14]), [], "", 30.0)])
+    daemon.hear([driver_died(META, fold(TWO_ATTEMPTS[:14]), 0, fold(TWO_ATTEMPTS[:14]).open.values(), "", 30.0)])
     lost = ended(1, S.UNKNOWN, 40.0)
     daemon.read([begin(2, 40.0), lost, States(time=40.0, jobs=(state(1, S.READY, 2), state(2, S.UNREADY)))])
 
@@ -230,7 +249,7 @@ def test_ending_what_a_killed_driver_left(sliced: bool) -> None:
     """The same attempt has a driver once more: it goes from FAILED (we saw no driver) to DELETED (the log says so)."""
     daemon = Daemon()
     daemon.read(TWO_ATTEMPTS[:14])
-    daemon.hear([driver_died(META, fold(TWO_ATTEMPTS[:14]), [], "", 30.0)])
+    daemon.hear([driver_died(META, fold(TWO_ATTEMPTS[:14]), 0, fold(TWO_ATTEMPTS[:14]).open.values(), "", 30.0)])
     last: list[Event] = [
         begin(1, 40.0),
         ended(1, S.UNKNOWN, 40.0),

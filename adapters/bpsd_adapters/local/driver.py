@@ -20,8 +20,9 @@ import msgspec
 
 from bpsd.models import WmsStates
 from bpsd_adapters.local import history as histories
-from bpsd_adapters.local.engine import ENDS_WITH_ERROR, SIGNALS, Driver, DriverSettings, complain
+from bpsd_adapters.local.engine import SIGNALS, Driver, DriverSettings
 from bpsd_adapters.local.layout import RunFolder
+from bpsd_adapters.local.scribe import ENDS_WITH_ERROR, complain
 from bpsd_adapters.runlog import RunLog
 
 BEGUN = 0

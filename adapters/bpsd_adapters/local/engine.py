@@ -9,12 +9,11 @@ SIGUSR1 means "look again" (at the requests in the run's folder, and at the ledg
 
 from __future__ import annotations
 
-__all__ = ["ENDS_WITH_ERROR", "SIGNALS", "Driver", "DriverSettings", "complain"]
+__all__ = ["SIGNALS", "Driver", "DriverSettings"]
 
 import os
 import platform
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,14 +24,16 @@ import msgspec
 from bpsd.models import WmsStates
 from bpsd.workflow import Job, walltime_seconds
 from bpsd_adapters.dag import Dag, Outcome, Verdict
+from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import processes
 from bpsd_adapters.local.commands import Commander, CommandError, job_variables, run_variables
 from bpsd_adapters.local.document import Document
-from bpsd_adapters.local.events import Begin, End, Ended, Event, Held, Intent, JobRef, JobState, Started, States
+from bpsd_adapters.local.events import Begin, End, Ended, Held, Intent, JobRef, JobState, Started, States
 from bpsd_adapters.local.history import History
 from bpsd_adapters.local.jobs import RunningJob
 from bpsd_adapters.local.layout import RunFolder
 from bpsd_adapters.local.ledger import Capacity, Ledger, Wish
+from bpsd_adapters.local.scribe import Scribe, complain
 from bpsd_adapters.runlog import RunLog
 
 LOOKAHEAD = 8
@@ -42,16 +43,13 @@ STATES_PER_LINE = 500
 """How many jobs a line about states names."""
 
 TRY_AGAIN_S = 1.0
-"""How long to wait for a disk, or a ledger, that cannot be written."""
+"""How long to wait for a ledger that cannot be used."""
 
 TELL_LEDGER_S = 0.05
 """How soon the ledger has the pids of new jobs, which count there even if we are killed; most jobs are over before."""
 
 LOOK_AGAIN_S = 1.0
 """How often to look at the ledger while jobs wait for room: so others see that we are not gone."""
-
-ENDS_WITH_ERROR = "the driver ends with an error:"
-"""How its last complaint begins, for those who look why it is gone."""
 
 LOST_NOTE = "its driver was killed: nobody saw how it ended"
 
@@ -109,8 +107,9 @@ class Driver:
         self._mark = f"BPSD_TOKEN={folder.token}"
         self._running: dict[int, RunningJob] = {}
         self._candidates: dict[int, _Candidate] = {}
-        self._pending: list[Event] = []
-        self._try_at = -_INF
+        self._scribe = Scribe(log)
+        self._intended: set[int] = set()
+        self._ledger_at = -_INF
         self._waits_for_room = False
         self._held = False
         self._claims_changed = False
@@ -146,17 +145,16 @@ class Driver:
         self._heed_requests()
         while True:
             self._start_what_fits()
-            self._flush(durable=any(isinstance(e, Ended) for e in self._pending))
-            if self._dag.done and not self._pending:
+            self._scribe.write()
+            if self._dag.done and self._scribe.is_clean:
                 break
             self._wait()
             self._look_at_jobs()
         if self._dag.result() is WmsStates.DELETED:  # also who left its process group
             processes.end_marked(self._mark, str(self._folder.out), 0.0)
         result = int(self._dag.result())
-        self._pending.append(End(attempt=self._attempt, time=time.time(), state=result, note=self._closing_note()))
-        while not self._flush(durable=True):
-            time.sleep(TRY_AGAIN_S)
+        self._scribe.add(End(attempt=self._attempt, time=time.time(), state=result, note=self._closing_note()))
+        self._scribe.write_at_last()
         try:
             self._ledger.close()
         except OSError as exc:
@@ -168,9 +166,11 @@ class Driver:
             return
         while left := processes.end_marked(self._mark, str(self._folder.out), self._settings.grace_s):
             complain(f"attempt {self._attempt} waits for processes that do not die: {[p.pid for p in left]}")
-        lost, now = int(WmsStates.UNKNOWN), time.time()
-        for job in self._history.open.values():
-            self._pending.append(Ended(job=job.job, time=now, state=lost, note=LOST_NOTE))
+        boot, now, unknown = processes.boot_id(), time.time(), int(WmsStates.UNKNOWN)
+        lost = [job.job for job in self._history.open.values() if histories.may_have_run(job, self._folder, boot)]
+        ends = [Ended(job=job, time=now, state=unknown, note=LOST_NOTE) for job in lost]
+        self._scribe.add(*ends)
+        histories.fold(ends, self._history)
 
     def _load(self) -> None:
         self._document = Document(self._folder.workflow)
@@ -202,7 +202,7 @@ class Driver:
     def _start_what_fits(self) -> None:
         """Ask for room for what is ready, the most urgent first, and start what gets it, until nothing does."""
         self._waits_for_room = False
-        while time.monotonic() >= self._try_at:
+        while self._scribe.may_go_on and time.monotonic() >= self._ledger_at:
             candidates = [] if self._held else [self._candidate(n) for n in self._dag.ready(LOOKAHEAD)]
             impossible = [c for c in candidates if not self._is_possible(c)]
             if impossible:
@@ -214,29 +214,38 @@ class Driver:
             try:
                 granted = self._ledger.settle([r.claim for r in self._running.values()], [c.wish for c in candidates])
             except OSError as exc:
-                self._try_later("the ledger cannot be used", exc)
+                if self._ledger_at == -_INF:
+                    complain(f"the ledger cannot be used, trying again every {TRY_AGAIN_S:.0f} s: {exc}")
+                self._ledger_at = time.monotonic() + TRY_AGAIN_S
                 return
+            self._ledger_at = -_INF
             self._claims_changed = False
             chosen = [c for c, yes in zip(candidates, granted, strict=True) if yes]
             self._waits_for_room = len(chosen) < len(candidates)
-            if not chosen or not self._launch(chosen):
+            if not chosen or not self._launch(chosen, candidates):
                 return
             if self._waits_for_room and all(c.node in self._running for c in chosen):
                 return  # nothing was given back since
 
-    def _launch(self, chosen: Sequence[_Candidate]) -> bool:
-        """Write what is about to be started, on the disk, and start it; false if it could not be written."""
-        refs = [self._ref(c.node, self._dag.starts[c.node] + 1, c.job) for c in chosen]
-        intent = Intent(jobs=tuple(refs))
-        self._pending.append(intent)
+    def _launch(self, chosen: Sequence[_Candidate], candidates: Sequence[_Candidate]) -> bool:
+        """Start jobs that are intended on the disk; false if that could not be written.
+
+        All candidates are intended at once, also those that must wait: the disk is asked once for several jobs.
+        """
         self._claims_changed = True
-        if not self._flush(durable=True):
-            self._pending.remove(intent)  # nothing was started
-            return False
-        for one in chosen:
+        if not all(c.node in self._intended for c in chosen):
+            new = [c for c in candidates if c.node not in self._intended]
+            intent = Intent(jobs=tuple(self._ref(c.node, self._dag.starts[c.node] + 1, c.job) for c in new))
+            self._scribe.add(intent)
+            if not self._scribe.write(durable=True):
+                self._scribe.take_back(intent)
+                return False
+            self._intended.update(c.node for c in new)
+        attempts = [self._dag.start(one.node) for one in chosen]
+        for one, attempt in zip(chosen, attempts, strict=True):
+            self._intended.discard(one.node)
             del self._candidates[one.node]
-            self._dag.start(one.node)
-        for one, ref in zip(chosen, refs, strict=True):
+            ref = self._ref(one.node, attempt, one.job)
             if self._dag.stopped and one.node != self._dag.final:  # by the one before, which could not start
                 self._ended(one.node, ref, None, None, self._stop_note, removed=True)
             else:
@@ -275,7 +284,7 @@ class Driver:
             if job.process not in (before, processes.GONE):
                 self._claims_changed = True
                 pid, start = job.process
-                self._pending.append(Started(job=job.ref, time=time.time(), pid=pid, start=start, step=job.step))
+                self._scribe.add(Started(job=job.ref, time=time.time(), pid=pid, start=start, step=job.step))
             return
         del self._running[node]
         self._claims_changed = True
@@ -289,9 +298,7 @@ class Driver:
         out = self._dag.finish(node, judged, removed=removed)
         again = out.verdict is Verdict.RETRY
         state = WmsStates.FAILED if again else WmsStates(self._dag.state[node])
-        self._pending.append(
-            Ended(job=ref, time=time.time(), state=int(state), exit_code=shown, again=again, note=note)
-        )
+        self._scribe.add(Ended(job=ref, time=time.time(), state=int(state), exit_code=shown, again=again, note=note))
         if state is WmsStates.FAILED and not again:
             self._failure_count += 1
             if len(self._failures) < FAILURES_NAMED:
@@ -304,13 +311,13 @@ class Driver:
     def _wait(self) -> None:
         """Wait for a signal, or until something is due."""
         now = time.monotonic()
-        due = min((job.next_look(now) for job in self._running.values()), default=_INF)
+        due = min([self._scribe.next_look(), *(job.next_look(now) for job in self._running.values())])
         if self._waits_for_room:
             due = min(due, now + LOOK_AGAIN_S)
         if self._claims_changed:
             due = min(due, now + TELL_LEDGER_S)
-        if self._try_at > now:
-            due = min(due, self._try_at)
+        if self._ledger_at > now:
+            due = min(due, self._ledger_at)
         if due == _INF:
             got = signal.Signals(signal.sigwait(SIGNALS))
         else:
@@ -334,7 +341,7 @@ class Driver:
         held = self._folder.hold_request(self._attempt).exists() and not self._dag.stopped
         if held != self._held:
             self._held, self._claims_changed = held, True
-            self._pending.append(Held(time=time.time(), held=held))
+            self._scribe.add(Held(time=time.time(), held=held))
 
     def _stop(self, state: WmsStates, note: str) -> None:
         """Let the run end as ``state``: what runs gets SIGTERM, what has not begun does not. A cancel outweighs all."""
@@ -390,31 +397,13 @@ class Driver:
         """Write the present states of jobs that nobody ran."""
         now = time.time()
         for at in range(0, len(nodes), STATES_PER_LINE):
-            self._pending.append(States(time=now, jobs=tuple(self._states(nodes[at : at + STATES_PER_LINE]))))
+            self._scribe.add(States(time=now, jobs=tuple(self._states(nodes[at : at + STATES_PER_LINE]))))
 
     def _states(self, nodes: Sequence[int]) -> Iterator[JobState]:
         for node in nodes:
             name = self._document.job_name(node)
             # The attempt that is to come, or would have: an attempt that ended has a line of its own.
             yield JobState(node, name.name, name.label, self._dag.starts[node] + 1, self._dag.state[node])
-
-    def _flush(self, *, durable: bool) -> bool:
-        """Write what is pending; false if the disk does not take it: then nothing is started until it does."""
-        if not self._pending:
-            return True
-        try:
-            self._log.append(self._pending, durable=durable)
-        except OSError as exc:
-            self._try_later("the log cannot be written", exc)
-            return False
-        self._pending.clear()
-        self._try_at = -_INF
-        return True
-
-    def _try_later(self, what: str, exc: OSError) -> None:
-        if self._try_at == -_INF:
-            complain(f"{what}, trying again every {TRY_AGAIN_S:.0f} s: {exc}")
-        self._try_at = time.monotonic() + TRY_AGAIN_S
 
     def _closing_note(self) -> str:
         words = [self._stop_note] if self._stop_note else []
@@ -423,12 +412,3 @@ class Driver:
             names = ", ".join(self._failures) + (f" and {more} more" if more else "")
             words.append(f"{self._failure_count} of {len(self._document)} jobs failed: {names}")
         return "; ".join(words)
-
-
-def complain(text: str) -> None:
-    """A line for a person, in the run's ``driver.err``."""
-    try:
-        sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass  # the disk is full: what this is about

@@ -23,11 +23,11 @@ from bpsd.models import KnownRun, PollRequest, RunObservation
 from bpsd_adapters import runlog
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import processes
-from bpsd_adapters.local.engine import ENDS_WITH_ERROR
 from bpsd_adapters.local.events import decode
-from bpsd_adapters.local.history import History, OpenJob
+from bpsd_adapters.local.history import History
 from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder
 from bpsd_adapters.local.observe import Phase, RunCursor, Teller, driver_died, log_unreadable
+from bpsd_adapters.local.scribe import ENDS_WITH_ERROR
 
 SLICE_BYTES = 64 * 1024
 """How much of a log is read at once: about a thousand events, two milliseconds."""
@@ -43,7 +43,7 @@ _CLOCK_TICK_S = 0.1
 """The times of files are those of the last tick of the kernel's clock, at most 10 ms ago."""
 
 _COMPLAINT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ", re.MULTILINE)
-"""How a complaint begins (`bpsd_adapters.local.engine.complain`)."""
+"""How a complaint begins (`bpsd_adapters.local.scribe.complain`)."""
 
 T = TypeVar("T")
 
@@ -163,7 +163,9 @@ class Follower:
         where = RunCursor.parsed(run.cursor)
         if folder is None or not folder.path.is_dir():
             self.live.pop(run.wms_id, None)
-            yield Look(run.wms_id, where, known=True, absent=folder is None or not folder.path.exists())
+            # If it comes back (a disk that was away), nobody remembers what it was: it is read from the beginning.
+            absent = folder is None or not folder.path.exists()
+            yield Look(run.wms_id, RunCursor() if absent else where, known=True, absent=absent)
             return
         yield from self._read(run.wms_id, folder, where, known=True)
 
@@ -231,11 +233,13 @@ class Follower:
             look.cursor = look.cursor.in_phase(Phase.DEAD)
             return
         history = histories.read(folder.log)
-        alive = _still_running(history)
+        boot = processes.boot_id()
+        alive = [j for j in history.open.values() if j.boot == boot and processes.is_alive(j.process)]
+        lost = [j for j in history.open.values() if j not in alive and histories.may_have_run(j, folder, boot)]
         was, now = look.cursor.phase, Phase.ORPHANS if alive else Phase.DEAD
         if was is not now:
             said = _last_words(folder, history)
-            look.observations.append(driver_died(meta, history, alive, said, time.time()))
+            look.observations.append(driver_died(meta, history, len(alive), lost, said, time.time()))
         look.cursor = look.cursor.in_phase(now)
 
     def _meta(self, folder: RunFolder) -> Meta:
@@ -243,11 +247,6 @@ class Follower:
         if meta is None:
             meta = self._metas[folder.token] = folder.meta()
         return meta
-
-
-def _still_running(history: History) -> list[OpenJob]:
-    boot = processes.boot_id()
-    return [job for job in history.open.values() if job.boot == boot and processes.is_alive(job.process)]
 
 
 def _ends_in_newline(log: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["History", "OpenJob", "fold", "read", "read_marks"]
+__all__ = ["History", "OpenJob", "fold", "may_have_run", "read", "read_marks"]
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from pathlib import Path
 from bpsd.models import WmsStates
 from bpsd_adapters import runlog
 from bpsd_adapters.local.events import Begin, End, Ended, Event, Held, Intent, JobRef, Started, States, decode
+from bpsd_adapters.local.layout import RunFolder
 from bpsd_adapters.local.processes import GONE, Process
 
 
@@ -36,7 +37,7 @@ class History:
 
     held: bool = False
     starts: dict[int, int] = field(default_factory=dict)
-    """The number of the last attempt of each job that was ever to be started."""
+    """The number of the last attempt of each job that was ever started."""
 
     succeeded: set[int] = field(default_factory=set)
     open: dict[int, OpenJob] = field(default_factory=dict)
@@ -63,7 +64,6 @@ def fold(events: Iterable[Event], history: History | None = None) -> History:
                 told.succeeded.add(event.job.node)
         elif isinstance(event, Intent):
             for job in event.jobs:
-                _note(told, job)
                 told.open[job.node] = OpenJob(job, GONE, "" if told.begin is None else told.begin.boot)
         elif isinstance(event, States):
             told.succeeded.update(j.node for j in event.jobs if j.state == WmsStates.SUCCEEDED)
@@ -71,6 +71,7 @@ def fold(events: Iterable[Event], history: History | None = None) -> History:
             told.attempt, told.begin, told.end, told.held = event.attempt, event, None, False
         elif isinstance(event, End):
             told.end = event
+            told.open.clear()  # it is written when nothing runs: what was intended was not started
         elif isinstance(event, Held):
             told.held = event.held
     return told
@@ -78,6 +79,16 @@ def fold(events: Iterable[Event], history: History | None = None) -> History:
 
 def _note(told: History, job: JobRef) -> None:
     told.starts[job.node] = max(told.starts.get(job.node, 0), job.attempt)
+
+
+def may_have_run(job: OpenJob, folder: RunFolder, boot: str) -> bool:
+    """Whether an attempt without an end was started: not if there was but an intent, and no trace of a process.
+
+    Before a program is loaded its output files are made, and they outlive all but the machine.
+    """
+    if job.process != GONE or job.boot != boot:
+        return True
+    return folder.output(job.job.name, job.job.attempt, "out").exists()
 
 
 def read(path: Path) -> History:

@@ -218,7 +218,7 @@ class Teller:
 
 
 def driver_died(
-    meta: Meta, history: History, still_running: Iterable[OpenJob], said: str, now: float
+    meta: Meta, history: History, still_running: int, lost: Iterable[OpenJob], said: str, now: float
 ) -> RunObservation:
     """A run whose driver is gone without a word: FAILED, since it goes no further; of its jobs only what is known.
 
@@ -230,18 +230,19 @@ def driver_died(
         What the run is.
     history : `History`
         All of its log.
-    still_running : `~collections.abc.Iterable` [`OpenJob`]
-        Which of ``history.open`` still have their process.
+    still_running : `int`
+        How many of ``history.open`` still have their process.
+    lost : `~collections.abc.Iterable` [`OpenJob`]
+        Which of ``history.open`` ran, and run no more.
     said : `str`
         The last words of the driver, if it had any.
     now : `float`
         Epoch seconds.
     """
-    alive = {job.job.node for job in still_running}
     how = f"ended with an error ({said})" if said else "was killed"
     note = f"the driver (pid {history.driver.pid}) {how}; `bpsctl restart {meta.wms_id}` resumes the run"
-    if alive:
-        note += f"; {len(alive)} of its jobs still run"
+    if still_running:
+        note += f"; {still_running} of its jobs still run"
     jobs = tuple(
         JobObservation(
             name=job.job.name,
@@ -252,8 +253,7 @@ def driver_died(
             time=now,
             note="its driver is gone: nobody saw how it ended",
         )
-        for node, job in history.open.items()
-        if node not in alive
+        for job in lost
     )
     return RunObservation(
         wms_id=meta.wms_id,

@@ -10,6 +10,7 @@ __all__ = ["LocalConfig", "LocalService"]
 import getpass
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -373,9 +374,10 @@ class LocalService(WmsService):
 
     def _try_files(self) -> None:
         for folder in (self._state.path, self._state.runs, self._state.ids):
-            probe = folder / f".probe.{os.getpid()}"
-            write_durably(probe, b"bpsd")
-            probe.unlink()
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.") as probe:
+                probe.write(b"bpsd")
+                probe.flush()
+                os.fsync(probe.fileno())
         Ledger(self._ledger, self.capacity, processes.of_pid(os.getpid())).read()
 
     async def _folder(self, wms_id: str) -> RunFolder:
