@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from bpsd.models import KnownRun, PollRequest, RunObservation
+from bpsd.models import KnownRun, PollRequest, RunObservation, made_ready
 from bpsd_adapters import runlog
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import processes
@@ -67,6 +67,9 @@ class BackendCursor(msgspec.Struct, array_like=True):
             return cls() if text is None else msgspec.json.decode(text, type=cls)
         except msgspec.MsgspecError:
             return cls()
+
+
+made_ready(BackendCursor)
 
 
 @dataclass(slots=True)
