@@ -155,15 +155,16 @@ def parse(data: bytes, base: int = 0, *, end_of_file: bool = True) -> tuple[list
 
 def _take(fd: int, offset: int, max_bytes: int) -> tuple[list[bytes], list[int], list[Damage], int, bool]:
     """What `parse` sees in the next stretch of an open log, how much that was, and whether the file ends there."""
-    damage: list[Damage] = []
-    consumed = 0
-    for window in (max_bytes, _LONGEST_LINE):
+    window = max_bytes
+    while True:
         data = os.pread(fd, window, offset)
         at_end = len(data) < window
         payloads, ends, damage, consumed = parse(data, offset, end_of_file=at_end)
         if payloads or at_end:
             return payloads, ends, damage, consumed, at_end
-        # A line longer than the window, or bad ones: what follows tells.
+        if window >= _LONGEST_LINE:
+            break
+        window = min(2 * window, _LONGEST_LINE)  # a line longer than the window, or bad ones: what follows tells
     if not consumed:
         consumed = _to_newline(fd, offset)
         damage = [Damage(offset, consumed)] if consumed else []

@@ -8,7 +8,7 @@ source had told of them one after the other: its counts are right at each moment
 
 from __future__ import annotations
 
-__all__ = ["JOBS_PER_PIECE", "Cache", "Listener", "Recalled", "in_pieces"]
+__all__ = ["Cache", "Listener", "Recalled"]
 
 import asyncio
 import time
@@ -21,20 +21,15 @@ import msgspec
 from bpsd.errors import RunAmbiguous, RunNotFound, nearest
 from bpsd.jobtable import JobTable, encode_changes
 from bpsd.messages import Event
-from bpsd.models import TERMINAL, JobObservation, KnownRun, PollResult, RunObservation
+from bpsd.models import JobObservation, KnownRun, PollResult, RunObservation
 from bpsd.reducer import absence_is_proof
 from bpsd.runnames import RunNames
 from bpsd.runs import Change, RunRecord, decode_record, encode_record
+from bpsd.slices import Pause, in_pieces
 from bpsd.store import Batch, Loaded, StoredRun, TimelineEvent
-
-SLICE_S = 0.001
-"""How long `apply_poll` works before it lets requests through, in seconds."""
 
 RUNS_PER_BATCH = 100
 """Runs that are handed to the store at once: making its rows of them is a slice of its own."""
-
-JOBS_PER_PIECE = 250
-"""Jobs of one run that are taken in one slice (about 4 us each)."""
 
 EVENTS_KEPT = 20_000
 """Events in memory, for watchers that come back after a broken connection."""
@@ -56,40 +51,6 @@ Listener = Callable[[Event, Sequence[JobObservation]], None]
 """Gets every event at once, with the jobs that moved; must not block and must not raise."""
 
 _ROW_TAIL = b',"observed_at":null,"source":""}'
-
-
-class _Pause:
-    """Gives way after each `SLICE_S` of work."""
-
-    __slots__ = ("_due",)
-
-    def __init__(self) -> None:
-        self._due = time.perf_counter() + SLICE_S
-
-    async def if_due(self) -> None:
-        """Let others have their turn, if it is time."""
-        if time.perf_counter() > self._due:
-            await asyncio.sleep(0)
-            self._due = time.perf_counter() + SLICE_S
-
-
-def in_pieces(seen: RunObservation) -> list[RunObservation]:
-    """An observation with many jobs as several with few; only the last says that the run is over.
-
-    Who waits for the end of a run asks at once how its jobs ended.
-    """
-    if len(seen.jobs) <= JOBS_PER_PIECE:
-        return [seen]
-    early = seen
-    if seen.state in TERMINAL:
-        early = msgspec.structs.replace(seen, state=None, end_time=None, note=None)
-    starts = range(0, len(seen.jobs), JOBS_PER_PIECE)
-    return [
-        msgspec.structs.replace(
-            early if start + JOBS_PER_PIECE < len(seen.jobs) else seen, jobs=seen.jobs[start : start + JOBS_PER_PIECE]
-        )
-        for start in starts
-    ]
 
 
 class _Hot:
@@ -300,7 +261,7 @@ class Cache:
     async def known(self, backend: str) -> tuple[KnownRun, ...]:
         """The live runs of a backend, for a poll."""
         known = []
-        pause = _Pause()
+        pause = Pause()
         for hot in tuple(self._hot.values()):
             r = hot.record
             if r.backend == backend and r.wms_id and r.live:
@@ -340,7 +301,7 @@ class Cache:
         """Fold a poll into the runs; returns how many runs changed."""
         changed = 0
         touched: list[str] = []
-        pause = _Pause()
+        pause = Pause()
         for first in range(0, len(result.observations), RUNS_PER_BATCH):
             some = result.observations[first : first + RUNS_PER_BATCH]
             batch = Batch()
@@ -385,7 +346,7 @@ class Cache:
 
     async def _encode_rows(self, run_ids: Sequence[str]) -> None:
         """Make the rows ready that somebody read before they changed: who reads them again need not wait for it."""
-        pause = _Pause()
+        pause = Pause()
         for run_id in run_ids:
             hot = self._hot.get(run_id)
             if hot is not None and hot.read:

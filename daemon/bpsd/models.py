@@ -21,6 +21,7 @@ __all__ = [
     "WmsSpecificInfo",
     "WmsStates",
     "empty_counts",
+    "made_ready",
 ]
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,16 @@ from typing import Any, Literal
 import msgspec
 
 from bpsd import wire
+
+
+def made_ready(*types: Any) -> None:
+    """Have msgspec look at these types now, while one thread is there; call it where a module defines them.
+
+    msgspec (0.22) learns a type when it is first decoded or converted to, and another thread that comes to the same
+    type in that moment finds it half learnt: the process dies of a segmentation fault.
+    """
+    for one in types:
+        msgspec.json.Decoder(one)
 
 
 class WmsStates(IntEnum):

@@ -133,8 +133,9 @@ class Daemon:
             self._state.chmod(0o700)
             descriptor = os.open(self._state / "bpsd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
+            why = "it is no folder" if isinstance(exc, FileExistsError) else exc.strerror
             raise CannotStart(
-                f"the state folder {self._state} cannot be used: {exc.strerror}",
+                f"the state folder {self._state} cannot be used: {why}",
                 advice="set state_dir in the configuration to a folder on a local disk that you may write",
             ) from exc
         try:

@@ -34,6 +34,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from bpsd.models import made_ready
+
 _CLOCK = re.compile(r"(?:(?:(?P<h>\d+):)?(?P<m>\d+):)?(?P<s>\d+)", re.ASCII)
 
 
@@ -190,3 +192,6 @@ def walltime_seconds(walltime: int | str) -> int:
     if seconds <= 0:
         raise ValueError(f"a walltime of {walltime!r} leaves no time to run")
     return seconds
+
+
+made_ready(Workflow, WorkflowFile)  # they are decoded in threads, many at the same moment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.integration.bpsctl import PATIENCE_S, SOURCE, bpsctl
-from tests.integration.daemons import RunningDaemon, true_job, until
+from tests.integration.daemons import FAST, RunningDaemon, true_job, until
 
 
 @pytest.fixture
@@ -104,3 +105,35 @@ def test_a_daemon_that_goes_away_leaves_the_name_of_the_run(daemon: RunningDaemo
     assert err.splitlines()[-1] == (
         f"bpsctl: no longer waiting; run {run} goes on: `bpsctl status {run}` tells, `bpsctl cancel` ends it"
     )
+
+
+def test_a_live_run_of_a_backend_that_was_taken_out_is_marked(daemon: RunningDaemon) -> None:
+    run = submit(daemon)
+    daemon.configure({**FAST, "backends": {"other": {"type": "scripted"}}})
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGHUP)
+    until(lambda: "toy" not in bpsctl(daemon.socket, "backends").out, "the backend is gone")
+
+    report, status = bpsctl(daemon.socket, "report"), bpsctl(daemon.socket, "status", run)
+
+    assert "backend toy: not configured any more" in report.out.splitlines()
+    assert report.out.splitlines()[2].split()[-2].endswith("s*")
+    assert status.out.splitlines()[-1] == (
+        "  the backend does not answer, so this may have changed: it is not configured any more"
+    )
+
+
+def test_a_run_whose_folder_comes_back_is_seen_again(state_dir: Path) -> None:
+    backend = {"type": "local", "ledger": str(state_dir / "ledger")}
+    with RunningDaemon(state_dir, {"here": backend}) as daemon, daemon.client() as client:
+        done = bpsctl(daemon.socket, "submit", "-q", workflow(state_dir, executable="sleep", arguments="60"))
+        run = done.out.strip()
+        until(lambda: client.status(run)["state"] == "RUNNING", "it runs")
+        path = Path(client.report(run)["runs"][0]["path"])
+        path.rename(state_dir / "away")
+        until(lambda: client.status(run)["state"] == "UNKNOWN", "it is missed")
+        (state_dir / "away").rename(path)
+
+        until(lambda: client.status(run)["state"] == "RUNNING", "it is seen again")
+
+        assert bpsctl(daemon.socket, "cancel", run).code == 0

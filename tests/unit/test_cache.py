@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from bpsd.cache import JOBS_PER_PIECE, Cache, in_pieces
+from bpsd.cache import Cache
 from bpsd.models import JobObservation, PollResult, RunObservation, SourceReport, WmsStates
 from bpsd.runs import RunRecord
+from bpsd.slices import JOBS_PER_PIECE, in_pieces
 from bpsd.store import Batch
 
 JOBS = 4 * JOBS_PER_PIECE + 1
@@ -67,7 +68,7 @@ def test_pieces_say_all_that_the_whole_says_and_the_end_comes_last() -> None:
 async def test_who_looks_while_a_large_poll_is_applied_never_sees_an_end_without_its_jobs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bpsd.cache.SLICE_S", 0.0)
+    monkeypatch.setattr("bpsd.slices.SLICE_S", 0.0)
     cache = make_cache([])
     await cache.apply_poll("b", polled(seen(WmsStates.RUNNING, jobs=JOBS)), 1.0)
     looks: list[tuple[bool, int]] = []

@@ -152,3 +152,21 @@ def test_errors_of_responses() -> None:
 )
 def test_what_may_come_back(error: ClientError, lost: bool) -> None:
     assert endpoint.is_lost(error) is lost
+
+
+def test_who_is_not_let_in_is_told_of_other_sockets() -> None:
+    said = {"method": "goodbye", "params": {"code": "permission_denied", "message": "this daemon is not for user 7"}}
+
+    with pytest.raises(RemoteError, match="not for user 7") as caught:
+        endpoint.check_hello(said, "/s")
+
+    assert caught.value.advice == endpoint.NOT_YOURS
+
+
+def test_a_path_that_no_socket_can_have_is_not_blamed_on_the_daemon() -> None:
+    error = endpoint.no_daemon("/s", "as told", OSError("AF_UNIX path too long"))
+
+    assert str(error) == (
+        "no daemon answers on /s (as told): AF_UNIX path too long "
+        "(a socket's path has at most 107 bytes; --socket or BPSD_SOCKET names another socket)"
+    )

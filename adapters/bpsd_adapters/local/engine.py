@@ -39,7 +39,7 @@ from bpsd_adapters.runlog import RunLog
 LOOKAHEAD = 8
 """How many ready jobs are looked at for one that fits into what is free."""
 
-STATES_PER_LINE = 500
+STATES_PER_LINE = 100
 """How many jobs a line about states names."""
 
 TRY_AGAIN_S = 1.0

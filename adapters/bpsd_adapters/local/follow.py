@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from bpsd.models import KnownRun, PollRequest, RunObservation
+from bpsd.models import KnownRun, PollRequest, RunObservation, made_ready
 from bpsd_adapters import runlog
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import processes
@@ -29,8 +29,8 @@ from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder
 from bpsd_adapters.local.observe import Phase, RunCursor, Teller, driver_died, log_unreadable
 from bpsd_adapters.local.scribe import ENDS_WITH_ERROR
 
-SLICE_BYTES = 64 * 1024
-"""How much of a log is read at once: about a thousand events, two milliseconds."""
+SLICE_BYTES = 16 * 1024
+"""How much of a log is read at once: some hundred events, less than a millisecond."""
 
 WATCHED_MAX = 1000
 """How many runs that are neither live nor over (killed drivers, never begun) are looked at again; the newest."""
@@ -67,6 +67,9 @@ class BackendCursor(msgspec.Struct, array_like=True):
             return cls() if text is None else msgspec.json.decode(text, type=cls)
         except msgspec.MsgspecError:
             return cls()
+
+
+made_ready(BackendCursor)
 
 
 @dataclass(slots=True)

@@ -52,8 +52,8 @@ from bpsd_adapters.local.prepare import Order
 JOBS_PER_POLL = 20_000
 """How many observations of jobs one poll brings; then it asks for another."""
 
-SLICE_S = 0.004
-"""How long a poll works before it lets the event loop have its turn."""
+SLICE_S = 0.001
+"""How long a poll works in its thread before the event loop has its turn: while it does, the loop has to wait."""
 
 DEADLINE_PART = 0.8
 """The part of a poll's deadline after which it ends with what it has."""

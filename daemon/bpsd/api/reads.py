@@ -259,7 +259,7 @@ class Reads:
             observed_at=self._deps.cache.observed_at(record),
             source=record.source if hot else "history",
             stale=stale,
-            error=backend.error if backend is not None and stale else "",
+            error="" if not stale else backend.error if backend is not None else "it is not configured any more",
             seq=self._deps.cache.seq,
         )
 

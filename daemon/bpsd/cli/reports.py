@@ -93,11 +93,11 @@ def _age_of(row: Row, now: float, backends: dict[str, Row]) -> str:
 
 
 def is_stale(row: Row, backends: dict[str, Row]) -> bool:
-    """Whether a live run may have changed, as its backend does not answer."""
+    """Whether a live run may have changed, as its backend does not answer or is not configured any more."""
     backend = backends.get(row["backend"])
-    if row["state"] in wire.TERMINAL_STATES or backend is None:
+    if row["state"] in wire.TERMINAL_STATES:
         return False
-    return bool(backend.get("stale")) or backend.get("state") != "up"
+    return backend is None or bool(backend.get("stale")) or backend.get("state") != "up"
 
 
 def backend_lines(backends: dict[str, Row], now: float) -> list[str]:

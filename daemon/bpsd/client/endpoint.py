@@ -9,6 +9,7 @@ __all__ = [
     "CALL_TIMEOUT_S",
     "COMMAND_SLICE_S",
     "HELLO_TIMEOUT_S",
+    "NOT_YOURS",
     "REPEATABLE",
     "RETRY_FIRST_S",
     "RETRY_MOST_S",
@@ -63,6 +64,9 @@ REPEATABLE = frozenset(wire.METHODS) - {
 }
 """Methods that may be sent again as they are when the connection broke before the answer."""
 
+NOT_YOURS = "this daemon is another user's; --socket or BPSD_SOCKET names another socket"
+"""Advice for whom a daemon does not let in."""
+
 SETTLED = ("DONE", "FAILED", "EXPIRED", "SUPERSEDED")
 """States in which a command stays."""
 
@@ -107,7 +111,7 @@ def no_daemon(path: str, why: str, error: OSError) -> NoDaemon:
         reason = "nobody listens there (the daemon has ended)"
     elif isinstance(error, PermissionError):
         reason = "permission denied"
-        advice = "this daemon is another user's; --socket or BPSD_SOCKET names another socket"
+        advice = NOT_YOURS
     elif isinstance(error, (TimeoutError, BlockingIOError)):
         reason = "it does not accept connections (overloaded or stopped)"
         advice = "see its log, and `bpsctl health` once it answers"
@@ -138,7 +142,12 @@ def check_hello(message: object, path: str) -> dict[str, Any]:
     if isinstance(said.get("error"), dict):
         raise from_response(said["error"])
     if said.get("method") == "goodbye" and isinstance(params, dict):
-        raise RemoteError(str(params.get("message", "the daemon hung up")), code=str(params.get("code", "")))
+        code = str(params.get("code", ""))
+        raise RemoteError(
+            str(params.get("message", "the daemon hung up")),
+            code=code,
+            advice=NOT_YOURS if code == "permission_denied" else "",
+        )
     if said.get("method") != "hello" or not isinstance(params, dict) or params.get("name") != "bpsd":
         raise ClientError(
             f"what answers on {path} is not bpsd: its first message is no hello",

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from bpsd.models import made_ready
+
 
 class ScriptedJob(msgspec.Struct, kw_only=True):
     """A job of a scripted run; ``state`` is a name of `~bpsd.models.WmsStates`."""
@@ -72,6 +74,9 @@ class WmsFile(msgspec.Struct, kw_only=True):
     faults: dict[str, Fault] = {}
     calls: dict[str, int] = {}
     token_asks_tell: bool = True
+
+
+made_ready(WmsFile)
 
 
 class ScriptedWms:

@@ -82,7 +82,9 @@ def _tell(session: Session, answer: Row, *, detailed: bool) -> None:
     words += reports.backend_lines(backends, now)
     if answer.get("next"):
         words.append(f"only the newest {len(rows)} runs are shown; --limit N shows N, --limit 0 all")
-    if any(reports.is_stale(row, backends) for row in rows):
+    stale = [row for row in rows if reports.is_stale(row, backends)]
+    words += [f"backend {name}: not configured any more" for name in {row["backend"] for row in stale} - {*backends}]
+    if stale:
         words.append("* the backend does not answer: the run may have changed since")
     if words:
         session.print("", *dict.fromkeys(words))
