@@ -188,6 +188,10 @@ class Dag:
         self._look_at_end(out)
         return out
 
+    def is_instant(self, node: int) -> bool:
+        """Whether a node only orders others (noop): nobody runs it, and no report counts it (as upstream)."""
+        return bool(self._instant[node])
+
     def ready(self, limit: int) -> list[int]:
         """Up to ``limit`` jobs that may start now, the most urgent first, as the limits of categories allow."""
         found: list[int] = []

@@ -396,6 +396,7 @@ class Driver:
     def _tell_states(self, nodes: Sequence[int]) -> None:
         """Write the present states of jobs that nobody ran."""
         now = time.time()
+        nodes = [node for node in nodes if not self._dag.is_instant(node)]
         for at in range(0, len(nodes), STATES_PER_LINE):
             self._scribe.add(States(time=now, jobs=tuple(self._states(nodes[at : at + STATES_PER_LINE]))))
 

@@ -374,6 +374,7 @@ class ExecutionContract:
             assert run.state is WmsStates.FAILED
             assert trace.read_text().split() == ["in_1", "next_1"]
             assert observer.states(wms_id)["in_3"] == "PRUNED"
+            assert "sync" not in observer.states(wms_id), "a noop job is no job that anybody counts"
 
     async def test_bad_workflows_are_refused_before_anything_runs(self, bed: Bed) -> None:
         """A missing executable is found before the WMS has the run."""

@@ -87,7 +87,7 @@ class ScriptedService(WmsService):
         if problems:
             raise WorkflowInvalid(workflow.name, problems)
         await self._call("prepare", lambda _: None)
-        jobs = [ScriptedJob(name=job.name, label=job.label) for job in workflow.jobs]
+        jobs = [ScriptedJob(name=job.name, label=job.label) for job in workflow.jobs if job.kind != "noop"]
         return WmsWorkflow(
             name=workflow.name,
             token=generic_workflow.token,
