@@ -70,7 +70,7 @@ def _validate(instructions: Instructions) -> dict[str, Any]:
             _write(Path(instructions.output), canonical)
     except OSError as exc:
         raise StorageError(
-            f"cannot keep the workflow {instructions.source}: {exc.strerror or exc}",
+            f"cannot read or keep the workflow {instructions.source}: {exc.strerror or exc}",
             advice="nothing was submitted; see to the daemon's state folder (`bpsctl version` names it) and try again",
         ) from exc
     except MemoryError as exc:

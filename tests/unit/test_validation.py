@@ -547,7 +547,7 @@ def test_worker_that_cannot_read_or_write_says_so(tmp_path: Path) -> None:
     source = tmp_path / "w.yaml"
     unread = work(Instructions(input=str(source), source="w.yaml"))
     assert (unread["ok"], unread["code"]) == (False, "storage")
-    assert "cannot validate the workflow w.yaml" in unread["message"]
+    assert "cannot read or keep the workflow w.yaml" in unread["message"]
 
     source.write_text(f"name: w\njobs: [{JOB}]")
     unwritten = work(Instructions(input=str(source), source="w.yaml", output=str(tmp_path / "no" / "out.json")))
