@@ -28,6 +28,7 @@ from bpsd.errors import (
     WorkflowInvalid,
 )
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
+from bpsd.logs import LogEvent
 from bpsd.models import PollRequest, PollResult, TokenAnswer
 from bpsd.workflow import Workflow, WorkflowFile
 from bpsd_adapters.htcondor import scripts
@@ -172,7 +173,7 @@ class HTCondorService(WmsService):
                 data = msgspec.json.encode({schedd: {f"{cluster}.0": facts}})
                 await self._transport.write(posixpath.join(folder, "run.info.json"), data)
         except (BpsdError, OSError) as exc:
-            self.context.log.info("info_file_not_written", backend=self.context.backend, error=str(exc))
+            self.context.log.info(LogEvent.INFO_FILE_NOT_WRITTEN, backend=self.context.backend, error=str(exc))
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
