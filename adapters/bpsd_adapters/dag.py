@@ -167,21 +167,14 @@ class Dag:
     # -- events ------------------------------------------------------------------------------------------------------
 
     def record(self, node: int, starts: int, *, succeeded: bool) -> None:
-        """What the log says of earlier attempts of the run; before `begin`.
-
-        The final job has succeeded only if nothing else ended after it.
-        """
+        """What the log says of earlier attempts of the run; before `begin`."""
         self.starts[node] = max(self.starts[node], starts)
         if succeeded:
             self.state[node] = SUCCEEDED
 
     def begin(self) -> Outcome:
-        """Begin an attempt of the run: what succeeded stays, all else is to be done (again).
-
-        The final job is to be done again too, unless it succeeded and there is nothing else to do.
-        """
+        """Begin an attempt of the run: what succeeded stays, all else is to be done (again), the final job always."""
         out = Outcome()
-        final_stays = self.final is not None and self.state[self.final] == SUCCEEDED
         self._reset()
         state, first, edges, waiting = self.state, self._first, self._edges, self._waiting
         for node in range(self._size):
@@ -192,8 +185,6 @@ class Dag:
         for node in [n for n in range(self._size) if state[n] == UNREADY and not waiting[n] and n != self.final]:
             if self._free(node, out):
                 self._settle(node, out)
-        if final_stays and not self._open and self.final is not None:
-            self.state[self.final] = SUCCEEDED
         self._look_at_end(out)
         return out
 

@@ -188,11 +188,11 @@ class Driver:
             str(self._folder.work),
             run_variables(self._folder.token, self._document.name, str(self._folder.path), self._attempt),
         )
+        for node, starts in self._history.starts.items():
+            self._dag.record(node, starts, succeeded=node in self._history.succeeded)
+        for node in self._history.succeeded - self._history.starts.keys():
+            self._dag.record(node, 0, succeeded=True)
         done = self._history.succeeded
-        if self._dag.final is not None and self._history.last != self._dag.final:
-            done.discard(self._dag.final)  # it was last, but of an attempt before
-        for node in self._history.starts.keys() | done:
-            self._dag.record(node, self._history.starts.get(node, 0), succeeded=node in done)
         self._dag.begin()
         again = [n for n in range(len(self._document)) if n not in done or self._dag.state[n] != WmsStates.SUCCEEDED]
         self._tell_states(again)

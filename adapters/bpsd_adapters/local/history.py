@@ -40,9 +40,6 @@ class History:
     """The number of the last attempt of each job that was ever started."""
 
     succeeded: set[int] = field(default_factory=set)
-    last: int | None = None
-    """The job that ended last."""
-
     open: dict[int, OpenJob] = field(default_factory=dict)
     """What was started, or about to be, and not seen to end."""
 
@@ -63,7 +60,6 @@ def fold(events: Iterable[Event], history: History | None = None) -> History:
         elif isinstance(event, Ended):
             _note(told, event.job)
             told.open.pop(event.job.node, None)
-            told.last = event.job.node
             if event.state == WmsStates.SUCCEEDED:
                 told.succeeded.add(event.job.node)
         elif isinstance(event, Intent):
