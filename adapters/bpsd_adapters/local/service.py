@@ -202,7 +202,7 @@ class LocalService(WmsService):
         if told.attempt < attempt:
             if told.end is not None and told.end.state == WmsStates.SUCCEEDED:
                 raise Conflict(f"run {meta.wms_id} has succeeded: there is nothing to restart")
-            if await _in_thread(_is_driven, told):
+            if await _in_thread(_is_driven, folder.log, told):
                 raise Conflict(
                     f"run {meta.wms_id} runs (attempt {told.attempt})",
                     advice=f"wait for its end, or end it with `bpsctl cancel {meta.wms_id}`",
@@ -238,7 +238,7 @@ class LocalService(WmsService):
                 if told.attempt >= attempt:
                     meta = await _in_thread(folder.meta)
                     return TokenAnswer(verdict="found", wms_id=meta.wms_id, path=str(folder.path))
-                if not held or await _in_thread(_is_driven, told):
+                if not held or await _in_thread(_is_driven, folder.log, told):
                     return TokenAnswer(verdict="absent")
                 await anyio.sleep(_LOOK_AGAIN_S)
         return TokenAnswer(verdict="cannot_tell", reason=f"somebody holds {folder.log} and begins nothing")
@@ -260,7 +260,7 @@ class LocalService(WmsService):
         if told.end is not None:
             return True, f"run {wms_id} is over: {WmsStates(told.end.state).name}"
         await _in_thread(write_durably, folder.cancel_request(told.attempt), b"")
-        if await _in_thread(_wake_driver, told):
+        if await _in_thread(_wake_driver, folder.log, told):
             return True, f"the driver of run {wms_id} was asked to end its jobs"
         await self._begin(folder, told.attempt, only_end=True)
         return True, f"the driver of run {wms_id} was dead: what it left is being ended"
@@ -285,7 +285,7 @@ class LocalService(WmsService):
             await _in_thread(write_durably, request, b"")
         else:
             await _in_thread(request.unlink, True)
-        if not await _in_thread(_wake_driver, told):
+        if not await _in_thread(_wake_driver, folder.log, told):
             return False, f"the driver of run {wms_id} is dead; `bpsctl restart {wms_id}` resumes the run"
         return True, f"run {wms_id} {'starts no more jobs' if held else 'goes on'}"
 
@@ -394,7 +394,7 @@ class LocalService(WmsService):
             while True:
                 held = await _in_thread(runlog.is_held, folder.log)
                 told = await _in_thread(histories.read_marks, folder.log)
-                if not held or await _in_thread(_is_driven, told):
+                if not held or await _in_thread(_is_driven, folder.log, told):
                     return told
                 await anyio.sleep(_LOOK_AGAIN_S)
         raise BackendUnavailable(f"somebody holds {folder.log} and begins nothing", advice="try again")
@@ -463,16 +463,16 @@ def _glance(logs: Mapping[str, Path]) -> dict[str, tuple[int, bool]]:
     return found
 
 
-def _is_driven(told: History) -> bool:
-    """Whether the last attempt that the log tells of goes on: its driver lives."""
+def _is_driven(log: Path, told: History) -> bool:
+    """Whether the last attempt that the log tells of goes on: its driver lives, and not only to let go of the log."""
     if told.begin is None or told.end is not None or told.begin.boot != processes.boot_id():
         return False
-    return processes.is_alive(told.driver)
+    return processes.is_alive(told.driver) and runlog.is_held(log)
 
 
-def _wake_driver(told: History) -> bool:
+def _wake_driver(log: Path, told: History) -> bool:
     """Let the driver of the last attempt look at its requests; false if there is none any more."""
-    return _is_driven(told) and processes.send(told.driver, signal.SIGUSR1)
+    return _is_driven(log, told) and processes.send(told.driver, signal.SIGUSR1)
 
 
 async def _in_thread(call: Callable[..., T], *arguments: Any) -> T:
