@@ -207,6 +207,25 @@ def test_who_waits_is_woken(path: Path, me: Process) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
 
+def test_a_book_as_one_left_it_need_not_be_asked(path: Path, me: Process) -> None:
+    """Until somebody else writes in it, and again when what he wrote is no wish that waits."""
+    mine = Ledger(path, TWO, me)
+    assert not mine.nobody_waits()
+    with sleeper() as other:
+        others = Ledger(path, TWO, other)
+        mine.settle([Claim(1, 0)], [ONE_CORE, ONE_CORE])  # what it refused to us keeps nobody else waiting
+        assert mine.nobody_waits()
+        others.settle([], [ONE_CORE])
+        assert not mine.nobody_waits()
+        mine.settle([Claim(1, 0)] * 2)
+        assert not mine.nobody_waits()  # the other still waits for one
+        others.settle([])
+        mine.settle([Claim(1, 0)] * 2)
+        assert mine.nobody_waits()
+    mine.close()
+    assert not mine.nobody_waits()
+
+
 @pytest.mark.parametrize("garbage", [b"", b"nonsense", b"00000000 000002 {}\n"])
 def test_a_garbled_book_is_begun_anew(path: Path, me: Process, garbage: bytes) -> None:
     path.write_bytes(garbage)

@@ -39,8 +39,11 @@ from bpsd_adapters.runlog import RunLog
 LOOKAHEAD = 8
 """How many ready jobs are looked at for one that fits into what is free."""
 
-STATES_PER_LINE = 100
-"""How many jobs a line about states names."""
+JOBS_PER_LINE = 100
+"""How many jobs a line about states or intents names."""
+
+INTEND_FOR_S = 0.1
+"""How far ahead jobs are intended: for about as long as this, so that a sync of the disk serves all that start then."""
 
 TRY_AGAIN_S = 1.0
 """How long to wait for a ledger that cannot be used."""
@@ -109,10 +112,11 @@ class Driver:
         self._candidates: dict[int, _Candidate] = {}
         self._scribe = Scribe(log)
         self._intended: set[int] = set()
-        self._ledger_at = -_INF
+        self._intend_ahead, self._intended_at = LOOKAHEAD, -_INF
+        self._ledger_at, self._tell_at = -_INF, _INF
+        self._given_back: list[Wish] = []
         self._waits_for_room = False
         self._held = False
-        self._claims_changed = False
         self._stopped_as: WmsStates | None = None
         self._stop_note = ""
         self._failures: list[str] = []
@@ -209,38 +213,71 @@ class Driver:
                 for one in impossible:
                     self._fail_unstarted(one)
                 continue
-            if not candidates and not self._claims_changed:
+            if not candidates and not self._given_back and time.monotonic() < self._tell_at:
                 return
-            try:
-                granted = self._ledger.settle([r.claim for r in self._running.values()], [c.wish for c in candidates])
-            except OSError as exc:
-                if self._ledger_at == -_INF:
-                    complain(f"the ledger cannot be used, trying again every {TRY_AGAIN_S:.0f} s: {exc}")
-                self._ledger_at = time.monotonic() + TRY_AGAIN_S
-                return
-            self._ledger_at = -_INF
-            self._claims_changed = False
-            chosen = [c for c, yes in zip(candidates, granted, strict=True) if yes]
+            chosen = self._in_the_place_of_others(candidates) or self._granted(candidates)
             self._waits_for_room = len(chosen) < len(candidates)
-            if not chosen or not self._launch(chosen, candidates):
+            if not chosen or not self._launch(chosen):
                 return
             if self._waits_for_room and all(c.node in self._running for c in chosen):
                 return  # nothing was given back since
 
-    def _launch(self, chosen: Sequence[_Candidate], candidates: Sequence[_Candidate]) -> bool:
-        """Start jobs that are intended on the disk; false if that could not be written.
+    def _in_the_place_of_others(self, candidates: Sequence[_Candidate]) -> Sequence[_Candidate]:
+        """The most urgent, if they want what jobs that ended gave back, all of it and no more, and nobody else waits.
 
-        All candidates are intended at once, also those that must wait: the disk is asked once for several jobs.
+        In the ledger it is still ours, so that it need not be asked for each job of many that are over at once.
         """
-        self._claims_changed = True
-        if not all(c.node in self._intended for c in chosen):
-            new = [c for c in candidates if c.node not in self._intended]
-            intent = Intent(jobs=tuple(self._ref(c.node, self._dag.starts[c.node] + 1, c.job) for c in new))
-            self._scribe.add(intent)
-            if not self._scribe.write(durable=True):
-                self._scribe.take_back(intent)
-                return False
-            self._intended.update(c.node for c in new)
+        first = candidates[: len(self._given_back)]
+        if time.monotonic() >= self._tell_at or sorted(c.wish for c in first) != sorted(self._given_back):
+            return ()
+        if not self._ledger.nobody_waits():
+            return ()
+        self._given_back.clear()
+        return first
+
+    def _granted(self, candidates: Sequence[_Candidate]) -> Sequence[_Candidate]:
+        """Those for which the ledger has room; it hears what we have."""
+        try:
+            granted = self._ledger.settle([r.claim for r in self._running.values()], [c.wish for c in candidates])
+        except OSError as exc:
+            if self._ledger_at == -_INF:
+                complain(f"the ledger cannot be used, trying again every {TRY_AGAIN_S:.0f} s: {exc}")
+            self._ledger_at = time.monotonic() + TRY_AGAIN_S
+            return ()
+        self._ledger_at, self._tell_at = -_INF, _INF
+        self._given_back.clear()
+        return [c for c, yes in zip(candidates, granted, strict=True) if yes]
+
+    def _intend(self, chosen: Sequence[_Candidate]) -> bool:
+        """Have it on the disk that these are about to be started; false if that could not be written.
+
+        What is next in turn is intended along with them, the further ahead the sooner it is needed: the disk is asked
+        once for many short jobs. Long ones are intended hardly before they start, so that after a power failure, when
+        nothing but the intent is left, not many are thought to have run that had not.
+        """
+        if all(c.node in self._intended for c in chosen):
+            return True
+        now = time.monotonic()
+        if now - self._intended_at < INTEND_FOR_S:
+            self._intend_ahead = min(2 * self._intend_ahead, JOBS_PER_LINE)
+        else:
+            self._intend_ahead = max(self._intend_ahead // 2, LOOKAHEAD)
+        ahead = [self._candidate(n) for n in self._dag.ready(self._intend_ahead)]
+        new = [c for c in ahead if c.node not in self._intended and self._is_possible(c)]
+        intent = Intent(jobs=tuple(self._ref(c.node, self._dag.starts[c.node] + 1, c.job) for c in new))
+        self._scribe.add(intent)
+        if not self._scribe.write(durable=True):
+            self._scribe.take_back(intent)
+            return False
+        self._intended.update(c.node for c in new)
+        self._intended_at = now
+        return True
+
+    def _launch(self, chosen: Sequence[_Candidate]) -> bool:
+        """Start jobs that are intended on the disk; false if that could not be written."""
+        self._claims_change()
+        if not self._intend(chosen):
+            return False
         attempts = [self._dag.start(one.node) for one in chosen]
         for one, attempt in zip(chosen, attempts, strict=True):
             self._intended.discard(one.node)
@@ -282,12 +319,13 @@ class Driver:
         over = job.look(now)
         if not over:
             if job.process not in (before, processes.GONE):
-                self._claims_changed = True
+                self._claims_change()
                 pid, start = job.process
                 self._scribe.add(Started(job=job.ref, time=time.time(), pid=pid, start=start, step=job.step))
             return
         del self._running[node]
-        self._claims_changed = True
+        self._given_back.append(job.wish)
+        self._claims_change()
         judged = None if job.out_of_time else job.exit_code
         self._ended(node, job.ref, judged, job.exit_code, job.note, removed=job.removed)
 
@@ -314,8 +352,8 @@ class Driver:
         due = min([self._scribe.next_look(), *(job.next_look(now) for job in self._running.values())])
         if self._waits_for_room:
             due = min(due, now + LOOK_AGAIN_S)
-        if self._claims_changed:
-            due = min(due, now + TELL_LEDGER_S)
+        if self._scribe.may_go_on:
+            due = min(due, max(self._tell_at, self._ledger_at))
         if self._ledger_at > now:
             due = min(due, self._ledger_at)
         if due == _INF:
@@ -330,6 +368,9 @@ class Driver:
         elif got == signal.SIGUSR1:
             self._heed_requests()
 
+    def _claims_change(self) -> None:
+        self._tell_at = min(self._tell_at, time.monotonic() + TELL_LEDGER_S)
+
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def _heed_requests(self) -> None:
@@ -340,7 +381,7 @@ class Driver:
             self._stop(WmsStates.DELETED, "ended after its driver was killed")
         held = self._folder.hold_request(self._attempt).exists() and not self._dag.stopped
         if held != self._held:
-            self._held, self._claims_changed = held, True
+            self._held, self._tell_at = held, -_INF
             self._scribe.add(Held(time=time.time(), held=held))
 
     def _stop(self, state: WmsStates, note: str) -> None:
@@ -397,8 +438,8 @@ class Driver:
         """Write the present states of jobs that nobody ran."""
         now = time.time()
         nodes = [node for node in nodes if not self._dag.is_instant(node)]
-        for at in range(0, len(nodes), STATES_PER_LINE):
-            self._scribe.add(States(time=now, jobs=tuple(self._states(nodes[at : at + STATES_PER_LINE]))))
+        for at in range(0, len(nodes), JOBS_PER_LINE):
+            self._scribe.add(States(time=now, jobs=tuple(self._states(nodes[at : at + JOBS_PER_LINE]))))
 
     def _states(self, nodes: Sequence[int]) -> Iterator[JobState]:
         for node in nodes:

@@ -73,7 +73,6 @@ class RunningJob:
         "_outputs",
         "_steps",
         "_walltime_s",
-        "_wish",
         "deadline",
         "exit_code",
         "kill_at",
@@ -84,6 +83,7 @@ class RunningJob:
         "removed",
         "spawn_at",
         "step",
+        "wish",
     )
 
     def __init__(
@@ -106,7 +106,8 @@ class RunningJob:
         self.deadline = self.kill_at = _INF
         self.spawn_at = -_INF
         self._killed = self._gone = False
-        self._command, self._wish, self._outputs = command, wish, outputs
+        self.wish = wish
+        self._command, self._outputs = command, outputs
         self._walltime_s, self._grace_s = walltime_s, grace_s
         self._steps = [_Step("job", command.program, command.argv)]
         if command.before is not None:
@@ -118,7 +119,7 @@ class RunningJob:
     @property
     def claim(self) -> Claim:
         """What it holds, for the ledger."""
-        return Claim(self._wish.cores, self._wish.memory_mb, self.process.pid, self.process.start)
+        return Claim(self.wish.cores, self.wish.memory_mb, self.process.pid, self.process.start)
 
     def end(self, now: float, note: str, *, removed: bool) -> None:
         """Have it end: TERM now, KILL after the grace. To be asked again hastens nothing."""
