@@ -162,11 +162,11 @@ async def test_runs_that_never_began_are_not_told_of(tmp_path: Path) -> None:
 
 
 async def test_a_log_that_grows_wakes_the_poller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bpsd_adapters.local.service.WATCH_EVERY_S", 0.05)
+    monkeypatch.setattr("bpsd_adapters.local.service.GROWN_EVERY_S", 0.05)
     woken = anyio.Event()
 
     def wake(reason: str) -> None:
-        if reason == "a log has grown":
+        if reason == "a log has grown, or come to its end":
             woken.set()
 
     (tmp_path / "contract").mkdir()

@@ -43,6 +43,14 @@ def test_long_names_that_differ_at_the_end_are_told_apart() -> None:
     assert one.startswith("x" * 100)
 
 
+@pytest.mark.parametrize("job", ["isr_1", "u/op/isr 1", "x" * 400, ".hidden", "n\n"])
+def test_both_files_of_a_job_are_the_files_of_its_streams(tmp_path: Path, job: str) -> None:
+    folder = RunFolder(tmp_path)
+
+    assert folder.outputs(job, 2) == (str(folder.output(job, 2, "out")), str(folder.output(job, 2, "err")))
+    assert Path(folder.outputs(job, 2)[0]).parent == folder.out
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_durably(path, b"one")

@@ -297,12 +297,11 @@ class Driver:
         except CommandError as exc:
             self._ended(one.node, ref, None, None, f"{exc.field}: {exc}")
             return
-        outputs = (str(self._folder.output(ref.name, ref.attempt, s)) for s in ("out", "err"))
         job = RunningJob(
             ref,
             command,
             one.wish,
-            (next(outputs), next(outputs)),
+            self._folder.outputs(ref.name, ref.attempt),
             None if walltime is None else float(walltime_seconds(walltime)),
             self._settings.grace_s,
         )

@@ -22,6 +22,7 @@ __all__ = ["Meta", "RunFolder", "StateFolder", "safe_name", "sync_folder", "writ
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from bpsd.workflow import RunAttributes
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.+-")
 _NAME_MAX_BYTES = 200
+_AS_IT_IS = re.compile(rf"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{{0,{_NAME_MAX_BYTES - 1}}}")
 _HASH_DIGITS = 32
 
 
@@ -42,6 +44,8 @@ def safe_name(name: str) -> str:
 
     What is not a plain character becomes ``%XX``; a name too long for a file system ends in ``~`` and a hash.
     """
+    if _AS_IT_IS.fullmatch(name):
+        return name
     raw = name.encode("utf-8", "surrogatepass")
     text = "".join(chr(c) if c in _PLAIN else f"%{c:02X}" for c in raw)
     if text.startswith("."):
@@ -111,6 +115,7 @@ class RunFolder:
         self.log = path / "run.log"
         self.workflow = path / "workflow.json"
         self.out = path / "out"
+        self._out = str(self.out)
         self.work = path / "work"
         self.driver_err = path / "driver.err"
 
@@ -139,6 +144,11 @@ class RunFolder:
     def output(self, job: str, attempt: int, stream: str) -> Path:
         """The file of what an attempt of a job printed (``stream`` is ``out`` or ``err``)."""
         return self.out / f"{safe_name(job)}.{attempt}.{stream}"
+
+    def outputs(self, job: str, attempt: int) -> tuple[str, str]:
+        """The files of both streams of an attempt of a job, stdout first, as texts: asked for every job that starts."""
+        both = f"{self._out}/{safe_name(job)}.{attempt}"
+        return both + ".out", both + ".err"
 
     def cancel_request(self, attempt: int) -> Path:
         """The file whose existence asks to end this attempt of the run."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ["LocalConfig", "LocalService"]
 
 import getpass
+import math
 import os
 import signal
 import tempfile
@@ -58,8 +59,14 @@ SLICE_S = 0.001
 DEADLINE_PART = 0.8
 """The part of a poll's deadline after which it ends with what it has."""
 
-WATCH_EVERY_S = 1.0
-"""How often the logs of live runs are looked at, to poll as soon as they grow."""
+LOOK_EVERY_S = 0.1
+"""How often the logs of live runs are looked at, to poll as soon as one has come to its end."""
+
+LOOK_PART = 0.02
+"""The part of the time that this may take: with many runs it is done less often."""
+
+GROWN_EVERY_S = 1.0
+"""How often at most a log that only grew is a reason to poll."""
 
 START_WAIT_S = 20.0
 """How long to wait for somebody else who is starting the same run."""
@@ -438,18 +445,24 @@ class LocalService(WmsService):
         self.context.wake("a driver was launched")
 
     async def _watch(self) -> None:
-        """Ask for a poll as soon as a log of a live run grows, or nobody writes it any more."""
+        """Ask for a poll as soon as nobody writes a log of a live run any more, and now and then when one has grown."""
         with self._watching:
-            seen: dict[str, tuple[int, bool]] = {}
+            told: dict[str, tuple[int, bool]] = {}
+            told_at = -math.inf
             while True:
                 if not self._follower.live:
                     self._have_live = anyio.Event()
                     await self._have_live.wait()
-                now = await _in_thread(_glance, dict(self._follower.live))
-                if any(seen.get(wms_id, glance) != glance for wms_id, glance in now.items()):
-                    self.context.wake("a log has grown")
-                seen = now
-                await anyio.sleep(WATCH_EVERY_S)
+                began = time.monotonic()
+                seen = await _in_thread(_glance, dict(self._follower.live))
+                cost = time.monotonic() - began
+                changed = [run for run, glance in seen.items() if told.setdefault(run, glance) != glance]
+                if any(seen[run][1] != told[run][1] for run in changed) or (
+                    changed and began - told_at >= GROWN_EVERY_S
+                ):
+                    told, told_at = seen, began
+                    self.context.wake("a log has grown, or come to its end")
+                await anyio.sleep(max(LOOK_EVERY_S, cost / LOOK_PART))
 
 
 def _glance(logs: Mapping[str, Path]) -> dict[str, tuple[int, bool]]:
