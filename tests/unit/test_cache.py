@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from bpsd.cache import Cache
+from bpsd.jobtable import JobTable
 from bpsd.models import JobObservation, PollResult, RunObservation, SourceReport, WmsStates
 from bpsd.runs import RunRecord
 from bpsd.slices import JOBS_PER_PIECE, in_pieces
@@ -121,6 +122,20 @@ async def test_a_report_has_the_rows_of_now_also_of_those_that_were_made_ready()
     assert cache.counts() == {"b": {"live": 1, "hot": 1, "jobs": 3}}
     await cache.apply_poll("b", polled(seen(WmsStates.FAILED, jobs=4)), 4.0)
     assert cache.counts() == {"b": {"live": 0, "hot": 1, "jobs": 4}}
+
+
+async def test_many_changes_are_folded_into_a_snapshot_that_holds_all_of_them() -> None:
+    batches: list[Batch] = []
+    cache = make_cache(batches)
+    for began, state in enumerate([WmsStates.READY, WmsStates.RUNNING, WmsStates.SUCCEEDED]):
+        await cache.apply_poll("b", polled(seen(state, jobs=2000)), float(began))
+
+    folded = [n for n, batch in enumerate(batches) if batch.jobs_replace]
+    assert folded
+    later = [doc for batch in batches[folded[-1] + 1 :] for doc in batch.jobs_append.values()]
+    table = JobTable.load(batches[folded[-1]].jobs_replace["r00000001"], later)
+    assert table.state_counts() == cache.jobs("r00000001").state_counts() == {"SUCCEEDED": 2000}
+    assert not any(batch.jobs_replace and batch.jobs_append for batch in batches)
 
 
 async def test_many_sightings_of_one_run_in_a_poll_write_pieces_and_no_snapshots() -> None:
