@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -52,6 +52,30 @@ Listener = Callable[[Event, Sequence[JobObservation]], None]
 """Gets every event at once, with the jobs that moved; must not block and must not raise."""
 
 _ROW_TAIL = b',"observed_at":null,"source":""}'
+
+
+class _Handing:
+    """Batches on their way to the store: what was put into one gets there, however the work on it ends."""
+
+    def __init__(self, put: Callable[[Batch], Awaitable[None]]) -> None:
+        self._put = put
+        self.batch = Batch()
+
+    async def flush(self) -> None:
+        """Hand over what there is."""
+        full, self.batch = self.batch, Batch()
+        await self._put(full)
+
+    async def make_room(self, run_id: str) -> None:
+        """Have a batch that may take a piece of this run's jobs: each holds one of a run at most."""
+        if run_id in self.batch.jobs_append:
+            await self.flush()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.flush()
 
 
 class Cache:
@@ -260,60 +284,53 @@ class Cache:
     # -- taking ------------------------------------------------------------------------------------------------------
 
     async def apply_poll(self, backend: str, result: PollResult, began: float) -> int:
-        """Fold a poll into the runs; returns how many runs changed."""
+        """Fold a poll into the runs; returns how many runs changed.
+
+        What was folded when it is cancelled has been handed to the store: the next poll goes on from there.
+        """
         changed = 0
         touched: list[str] = []
         pause = Pause()
-        for first in range(0, len(result.observations), RUNS_PER_BATCH):
-            some = result.observations[first : first + RUNS_PER_BATCH]
-            batch = Batch()
-            for run_id, seen in zip(await self._run_ids(backend, some), some, strict=True):
-                *pieces, last = in_pieces(seen)
-                moved = False
-                for piece in pieces:
-                    batch = await self._room_for(run_id, batch)
-                    moved |= self._apply_one(run_id, backend, piece, began, None, batch)
+        async with _Handing(self._put) as out:
+            for first in range(0, len(result.observations), RUNS_PER_BATCH):
+                some = result.observations[first : first + RUNS_PER_BATCH]
+                for run_id, seen in zip(await self._run_ids(backend, some), some, strict=True):
+                    *pieces, last = in_pieces(seen)
+                    moved = False
+                    for piece in pieces:
+                        await out.make_room(run_id)
+                        moved |= self._apply_one(run_id, backend, piece, began, None, out.batch)
+                        await pause.if_due()
+                    await out.make_room(run_id)
+                    cursor = result.run_cursors.get(seen.wms_id)
+                    if self._apply_one(run_id, backend, last, began, cursor, out.batch) or moved:
+                        changed += 1
+                        touched.append(run_id)
+                    await self._fold(self._hot[run_id], out)
                     await pause.if_due()
-                batch = await self._room_for(run_id, batch)
-                cursor = result.run_cursors.get(seen.wms_id)
-                if self._apply_one(run_id, backend, last, began, cursor, batch) or moved:
-                    changed += 1
-                    touched.append(run_id)
-                batch = await self._fold(self._hot[run_id], batch)
+                await out.flush()
+                await asyncio.sleep(0)
+            if absence_is_proof(result.sources):
+                names = tuple(source.name for source in result.sources)
+                for wms_id in result.absent:
+                    changed += self._vanish(backend, wms_id, began, names, out.batch)
+                if not result.more:
+                    self._confirmed[backend] = began
+            for wms_id, cursor in result.run_cursors.items():
+                self._keep_cursor(backend, wms_id, cursor, out.batch)
                 await pause.if_due()
-            await self._put(batch)
-            await asyncio.sleep(0)
-        batch = Batch()
-        if absence_is_proof(result.sources):
-            names = tuple(source.name for source in result.sources)
-            for wms_id in result.absent:
-                changed += self._vanish(backend, wms_id, began, names, batch)
-            if not result.more:
-                self._confirmed[backend] = began
-        if result.cursor is not None:
-            self._cursors[backend] = result.cursor
-            batch.cursors[backend] = result.cursor  # in the last batch: a cursor never runs ahead of what it covers
-        for wms_id, cursor in result.run_cursors.items():
-            self._keep_cursor(backend, wms_id, cursor, batch)
-            await pause.if_due()
-        await self._put(batch)
+            if result.cursor is not None:
+                self._cursors[backend] = result.cursor
+                out.batch.cursors[backend] = result.cursor  # last: a cursor never runs ahead of what it covers
         await self._encode_rows(touched)
         return changed
 
-    async def _room_for(self, run_id: str, batch: Batch) -> Batch:
-        """A batch that may take a piece of this run's jobs: each holds one of a run at most."""
-        if run_id not in batch.jobs_append:
-            return batch
-        await self._put(batch)
-        return Batch()
-
-    async def _fold(self, hot: HotRun, batch: Batch) -> Batch:
-        """Replace the changes of a run's jobs in the store by a snapshot, if they are many; a batch to go on with."""
-        if hot.appended_bytes <= max(SNAPSHOT_BYTES, hot.snapshot_bytes):
-            return batch
-        await self._put(batch)
-        await self._put(Batch(jobs_replace={hot.record.run_id: await hot.snapshot()}))
-        return Batch()
+    async def _fold(self, hot: HotRun, out: _Handing) -> None:
+        """Replace the changes of a run's jobs in the store by a snapshot, if they are many."""
+        if hot.appended_bytes > max(SNAPSHOT_BYTES, hot.snapshot_bytes):
+            await out.flush()
+            out.batch.jobs_replace[hot.record.run_id] = await hot.snapshot()
+            await out.flush()
 
     async def _encode_rows(self, run_ids: Sequence[str]) -> None:
         """Make the rows ready that somebody read before they changed: who reads them again need not wait for it."""
