@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -49,6 +50,8 @@ hypothesis.settings.load_profile("default")
 def pytest_configure(config: pytest.Config) -> None:
     """Mark what this session starts, before anything is started (see `tests.leftovers`)."""
     os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
+    # A shell starts what it puts in the background with Ctrl-C ignored, and so would be what the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,18 +14,19 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 from bpsd.errors import RunAmbiguous, RunNotFound, nearest
+from bpsd.hotrun import HotRun
 from bpsd.jobtable import JobTable, encode_changes
 from bpsd.messages import Event
 from bpsd.models import JobObservation, KnownRun, PollResult, RunObservation
 from bpsd.reducer import absence_is_proof
 from bpsd.runnames import RunNames
 from bpsd.runs import Change, RunRecord, decode_record, encode_record
-from bpsd.slices import Pause, in_pieces
+from bpsd.slices import Pause, in_pieces, in_turns
 from bpsd.store import Batch, Loaded, StoredRun, TimelineEvent
 
 RUNS_PER_BATCH = 100
@@ -53,44 +54,28 @@ Listener = Callable[[Event, Sequence[JobObservation]], None]
 _ROW_TAIL = b',"observed_at":null,"source":""}'
 
 
-class _Hot:
-    """A run with its jobs, and its row as bytes until something changes.
+class _Handing:
+    """Batches on their way to the store: what was put into one gets there, however the work on it ends."""
 
-    ``shelved``: the run is over, and its jobs are in the store alone; its record keeps their counts.
-    """
+    def __init__(self, put: Callable[[Batch], Awaitable[None]]) -> None:
+        self._put = put
+        self.batch = Batch()
 
-    __slots__ = (
-        "appended_bytes",
-        "counted",
-        "cursor",
-        "jobs",
-        "moved_at",
-        "read",
-        "record",
-        "row",
-        "shelved",
-        "snapshot_bytes",
-    )
+    async def flush(self) -> None:
+        """Hand over what there is."""
+        full, self.batch = self.batch, Batch()
+        await self._put(full)
 
-    def __init__(self, record: RunRecord, jobs: JobTable | None = None, cursor: str | None = None) -> None:
-        self.record = record
-        self.jobs = jobs if jobs is not None else JobTable()
-        self.cursor = cursor
-        self.row: bytes | None = None
-        self.read = False
-        self.counted = (0, 0, 0)  # live, hot, jobs: what it adds to the counts of its backend
-        # How much of the jobs the store holds as a snapshot and as changes since: decides when to write a new snapshot.
-        self.snapshot_bytes = 0
-        self.appended_bytes = 0
-        self.moved_at = time.monotonic()
-        self.shelved = False
+    async def make_room(self, run_id: str) -> None:
+        """Have a batch that may take a piece of this run's jobs: each holds one of a run at most."""
+        if run_id in self.batch.jobs_append:
+            await self.flush()
 
-    def take_jobs(self, snapshot: bytes | None, appended: Sequence[bytes]) -> None:
-        """Take the jobs from the store."""
-        self.jobs = JobTable.load(snapshot, appended)
-        self.snapshot_bytes, self.appended_bytes = len(snapshot or b""), sum(map(len, appended))
-        self.moved_at = time.monotonic()  # who asked for them is about to use them
-        self.shelved = False
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.flush()
 
 
 class Cache:
@@ -124,7 +109,7 @@ class Cache:
         self._recall = recall
         self._text_chars = text_chars
         self._clock = clock
-        self._hot: dict[str, _Hot] = {}
+        self._hot: dict[str, HotRun] = {}
         self._names = RunNames()
         self._order: list[str] | None = None
         self._counts: dict[str, dict[str, int]] = {}
@@ -150,9 +135,10 @@ class Cache:
         for stored in loaded.runs:
             try:
                 record = decode_record(stored.doc)
-                hot = _Hot(record, cursor=loaded.run_cursors.get((record.backend, record.run_id)))
+                hot = HotRun(record, cursor=loaded.run_cursors.get((record.backend, record.run_id)))
                 if record.live:
-                    hot.take_jobs(*loaded.jobs.pop(stored.run_id, (None, ())))
+                    kept = loaded.jobs.pop(stored.run_id, (None, ()))
+                    hot.take_jobs(JobTable.load(*kept), *kept)
             except (msgspec.MsgspecError, ValueError):
                 damaged.append(stored.run_id)
                 continue
@@ -240,7 +226,7 @@ class Cache:
             self._tail_bytes = b',"observed_at":%s,"source":%s}' % tuple(map(msgspec.json.encode, tail))
         return (hot.row or self._encode_row(hot)) + self._tail_bytes
 
-    def _encode_row(self, hot: _Hot) -> bytes:
+    def _encode_row(self, hot: HotRun) -> bytes:
         row = hot.record.as_row(hot.jobs)
         # What every poll changes comes last and is put in when the row is read; the rest stays encoded.
         row.observed_at, row.source = None, ""
@@ -298,51 +284,53 @@ class Cache:
     # -- taking ------------------------------------------------------------------------------------------------------
 
     async def apply_poll(self, backend: str, result: PollResult, began: float) -> int:
-        """Fold a poll into the runs; returns how many runs changed."""
+        """Fold a poll into the runs; returns how many runs changed.
+
+        What was folded when it is cancelled has been handed to the store: the next poll goes on from there.
+        """
         changed = 0
         touched: list[str] = []
         pause = Pause()
-        for first in range(0, len(result.observations), RUNS_PER_BATCH):
-            some = result.observations[first : first + RUNS_PER_BATCH]
-            batch = Batch()
-            for run_id, seen in zip(await self._run_ids(backend, some), some, strict=True):
-                *pieces, last = in_pieces(seen)
-                moved = False
-                for piece in pieces:
-                    batch = await self._room_for(run_id, batch)
-                    moved |= self._apply_one(run_id, backend, piece, began, None, batch)
+        async with _Handing(self._put) as out:
+            for first in range(0, len(result.observations), RUNS_PER_BATCH):
+                some = result.observations[first : first + RUNS_PER_BATCH]
+                for run_id, seen in zip(await self._run_ids(backend, some), some, strict=True):
+                    *pieces, last = in_pieces(seen)
+                    moved = False
+                    for piece in pieces:
+                        await out.make_room(run_id)
+                        moved |= self._apply_one(run_id, backend, piece, began, None, out.batch)
+                        await pause.if_due()
+                    await out.make_room(run_id)
+                    cursor = result.run_cursors.get(seen.wms_id)
+                    if self._apply_one(run_id, backend, last, began, cursor, out.batch) or moved:
+                        changed += 1
+                        touched.append(run_id)
+                    await self._fold(self._hot[run_id], out)
                     await pause.if_due()
-                batch = await self._room_for(run_id, batch)
-                cursor = result.run_cursors.get(seen.wms_id)
-                if self._apply_one(run_id, backend, last, began, cursor, batch) or moved:
-                    changed += 1
-                    touched.append(run_id)
+                await out.flush()
+                await asyncio.sleep(0)
+            if absence_is_proof(result.sources):
+                names = tuple(source.name for source in result.sources)
+                for wms_id in result.absent:
+                    changed += self._vanish(backend, wms_id, began, names, out.batch)
+                if not result.more:
+                    self._confirmed[backend] = began
+            for wms_id, cursor in result.run_cursors.items():
+                self._keep_cursor(backend, wms_id, cursor, out.batch)
                 await pause.if_due()
-            await self._put(batch)
-            await asyncio.sleep(0)
-        batch = Batch()
-        if absence_is_proof(result.sources):
-            names = tuple(source.name for source in result.sources)
-            for wms_id in result.absent:
-                changed += self._vanish(backend, wms_id, began, names, batch)
-            if not result.more:
-                self._confirmed[backend] = began
-        if result.cursor is not None:
-            self._cursors[backend] = result.cursor
-            batch.cursors[backend] = result.cursor  # in the last batch: a cursor never runs ahead of what it covers
-        for wms_id, cursor in result.run_cursors.items():
-            self._keep_cursor(backend, wms_id, cursor, batch)
-            await pause.if_due()
-        await self._put(batch)
+            if result.cursor is not None:
+                self._cursors[backend] = result.cursor
+                out.batch.cursors[backend] = result.cursor  # last: a cursor never runs ahead of what it covers
         await self._encode_rows(touched)
         return changed
 
-    async def _room_for(self, run_id: str, batch: Batch) -> Batch:
-        """A batch that may take a piece of this run's jobs: each holds one of a run at most."""
-        if run_id not in batch.jobs_append:
-            return batch
-        await self._put(batch)
-        return Batch()
+    async def _fold(self, hot: HotRun, out: _Handing) -> None:
+        """Replace the changes of a run's jobs in the store by a snapshot, if they are many."""
+        if hot.appended_bytes > max(SNAPSHOT_BYTES, hot.snapshot_bytes):
+            await out.flush()
+            out.batch.jobs_replace[hot.record.run_id] = await hot.snapshot()
+            await out.flush()
 
     async def _encode_rows(self, run_ids: Sequence[str]) -> None:
         """Make the rows ready that somebody read before they changed: who reads them again need not wait for it."""
@@ -383,7 +371,7 @@ class Cache:
         hot = self._hot.get(run_id)
         changes: list[Change] = []
         if hot is None:
-            hot = _Hot(RunRecord(run_id=run_id, backend=backend, first_seen_at=began, began=began, source="journal"))
+            hot = HotRun(RunRecord(run_id=run_id, backend=backend, first_seen_at=began, began=began, source="journal"))
             if seen.attempt is not None:
                 hot.record.attempt = seen.attempt
             hot.record.wms_id = seen.wms_id
@@ -423,7 +411,7 @@ class Cache:
         changes: list[Change] = []
         if hot is None:
             now = self._clock()
-            hot = _Hot(RunRecord(run_id=run_id, backend=backend, first_seen_at=now, source="journal"))
+            hot = HotRun(RunRecord(run_id=run_id, backend=backend, first_seen_at=now, source="journal"))
             self._insert(hot)
             changes.append(Change("run.seen", {}))
         changes += edit(hot.record)
@@ -440,9 +428,7 @@ class Cache:
                 continue
             batch = Batch()
             if len(hot.jobs):
-                snapshot = hot.jobs.dump()
-                hot.snapshot_bytes, hot.appended_bytes = len(snapshot), 0
-                batch.jobs_replace[run_id] = snapshot
+                batch.jobs_replace[run_id] = await hot.snapshot()
             if hot.cursor is not None:
                 batch.run_cursors[(hot.record.backend, run_id)] = hot.cursor
             self._publish(hot, (), (), batch)
@@ -461,13 +447,15 @@ class Cache:
         if not run_ids:
             return
         for stored, snapshot, appended in await self._recall(run_ids):
+            jobs = JobTable()
+            await in_turns(jobs.loading(snapshot, appended))
             hot = self._hot.get(stored.run_id)
             if hot is None:
-                hot = _Hot(decode_record(stored.doc))
+                hot = HotRun(decode_record(stored.doc))
                 self._insert(hot)
             elif not hot.shelved:
                 continue  # somebody else was quicker
-            hot.take_jobs(snapshot, appended)
+            hot.take_jobs(jobs, snapshot, appended)
             self._count(hot)
 
     def absorb(self, run_id: str, others: Sequence[str]) -> None:
@@ -502,7 +490,7 @@ class Cache:
 
     # -- bookkeeping -------------------------------------------------------------------------------------------------
 
-    def _publish(self, hot: _Hot, changes: Sequence[Change], moved: Sequence[JobObservation], batch: Batch) -> None:
+    def _publish(self, hot: HotRun, changes: Sequence[Change], moved: Sequence[JobObservation], batch: Batch) -> None:
         hot.row = None
         self._count(hot)
         hot.moved_at = time.monotonic()
@@ -529,19 +517,10 @@ class Cache:
             )
         )
 
-    def _keep_jobs(self, hot: _Hot, moved: Sequence[JobObservation], batch: Batch) -> None:
-        run_id = hot.record.run_id
+    def _keep_jobs(self, hot: HotRun, moved: Sequence[JobObservation], batch: Batch) -> None:
         piece = encode_changes(hot.record.attempt, moved)
-        if run_id not in batch.jobs_append and hot.appended_bytes + len(piece) <= max(
-            SNAPSHOT_BYTES, hot.snapshot_bytes
-        ):
-            hot.appended_bytes += len(piece)
-            batch.jobs_append[run_id] = piece
-        else:
-            snapshot = hot.jobs.dump()
-            hot.snapshot_bytes, hot.appended_bytes = len(snapshot), 0
-            batch.jobs_append.pop(run_id, None)
-            batch.jobs_replace[run_id] = snapshot
+        hot.appended_bytes += len(piece)
+        batch.jobs_append[hot.record.run_id] = piece
 
     def _emit(
         self,
@@ -568,7 +547,7 @@ class Cache:
         for listener in tuple(self._listeners):
             listener(event, moved)
 
-    def _insert(self, hot: _Hot) -> None:
+    def _insert(self, hot: HotRun) -> None:
         self._hot[hot.record.run_id] = hot
         self._order = None
         self._count(hot)
@@ -583,13 +562,13 @@ class Cache:
 
     def live_runs(self, backend: str) -> int:
         """How many live runs of a backend there are."""
-        return sum(hot.record.backend == backend and hot.record.live for hot in self._hot.values())
+        return self._counts[backend]["live"] if backend in self._counts else 0
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Per backend: live runs, hot runs, jobs known."""
         return self._counts
 
-    def _count(self, hot: _Hot, *, gone: bool = False) -> None:
+    def _count(self, hot: HotRun, *, gone: bool = False) -> None:
         """Put right what this run adds to the counts: every report shows them, so they are never counted anew."""
         of = self._counts.setdefault(hot.record.backend, {"live": 0, "hot": 0, "jobs": 0})
         before, now = hot.counted, (0, 0, 0) if gone else (int(hot.record.live), 1, len(hot.jobs))

@@ -9,7 +9,7 @@ decided.
 
 from __future__ import annotations
 
-__all__ = ["JobTable", "encode_changes"]
+__all__ = ["ROWS_PER_PART", "JobTable", "encode_changes"]
 
 from array import array
 from collections import Counter
@@ -31,8 +31,12 @@ _NO_CODE = -(2**31)
 _NO_ATTEMPT = -1
 
 
-class _Dump(msgspec.Struct, array_like=True):
-    """What `JobTable.dump` writes; fields are only ever appended."""
+ROWS_PER_PART = 4096
+"""Jobs in one part of a snapshot: about a millisecond to write or to read, so the loop can answer in between."""
+
+
+class _Part(msgspec.Struct, array_like=True):
+    """Some rows of a table, as `JobTable.parts` writes them; fields are only ever appended."""
 
     names: list[str]
     labels: list[str]
@@ -231,11 +235,13 @@ class JobTable:
             if not codes[code]:
                 del codes[code]
 
-    def _recount(self) -> None:
-        """Count from the columns, without a step of Python for each job (a daemon starts with a million of them)."""
-        self._counts = [[0] * len(_ORDER) for _ in self._labels]
-        self._codes = [Counter() for _ in self._labels]
-        for (label, state, code), count in Counter(zip(self._label_of, self._state, self._code, strict=True)).items():
+    def _count_from(self, first: int) -> None:
+        """Count the rows from ``first`` on, with no step of Python for each job (a daemon starts with a million)."""
+        for _ in range(len(self._labels) - len(self._counts)):
+            self._counts.append([0] * len(_ORDER))
+            self._codes.append(Counter())
+        columns = self._label_of[first:], self._state[first:], self._code[first:]
+        for (label, state, code), count in Counter(zip(*columns, strict=True)).items():
             self._counts[label][_POSITION[state]] += count
             self._totals[_POSITION[state]] += count
             if code not in (0, _NO_CODE) and state in _FAULTS:
@@ -306,30 +312,44 @@ class JobTable:
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
-    def dump(self) -> bytes:
-        """The whole table as bytes for the store."""
-        return msgspec.msgpack.encode(
-            _Dump(
-                self._names,
-                self._labels,
-                self._hosts,
-                self._label_of.tobytes(),
-                self._state.tobytes(),
-                self._run_attempt.tobytes(),
-                self._attempt.tobytes(),
-                self._rank.tobytes(),
-                self._code.tobytes(),
-                self._time.tobytes(),
-                self._start.tobytes(),
-                self._end.tobytes(),
-                self._host_of.tobytes(),
-                self._wms_ids,
-                self._notes,
+    def parts(self) -> Iterator[bytes]:
+        """The whole table for the store, part by part; joined they are its snapshot.
+
+        Nothing may be applied until the last one is taken.
+        """
+        for first in range(0, len(self), ROWS_PER_PART):
+            rows = slice(first, first + ROWS_PER_PART)
+            columns = (getattr(self, column)[rows].tobytes() for column in _COLUMNS)
+            notes = {row - first: self._notes[row] for row in range(first, rows.stop) if row in self._notes}
+            part = msgspec.msgpack.encode(
+                (self._names[rows], self._labels, self._hosts, *columns, self._wms_ids[rows], notes)
             )
-        )
+            yield len(part).to_bytes(4) + part
+
+    def dump(self) -> bytes:
+        """The whole table as a snapshot for the store."""
+        return b"".join(self.parts())
+
+    def loading(self, snapshot: bytes | None, appended: Sequence[bytes] = ()) -> Iterator[None]:
+        """Take in what the store has of a run, into an empty table, step by step: see `load`."""
+        data = memoryview(snapshot or b"")
+        # A snapshot of 0.1.0.dev0 is one part without its length; a length never begins with that byte.
+        if data[:1] == _ARRAY_OF_15:
+            self._extend(data)
+            data = data[:0]
+        while data:
+            length = int.from_bytes(data[:4])
+            self._extend(data[4 : 4 + length])
+            data = data[4 + length :]
+            yield
+        for piece in appended:
+            run_attempt, jobs = _CHANGES.decode(piece)
+            self.apply(run_attempt, jobs)
+            yield
+        self.forget_index()
 
     @classmethod
-    def load(cls, data: bytes | None, appended: Sequence[bytes] = ()) -> JobTable:
+    def load(cls, snapshot: bytes | None, appended: Sequence[bytes] = ()) -> JobTable:
         """The table that `dump` wrote, with the changes that came later (`encode_changes`).
 
         Raises
@@ -338,38 +358,47 @@ class JobTable:
             If the bytes are not such a table.
         """
         table = cls()
-        if data is not None:
-            dumped = msgspec.msgpack.decode(data, type=_Dump)
-            table._names, table._labels, table._hosts = dumped.names, dumped.labels, dumped.hosts
-            for name in (
-                "label_of",
-                "state",
-                "run_attempt",
-                "attempt",
-                "rank",
-                "code",
-                "time",
-                "start",
-                "end",
-                "host_of",
-            ):
-                column: array[int] | array[float] = getattr(table, f"_{name}")
-                column.frombytes(getattr(dumped, name))
-                if len(column) != len(table._names):
-                    raise ValueError(f"the column {name} has {len(column)} rows for {len(table._names)} jobs")
-            table._wms_ids, table._notes = dumped.wms_ids, dumped.notes
-            try:
-                table._recount()
-            except LookupError as exc:
-                raise ValueError(f"a job has a state or a label that there is not: {exc}") from exc
-            table._index = None
-        for piece in appended:
-            run_attempt, jobs = _CHANGES.decode(piece)
-            table.apply(run_attempt, jobs)
-        table.forget_index()
+        for _ in table.loading(snapshot, appended):
+            pass
         return table
 
+    def _extend(self, data: memoryview) -> None:
+        part = _PARTS.decode(data)
+        first = len(self._names)
+        self._names += part.names
+        for column in _COLUMNS:
+            cells: array[int] | array[float] = getattr(self, column)
+            cells.frombytes(getattr(part, column[1:]))
+            if len(cells) != len(self._names):
+                raise ValueError(f"the column {column[1:]} has {len(cells)} rows for {len(self._names)} jobs")
+        if part.wms_ids:
+            self._wms_ids.extend([""] * (first - len(self._wms_ids)))
+            self._wms_ids += part.wms_ids
+        self._notes.update((first + row, note) for row, note in part.notes.items())
+        self._labels, self._hosts = part.labels, part.hosts  # the same in each part
+        try:
+            self._count_from(first)
+        except LookupError as exc:
+            raise ValueError(f"a job has a state or a label that there is not: {exc}") from exc
+        self._index = None
 
+
+_COLUMNS = (
+    "_label_of",
+    "_state",
+    "_run_attempt",
+    "_attempt",
+    "_rank",
+    "_code",
+    "_time",
+    "_start",
+    "_end",
+    "_host_of",
+)
+"""The arrays with a cell for each job, in the order in which `_Part` has them."""
+
+_ARRAY_OF_15 = b"\x9f"
+_PARTS = msgspec.msgpack.Decoder(_Part)
 _CHANGES = msgspec.msgpack.Decoder(tuple[int, list[JobObservation]])
 
 

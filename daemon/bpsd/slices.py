@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["JOBS_PER_PIECE", "SLICE_S", "Pause", "in_pieces"]
+__all__ = ["JOBS_PER_PIECE", "SLICE_S", "Pause", "in_pieces", "in_turns"]
 
 import asyncio
 import time
+from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
 
 from bpsd.models import TERMINAL, RunObservation
+
+T = TypeVar("T")
 
 SLICE_S = 0.001
 """How long `apply_poll` works before it lets requests through, in seconds."""
@@ -31,6 +35,16 @@ class Pause:
         if time.perf_counter() > self._due:
             await asyncio.sleep(0)
             self._due = time.perf_counter() + SLICE_S
+
+
+async def in_turns(steps: Iterable[T]) -> list[T]:
+    """Take all ``steps``, and let others have their turn between them."""
+    pause = Pause()
+    taken = []
+    for step in steps:
+        taken.append(step)
+        await pause.if_due()
+    return taken
 
 
 def in_pieces(seen: RunObservation) -> list[RunObservation]:

@@ -219,15 +219,20 @@ class Store:
     # -- writing -----------------------------------------------------------------------------------------------------
 
     async def put(self, batch: Batch) -> None:
-        """Have a batch written soon, in one transaction; waits only while `MAX_WAITING_BYTES` are waiting already."""
+        """Have a batch written soon, in one transaction; waits only while `MAX_WAITING_BYTES` are waiting already.
+
+        Who is cancelled while waiting has put it all the same.
+        """
         rows = Pending(batch)
-        while self._pending.size > MAX_WAITING_BYTES:
-            self._room.clear()
-            await self._room.wait()
-        self._pending.absorb(rows)
-        self._puts += 1
-        if self._retry is None:
-            self._kick()
+        try:
+            while self._pending.size > MAX_WAITING_BYTES:
+                self._room.clear()
+                await self._room.wait()
+        finally:
+            self._pending.absorb(rows)
+            self._puts += 1
+            if self._retry is None:
+                self._kick()
 
     async def flush(self) -> None:
         """Wait until all that was put before is in the file.

@@ -102,9 +102,23 @@ def _event_row(event: TimelineEvent) -> tuple[object, ...]:
 
 
 class Pending:
-    """A fold of batches. Rows are made when a batch comes in: what cannot be written is its caller's error at once."""
+    """A fold of batches. Rows are made when a batch comes in: what cannot be written is its caller's error at once.
 
-    __slots__ = ("_append", "_cursors", "_events", "_forget", "_last_seq", "_replace", "_run_cursors", "_runs", "size")
+    ``size`` is about what it takes in memory, in bytes: never less, and at most twice as much.
+    """
+
+    __slots__ = (
+        "_append",
+        "_cursors",
+        "_events",
+        "_forget",
+        "_last_seq",
+        "_measured",
+        "_replace",
+        "_run_cursors",
+        "_runs",
+        "size",
+    )
 
     def __init__(self, batch: Batch | None = None) -> None:
         self._forget: dict[str, None] = {}
@@ -115,7 +129,7 @@ class Pending:
         self._last_seq = 0
         self._cursors: dict[str, bytes | None] = {}
         self._run_cursors: dict[tuple[str, str], bytes | None] = {}
-        self.size = 0
+        self.size = self._measured = 0
         if batch is not None:
             self._forget = dict.fromkeys(batch.forget)
             self._runs = {run.run_id: _run_row(run) for run in batch.runs}
@@ -151,7 +165,9 @@ class Pending:
         self._last_seq = max(self._last_seq, newer._last_seq)
         self._cursors.update(newer._cursors)
         self._run_cursors.update(newer._run_cursors)
-        self._measure()
+        self.size += newer.size
+        if self.size > 2 * self._measured:  # seldom, so that much that waits is not measured with every batch
+            self._measure()
 
     def _drop(self, run_ids: Iterable[str]) -> None:
         """Take out what a later ``forget`` would remove."""
@@ -164,7 +180,7 @@ class Pending:
         self._run_cursors = {key: value for key, value in self._run_cursors.items() if key[1] not in gone}
 
     def _measure(self) -> None:
-        self.size = (
+        self.size = self._measured = (
             _bytes(self._runs, lambda row: len(row[2]))  # type: ignore[arg-type]
             + _bytes(self._replace, len)
             + _bytes(self._append, lambda pieces: sum(map(len, pieces)))

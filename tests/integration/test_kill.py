@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,20 @@ class Operator(threading.Thread):
         self.acknowledged[row["id"]] = row["verb"]
 
 
+def have_acknowledged(operators: list[Operator], count: int) -> bool:
+    """Whether the operators together have had so many commands acknowledged."""
+    return sum(len(operator.acknowledged) for operator in operators) >= count
+
+
 def test_no_acknowledged_command_is_lost_and_none_is_done_twice(state_dir: Path) -> None:
     chance = random.Random(20261122)
     with RunningDaemon(state_dir, {"toy": {"type": "scripted"}}) as daemon:
         operators = [Operator(daemon, seed) for seed in range(2)]
         for operator in operators:
             operator.start()
-        for _ in range(KILLS):
+        for kill in range(1, KILLS + 1):
+            # A machine may be so slow that nobody gets a word in between two kills: that would prove nothing.
+            until(partial(have_acknowledged, operators, 2 * kill), "commands are acknowledged")
             time.sleep(chance.uniform(0.0, 0.3))
             daemon.kill()
             daemon.start()
@@ -91,7 +99,6 @@ def test_no_acknowledged_command_is_lost_and_none_is_done_twice(state_dir: Path)
             assert {row["state"] for row in over} <= {"DONE", "FAILED", "SUPERSEDED"}
         wms = daemon.wms("toy").read()
 
-    assert len(acknowledged) > KILLS, "the operators hardly got a word in: the test proves nothing"
     done = Counter(row["verb"] for row in over if row["state"] == "DONE")
     assert done["submit"] > 0
     assert done["cancel"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ async def test_deltas_only(tmp_path: Path) -> None:
 
 async def test_polls_are_bounded_and_the_loop_has_its_turn(tmp_path: Path) -> None:
     count = 2 * JOBS_PER_POLL
-    jobs = [{"name": f"n{i}", "label": f"l{i % 7}", "kind": "noop"} for i in range(count)]
+    pruned = [shell_job(f"n{i}", "true", label=f"l{i % 7}", parents=["bad"]) for i in range(count)]
     async with opened(tmp_path) as local:
-        wms_id, folder = await local.start(*jobs)
+        wms_id, folder = await local.start(shell_job("bad", "exit 1"), *pruned)
         await eventually(lambda: not runlog.is_held(folder.log), "the run is over")
         turns = 0
 
@@ -97,8 +98,9 @@ async def test_polls_are_bounded_and_the_loop_has_its_turn(tmp_path: Path) -> No
         assert len(sizes) >= 2
         assert max(sizes) < 1.2 * JOBS_PER_POLL
         assert turns > 10 * len(results)
-        assert [seen.state for result in results for seen in result.observations][-1] is S.SUCCEEDED
-        assert {job.state for result in results for seen in result.observations for job in seen.jobs} == {S.SUCCEEDED}
+        assert [seen.state for result in results for seen in result.observations][-1] is S.FAILED
+        last = {job.name: job.state for result in results for seen in result.observations for job in seen.jobs}
+        assert Counter(last.values()) == {S.FAILED: 1, S.PRUNED: count}
 
 
 async def test_a_poll_whose_deadline_is_near_ends_with_what_it_has(tmp_path: Path) -> None:

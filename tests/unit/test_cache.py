@@ -6,9 +6,12 @@ import asyncio
 import json
 from collections.abc import Sequence
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from bpsd.cache import Cache
+from bpsd.jobtable import JobTable
 from bpsd.models import JobObservation, PollResult, RunObservation, SourceReport, WmsStates
 from bpsd.runs import RunRecord
 from bpsd.slices import JOBS_PER_PIECE, in_pieces
@@ -121,6 +124,41 @@ async def test_a_report_has_the_rows_of_now_also_of_those_that_were_made_ready()
     assert cache.counts() == {"b": {"live": 1, "hot": 1, "jobs": 3}}
     await cache.apply_poll("b", polled(seen(WmsStates.FAILED, jobs=4)), 4.0)
     assert cache.counts() == {"b": {"live": 0, "hot": 1, "jobs": 4}}
+
+
+async def test_what_a_cancelled_poll_has_changed_reaches_the_store() -> None:
+    batches: list[Batch] = []
+    cache = make_cache(batches)
+    some = [seen(WmsStates.RUNNING, jobs=JOBS, wms_id=str(n)) for n in range(1, 50)]
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(cache.apply_poll, "b", polled(*some, cursor="c"), 1.0)
+        while cache.counts().get("b", {}).get("hot", 0) < 5:
+            await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+
+    hot = cache.counts()["b"]["hot"]
+    assert 5 <= hot < 49
+    assert len({run.run_id for batch in batches for run in batch.runs}) == hot
+    told = [
+        job for batch in batches for doc in batch.jobs_append.values() for job in JobTable.load(None, [doc]).names()
+    ]
+    assert len(told) == cache.counts()["b"]["jobs"]
+    assert not any(batch.cursors for batch in batches)
+
+
+async def test_many_changes_are_folded_into_a_snapshot_that_holds_all_of_them() -> None:
+    batches: list[Batch] = []
+    cache = make_cache(batches)
+    for began, state in enumerate([WmsStates.READY, WmsStates.RUNNING, WmsStates.SUCCEEDED]):
+        await cache.apply_poll("b", polled(seen(state, jobs=2000)), float(began))
+
+    folded = [n for n, batch in enumerate(batches) if batch.jobs_replace]
+    assert folded
+    later = [doc for batch in batches[folded[-1] + 1 :] for doc in batch.jobs_append.values()]
+    table = JobTable.load(batches[folded[-1]].jobs_replace["r00000001"], later)
+    assert table.state_counts() == cache.jobs("r00000001").state_counts() == {"SUCCEEDED": 2000}
+    assert not any(batch.jobs_replace and batch.jobs_append for batch in batches)
 
 
 async def test_many_sightings_of_one_run_in_a_poll_write_pieces_and_no_snapshots() -> None:

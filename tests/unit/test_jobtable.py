@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpsd.jobtable import JobTable, encode_changes
+from bpsd.jobtable import ROWS_PER_PART, JobTable, encode_changes
 from bpsd.models import JobObservation, WmsStates
 
 observations = st.lists(
@@ -53,6 +53,43 @@ def test_a_table_comes_back_with_its_counts(first: list[JobObservation], later: 
     assert again.state_counts() == table.state_counts()
 
 
+def test_a_snapshot_of_many_parts_comes_back() -> None:
+    count = 2 * ROWS_PER_PART + 10
+    table = JobTable()
+    for row in range(count):
+        late = row > ROWS_PER_PART + 5
+        table.apply(
+            1,
+            [
+                JobObservation(
+                    name=f"j{row}",
+                    label=f"l{row % 3}",
+                    state=WmsStates.FAILED if row % 7 == 0 else WmsStates.RUNNING,
+                    attempt=1,
+                    exit_code=3 if row % 7 == 0 else None,
+                    wms_id=f"1.{row}" if late else "",
+                    host=f"node{row % 5}",
+                    note="walltime" if row % 1000 == 0 else "",
+                )
+            ],
+        )
+
+    parts = list(table.parts())
+
+    assert len(parts) == 3
+    assert everything(JobTable.load(b"".join(parts))) == everything(table)
+    assert len(list(JobTable().loading(b"".join(parts), [encode_changes(1, seen(WmsStates.HELD))]))) == 4
+    with pytest.raises(ValueError, match="truncated"):
+        JobTable.load(b"".join(parts)[:-1])
+
+
+def test_a_snapshot_of_one_part_without_a_length_is_read() -> None:
+    """As written before snapshots had parts."""
+    table = JobTable()
+    table.apply(1, seen(WmsStates.RUNNING))
+    assert everything(JobTable.load(table.dump()[4:])) == everything(table)
+
+
 @given(observations, st.integers(1, 10))
 def test_in_pieces_or_whole_is_the_same(jobs: list[JobObservation], size: int) -> None:
     whole, pieces = JobTable(), JobTable()
@@ -68,7 +105,7 @@ def test_in_pieces_or_whole_is_the_same(jobs: list[JobObservation], size: int) -
 def test_a_damaged_table_is_refused(field: str, value: bytes) -> None:
     table = JobTable()
     table.apply(1, seen(WmsStates.RUNNING))
-    dumped = msgspec.msgpack.decode(table.dump())
+    dumped = msgspec.msgpack.decode(table.dump()[4:])
     columns = {"label_of": 3, "state": 4, "code": 8}
     dumped[columns[field]] = value
 

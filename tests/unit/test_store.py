@@ -155,6 +155,19 @@ async def test_too_much_that_waits_makes_putting_wait(store: Store, monkeypatch:
     assert len((await store.load(0.0)).runs) == 20
 
 
+async def test_who_is_cancelled_while_waiting_has_put_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "MAX_WAITING_BYTES", 1000)
+    async with _held(store):
+        for n in range(2):
+            await store.put(Batch(runs=[_run(f"r{n}", doc=b"x" * 5000)]))
+        with anyio.move_on_after(0.05) as scope:
+            await store.put(Batch(runs=[_run("r2")]))
+        assert scope.cancelled_caught
+    await store.flush()
+
+    assert len((await store.load(0.0)).runs) == 3
+
+
 async def test_flush_waits_for_all_that_was_put_before(store: Store) -> None:
     await store.flush()  # nothing waits
     await store.put(Batch())

@@ -112,7 +112,7 @@ def test_run_that_is_put_often_waits_once() -> None:
     for n in range(1000):
         fold.absorb(Pending(Batch(runs=[_run("r1", doc=b"x" * 1000, updated_at=float(n))])))
 
-    assert fold.size == 1000 + ROW_BYTES
+    assert 1000 + ROW_BYTES <= fold.size <= 2 * (1000 + ROW_BYTES)
     assert repr(fold) == f"<Pending 1 runs, 0 events, {fold.size} bytes>"
 
 

@@ -25,6 +25,9 @@ from bpsd_adapters.local.document import Document
 from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder, sync_folder
 from bpsd_adapters.local.ledger import Capacity
 
+NICENESS = 10
+"""Added to the daemon's, which has questions to answer meanwhile."""
+
 PROBLEMS_MAX = 200
 """How many problems are told; the rest are counted."""
 
@@ -191,4 +194,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    os.nice(NICENESS)
     sys.exit(main())

@@ -17,6 +17,7 @@ from bpsd.jobtable import JobTable
 from bpsd.journal import Journal
 from bpsd.poller import Backend
 from bpsd.runs import RunRecord, decode_record
+from bpsd.slices import in_turns
 from bpsd.spool import Spool
 from bpsd.store import Store
 
@@ -118,4 +119,6 @@ class Deps:
         snapshot, appended = await self.store.jobs(run_id)
         if snapshot is None and not appended:
             return None
-        return JobTable.load(snapshot, appended)
+        jobs = JobTable()
+        await in_turns(jobs.loading(snapshot, appended))
+        return jobs

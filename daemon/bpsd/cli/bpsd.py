@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -78,10 +79,19 @@ def _serve(arguments: argparse.Namespace) -> int:
     with log_to(level=config.logs.level, form=config.logs.format):
         daemon = Daemon(config, config_path=path, reload=lambda: _config(arguments)[0], log=get_logger())
         try:
-            anyio.run(daemon.run)
+            anyio.run(_run, daemon)
         except* BpsdError as group:
             raise _first(group) from None
     return 0
+
+
+async def _run(daemon: Daemon) -> None:
+    if sys.version_info < (3, 12):
+        # Python 3.11 starts a thread for each process and waits until it runs: up to 80 ms on a busy machine.
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.set_child_watcher(watcher)
+    await daemon.run()
 
 
 def _first(group: BaseExceptionGroup[BpsdError]) -> BpsdError:
