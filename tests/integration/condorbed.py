@@ -117,10 +117,11 @@ class CondorBed:
         init = self.script("init-pid").stdout.strip()
         enter = f"nsenter -t {init} -m -p -u -r -- setpriv --reuid=1000 --regid=1000 --clear-groups"
         variables = "HOME=/home/op USER=op LOGNAME=op PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin"
+        variables += ' ${_CONDOR_SCHEDD_HOST:+"_CONDOR_SCHEDD_HOST=$_CONDOR_SCHEDD_HOST"}'
         for name in INSIDE:
             program = programs / name
             program.write_text(
-                f'#!/bin/sh\nexec {enter} env -i {variables} ${{_CONDOR_SCHEDD_HOST:+"_CONDOR_SCHEDD_HOST=$_CONDOR_SCHEDD_HOST"}}'
+                f"#!/bin/sh\nexec {enter} env -i {variables}"
                 f' /bin/sh -c \'cd "$0" 2>/dev/null || cd; exec "$@"\' "$PWD" {name} "$@"\n'
             )
             program.chmod(0o755)

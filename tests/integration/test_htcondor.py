@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -64,8 +63,8 @@ ROWS = rows()
 
 
 @pytest.fixture(scope="module")
-def outcomes(pool: CondorBed, twin: CondorBed) -> Iterator[Outcomes]:
-    yield ROWS.run(Pools(pool, twin), at_once=24, pause_s=1.0)
+def outcomes(pool: CondorBed, twin: CondorBed) -> Outcomes:
+    return ROWS.run(Pools(pool, twin), at_once=24, pause_s=1.0)
 
 
 @pytest.mark.parametrize("name", ROWS.names)
