@@ -5,10 +5,11 @@ from __future__ import annotations
 __all__ = ["FIRST_SCHEDD", "SECOND_SCHEDD", "CondorBed", "bed_folder", "twin_bed"]
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,12 @@ class CondorBed:
         assert found, f"no process {sign} in the bed"
         self.as_root("kill", f"-{signal}", *found)
 
-    def cut_sessions(self) -> None:
-        """Break every SSH connection of the operator."""
-        self.signal("sshd-session: op@notty", "KILL")
+    def kill_sessions(self, ports: Iterable[int]) -> None:
+        """SIGKILL for the SSH server's processes of the connections that come from these ports."""
+        for port in ports:
+            sockets = self.as_root("ss", "-Htnp", "sport", "=", f":{self.ssh_port}", "and", "dport", "=", f":{port}")
+            for pid in re.findall(r"pid=(\d+)", sockets):
+                self.script("exec", "kill", "-KILL", pid)  # another of its processes may have taken it along
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """A backend's settings that reach it over SSH."""
@@ -128,13 +132,18 @@ class CondorBed:
         return {"bin_dir": str(programs), "submit_root": str(folder / "scratch" / "runs"), "settle_s": 10.0, **more}
 
     def ssh(self, **more: Any) -> dict[str, Any]:
-        """How to reach its submit host."""
+        """How to reach its submit host; ``port`` names a relay."""
+        known_hosts = bed_folder() / f"{self.name}.known_hosts"
+        if "port" in more:
+            line = known_hosts.read_text().replace(f"]:{self.ssh_port} ", f"]:{more['port']} ")
+            known_hosts = bed_folder() / f"{self.name}.known_hosts.{more['port']}"
+            known_hosts.write_text(line)
         return {
             "host": "127.0.0.1",
             "port": self.ssh_port,
             "user": "op",
             "keys": [str(bed_folder() / "op_key")],
-            "known_hosts": str(bed_folder() / f"{self.name}.known_hosts"),
+            "known_hosts": str(known_hosts),
             "config": "/dev/null",
             **more,
         }
