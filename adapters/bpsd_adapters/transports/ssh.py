@@ -49,6 +49,9 @@ _GRACE_S = 3.0
 """How long after a command's deadline on the host its answer is waited for."""
 
 _CHUNK_BYTES = 256 * 1024
+_PIECE_BYTES = 256 * 1024
+"""What one request for a piece of a file asks for (OpenSSH's servers give at most that)."""
+
 _TIMED_OUT = 124
 _KILLED = 137
 _NO_PROGRAM = (126, 127)
@@ -166,9 +169,15 @@ class SshTransport(Transport):
 
     async def read(self, path: str, offset: int, limit: int) -> bytes:
         """See `Transport.read`."""
-        async with self._files() as sftp, sftp.open(path, "rb") as file:
-            data: bytes = await file.read(limit, offset)
-            return data
+        # One request at a time: of several at once, those that a broken connection takes along are nobody's to await.
+        async with self._files() as sftp, sftp.open(path, "rb", block_size=0) as file:
+            data = bytearray()
+            while len(data) < limit:
+                piece = await file.read(min(_PIECE_BYTES, limit - len(data)), offset + len(data))
+                if not piece:
+                    break
+                data += piece
+            return bytes(data)
 
     async def write(self, path: str, data: bytes) -> None:
         """See `Transport.write`."""
