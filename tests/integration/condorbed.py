@@ -34,7 +34,7 @@ def bed_folder() -> Path:
     return BEDS
 
 
-@dataclass
+@dataclass(eq=False)
 class CondorBed:
     """One pool with two schedds and an SSH server. ``share`` is a folder that jobs and tests see alike."""
 
@@ -72,6 +72,8 @@ class CondorBed:
         """Start it with empty queues, and build it if it is not there. One that is up is taken as it is."""
         self.share.mkdir(parents=True, exist_ok=True)
         self.share.chmod(0o1777)
+        if self.root.exists() and self.copy_of is None:
+            self.script("lsst")
         if self.root.exists() and self.script("status").returncode != 0:
             self.script("wipe")
         done = self.script("start")
