@@ -167,6 +167,30 @@ async def some_jobs_are_released_and_others_not(pool: CondorBed) -> None:
 
 
 @ROWS.row
+async def programs_by_name_and_folders_to_start_in(pool: CondorBed) -> None:
+    """And many jobs: those documents are prepared in a helper process."""
+    folder = await in_bed(pool, "mktemp", "-d")
+    mine = {"name": "mine", "src_uri": f"{folder}/mine.sh", "transfer_executable": True}
+    write = 'printf "%s\\n" "$2" "$3" "$4" >"$1"; chmod 755 "$1"'
+    await in_bed(pool, "sh", "-c", write, "sh", str(mine["src_uri"]), "#!/bin/sh", "pwd", 'echo "$@"')
+    jobs: list[dict[str, Any]] = [
+        {"name": "a_1", "label": "a", "executable": "pwd", "working_directory": folder},
+        {"name": "b_1", "label": "b", "executable": "mine", "working_directory": folder, "arguments": "'x  y'"},
+        {"name": "c_1", "label": "c", "executable": "printf", "arguments": "'%s.' '' z"},
+        {"name": "d_1", "label": "d", "kind": "noop", "parents": ["a_1", "b_1", "c_1"]},
+    ]
+    many: list[dict[str, Any]] = [
+        {"name": f"n_{n}", "label": "n", "kind": "noop", "parents": ["d_1"]} for n in range(1000)
+    ]
+    async with watching(pool) as observer:
+        wms_id, _ = await observer.submit(document(*jobs, *many, executables=[mine]))
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.SUCCEEDED
+        said = [(await observer.service.read_output(wms_id, f"{name}_1", "stdout", 0, 1000)).data for name in "abc"]
+        assert said == [f"{folder}\n".encode(), f"{folder}\nx  y\n".encode(), b".z."]
+
+
+@ROWS.row
 async def a_run_of_another_schedd_is_found_by_token_and_restarted_there(pool: CondorBed) -> None:
     settings = {"schedd": SECOND_SCHEDD}
     async with watching(pool, **settings) as there, watching(pool, schedds=[SECOND_SCHEDD]) as here:

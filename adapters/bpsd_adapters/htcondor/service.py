@@ -4,17 +4,13 @@ from __future__ import annotations
 
 __all__ = ["HTCondorService"]
 
-import io
 import posixpath
 import re
-import tarfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from bpsd.errors import (
@@ -30,16 +26,17 @@ from bpsd.errors import (
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.logs import LogEvent
 from bpsd.models import PollRequest, PollResult, Question, TokenAnswer, WmsRunReport
-from bpsd.workflow import Workflow, WorkflowFile
+from bpsd.workflow import WorkflowFile
 from bpsd_adapters.htcondor import scripts
 from bpsd_adapters.htcondor.classads import Ad, JobStatus, as_number, as_text
 from bpsd_adapters.htcondor.fields import FIELDS
 from bpsd_adapters.htcondor.finder import Finder, all_of_them, named_jobs
 from bpsd_adapters.htcondor.observe import HISTORY, Ids, dag_file
 from bpsd_adapters.htcondor.pool import Pool
+from bpsd_adapters.htcondor.prepare import prepare
 from bpsd_adapters.htcondor.runfiles import RunFiles
 from bpsd_adapters.htcondor.settings import HTCondorConfig
-from bpsd_adapters.htcondor.submission import DAG_FILE, Submission, SubmissionProblem, write_submission
+from bpsd_adapters.htcondor.submission import DAG_FILE
 from bpsd_adapters.htcondor.watch import Watcher
 from bpsd_adapters.transports.base import FileInfo, Transport
 from bpsd_adapters.transports.settings import make_transport
@@ -47,6 +44,9 @@ from bpsd_adapters.transports.settings import make_transport
 _FORCEX = re.compile(r"(?:^|(?<=\s))-forcex(?:$|(?=\s))")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]+")
 STDERR, STDOUT = "stderr", "stdout"
+
+SLOWEST_UPLOAD_BYTES_PER_S = 1_000_000.0
+"""How much longer the files of a large run may take."""
 
 MOST_BYTES = 1 << 40
 """No limit of what is read for one run that somebody asks for by hand."""
@@ -104,10 +104,19 @@ class HTCondorService(WmsService):
         name = f"{_UNSAFE.sub('_', generic_workflow.name)[:80]}-{generic_workflow.token}"
         folder = posixpath.join(root, name)
         if await self._transport.stat(posixpath.join(folder, DAG_FILE)) is None:
-            submission = await anyio.to_thread.run_sync(_write, generic_workflow, folder)
-            await self._check_executables(generic_workflow.name, submission)
-            archive = await anyio.to_thread.run_sync(_packed, submission)
-            done = await self._pool.tool(["sh", "-c", scripts.UNPACK, "sh", root, name], input=archive)
+            archive = self.context.state_dir / f"{generic_workflow.token}.tar"
+            try:
+                executables = await prepare(generic_workflow, folder, archive)
+                await self._check_executables(generic_workflow.name, executables)
+                data = await anyio.Path(archive).read_bytes()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.Path(archive).unlink(missing_ok=True)
+            done = await self._transport.run(
+                ["sh", "-c", scripts.UNPACK, "sh", root, name],
+                input=data,
+                deadline_s=self._settings.command_deadline_s + len(data) / SLOWEST_UPLOAD_BYTES_PER_S,
+            )
             done.check(self._transport.host)
         return WmsWorkflow(name=generic_workflow.name, token=generic_workflow.token, submit_path=folder)
 
@@ -133,11 +142,11 @@ class HTCondorService(WmsService):
             self._root = root
         return self._root
 
-    async def _check_executables(self, source: str, submission: Submission) -> None:
+    async def _check_executables(self, source: str, executables: Mapping[str, str]) -> None:
         if not self._settings.check_executables:
             return
         problems = []
-        for path, job in submission.executables.items():
+        for path, job in executables.items():
             found: FileInfo | None = await self._transport.stat(path)
             if found is None or found.is_dir:
                 message = f"there is no program {path} on {self._transport.host} (job {job})"
@@ -380,24 +389,3 @@ class HTCondorService(WmsService):
         if ids is None or ids.schedd is not None:
             return (text,)
         return tuple(dict.fromkeys((ids.text(), text)))
-
-
-def _write(file: WorkflowFile, folder: str) -> Submission:
-    """Read the document and write the submission (in a thread)."""
-    workflow = msgspec.json.decode(Path(file.path).read_bytes(), type=Workflow)
-    try:
-        return write_submission(workflow, file.token, folder, file.run_summary)
-    except SubmissionProblem as exc:
-        raise WorkflowInvalid(file.name, [Problem(exc.where, str(exc))]) from exc
-
-
-def _packed(submission: Submission) -> bytes:
-    """The files as a tar archive; folders come with them."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, text in submission.files.items():
-            data = text.encode()
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(data), 0o755 if name in submission.programs else 0o644
-            archive.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()
