@@ -347,6 +347,8 @@ def _options(settings: SshSettings) -> Any:
     chosen: dict[str, Any] = {
         "keepalive_interval": settings.keepalive_s,
         "keepalive_count_max": 3,
+        # Ads and event logs shrink to a tenth.
+        "compression_algs": ["zlib@openssh.com", "none"],
         "login_timeout": settings.connect_timeout_s,
         "connect_timeout": settings.connect_timeout_s,
     }
