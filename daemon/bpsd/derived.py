@@ -21,6 +21,7 @@ from bpsd.models import (
     KnownRun,
     PollRequest,
     PollResult,
+    Question,
     RunObservation,
     SourceReport,
     WmsJobReport,
@@ -77,10 +78,16 @@ def _exit_codes(seen: RunObservation) -> dict[str, list[int]] | None:
 
 
 async def report_from_poll(
-    service: WmsService, wms_workflow_id: str | None, user: str | None, hist: float
+    service: WmsService,
+    wms_workflow_id: str | None,
+    user: str | None,
+    hist: float,
+    pass_thru: str | None = None,
+    is_global: bool = False,
 ) -> tuple[list[WmsRunReport], str]:
     """`WmsService.report` of a native adapter: a poll from the beginning, filtered."""
-    observations, messages = await _everything(service)
+    question = Question(wms_id=wms_workflow_id, user=user, hist=hist, pass_thru=pass_thru, is_global=is_global)
+    observations, messages = await _everything(service, question)
     wanted = service.resolve_id(wms_workflow_id) if wms_workflow_id is not None else ()
     after = time.time() - hist * SECONDS_PER_DAY
     reports = [
@@ -100,9 +107,11 @@ def _recent(seen: RunObservation, after: float) -> bool:
     return seen.state not in TERMINAL or (seen.end_time or seen.source_time or 0.0) >= after
 
 
-async def status_from_poll(service: WmsService, wms_workflow_id: str, hist: float) -> tuple[WmsStates, str]:
+async def status_from_poll(
+    service: WmsService, wms_workflow_id: str, hist: float, is_global: bool = False
+) -> tuple[WmsStates, str]:
     """`WmsService.get_status` of a native adapter."""
-    reports, message = await report_from_poll(service, wms_workflow_id, None, hist)
+    reports, message = await service.report(wms_workflow_id, hist=hist, is_global=is_global)
     if not reports:
         raise RunNotFound(f"backend {service.context.backend} knows no run {wms_workflow_id}")
     state = reports[0].state
@@ -111,15 +120,15 @@ async def status_from_poll(service: WmsService, wms_workflow_id: str, hist: floa
 
 async def list_from_poll(service: WmsService, wms_id: str | None, user: str | None) -> list[str]:
     """`WmsService.list_submitted_jobs` of a native adapter: what is live, or the one asked for."""
-    reports, _ = await report_from_poll(service, wms_id, user, 0)
+    reports, _ = await service.report(wms_id, user)
     return [report.wms_id for report in reports if report.wms_id is not None]
 
 
-async def _everything(service: WmsService) -> tuple[list[RunObservation], list[str]]:
+async def _everything(service: WmsService, question: Question) -> tuple[list[RunObservation], list[str]]:
     """All that polls from the beginning say, and what is amiss with the sources."""
     merged: dict[str, RunObservation] = {}
     messages: list[str] = []
-    request = PollRequest()
+    request = PollRequest(question=question)
     while True:
         result = await service.poll(request)
         for seen in result.observations:
@@ -131,6 +140,7 @@ async def _everything(service: WmsService) -> tuple[list[RunObservation], list[s
         request = PollRequest(
             cursor=result.cursor,
             known=tuple(k for k in request.known if k.wms_id not in result.run_cursors) + _continued(result),
+            question=question,
         )
 
 

@@ -211,13 +211,13 @@ class WmsService(ABC):
         """Reports of runs, asked of the WMS now, and a message (upstream's ``report``)."""
         from bpsd import derived
 
-        return await derived.report_from_poll(self, wms_workflow_id, user, hist)
+        return await derived.report_from_poll(self, wms_workflow_id, user, hist, pass_thru, is_global)
 
     async def get_status(self, wms_workflow_id: str, hist: float = 1, is_global: bool = False) -> tuple[WmsStates, str]:
         """The state of one run, asked of the WMS now, and a message (upstream's ``get_status``)."""
         from bpsd import derived
 
-        return await derived.status_from_poll(self, wms_workflow_id, hist)
+        return await derived.status_from_poll(self, wms_workflow_id, hist, is_global)
 
     async def list_submitted_jobs(
         self,

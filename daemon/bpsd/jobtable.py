@@ -289,6 +289,10 @@ class JobTable:
             note=self._notes.get(row, ""),
         )
 
+    def since(self, row: int) -> float | None:
+        """When a job came into its state (epoch seconds of its WMS), if a source said so."""
+        return self._time[row] or None
+
     def find(self, name: str) -> JobRow | None:
         """The job called ``name``."""
         row = self._indexed().get(name)

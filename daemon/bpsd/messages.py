@@ -35,6 +35,9 @@ __all__ = [
     "HealthCheck",
     "HealthResult",
     "Hello",
+    "HoldGroup",
+    "HoldsParams",
+    "HoldsResult",
     "JobRow",
     "JobsParams",
     "JobsResult",
@@ -469,6 +472,48 @@ class JobsResult(Result, kw_only=True):
     source: str = ""
 
 
+class HoldsParams(Filters, kw_only=True):
+    """What is on hold, in live runs, grouped by reason; ``runs`` only of these, ``group`` only that one.
+
+    ``label`` chooses jobs (the label of a run: all of its jobs). ``after`` is the ``next`` of the page before.
+    """
+
+    runs: list[RunName] = []
+    group: Name | None = None
+    limit: Rows = 1000
+    after: str | None = None
+
+
+class HoldGroup(Result, kw_only=True):
+    """Jobs, and runs as such, that are on hold for the same reason.
+
+    ``reason`` is without what differs from job to job, ``example`` one as the WMS gave it; ``held`` counts jobs and
+    runs that are themselves on hold, ``runs`` how many of them each run has (of at most 10,000 runs; ``run_count``
+    counts all), ``labels`` the jobs by label; ``oldest_at`` is the WMS's time of the oldest hold.
+    """
+
+    group: str
+    reason: str
+    example: str
+    held: int = 0
+    run_count: int = 0
+    runs: dict[str, int] = {}
+    labels: dict[str, int] = {}
+    backends: list[str] = []
+    oldest_at: float | None = None
+
+
+class HoldsResult(Result, kw_only=True):
+    """A page of groups, the largest first; ``held`` and ``run_count`` count those of all pages."""
+
+    groups: list[HoldGroup]
+    held: int
+    run_count: int
+    seq: int
+    time: float
+    next: str | None = None
+
+
 class LogsParams(Params, kw_only=True):
     """A piece of what a job printed; a negative ``offset`` (bytes) counts from the end."""
 
@@ -592,12 +637,15 @@ class SubmitParams(Params, kw_only=True):
 
 class RunCommand(Params, kw_only=True):
     """``cancel``, ``restart``, ``hold`` or ``release`` of a run; ``dry_run`` says what would be done and does
-    nothing.
+    nothing. ``label`` and ``group`` (see `HoldGroup`) are for ``release``: only what is held of that label, in that
+    group.
     """
 
     run: RunName
     backend: Name | None = None
     pass_thru: Annotated[str, Meta(max_length=4096)] | None = None
+    label: Name | None = None
+    group: Name | None = None
     expires_s: Seconds | None = None
     dry_run: bool = False
     client: Annotated[str, Meta(max_length=1024)] = ""
@@ -695,6 +743,7 @@ PARAMS: dict[str, type[Params]] = {
     "report": ReportParams,
     "status": StatusParams,
     "jobs": JobsParams,
+    "holds": HoldsParams,
     "logs": LogsParams,
     "events": EventsParams,
     "watch": WatchParams,
@@ -723,6 +772,7 @@ RESULTS: dict[str, type[Result]] = {
     "report": ReportResult,
     "status": StatusResult,
     "jobs": JobsResult,
+    "holds": HoldsResult,
     "logs": LogsResult,
     "events": EventsResult,
     "watch": WatchResult,

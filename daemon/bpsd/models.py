@@ -13,6 +13,7 @@ __all__ = [
     "KnownRun",
     "PollRequest",
     "PollResult",
+    "Question",
     "RunObservation",
     "SourceReport",
     "TokenAnswer",
@@ -249,17 +250,33 @@ class KnownRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cursor: str | None = None
 
 
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What upstream's readers were asked: one run, or those of a user, with what ended in the last ``hist`` days.
+
+    ``pass_thru`` is in the WMS's own language; ``is_global`` asks all of its queues.
+    """
+
+    wms_id: str | None = None
+    user: str | None = None
+    hist: float = 0.0
+    pass_thru: str | None = None
+    is_global: bool = False
+
+
 class PollRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon wants to know.
 
     ``cursor`` is the adapter's own, as of the last poll whose observations are durable (`None`: from the beginning);
     ``known`` every live run; ``detail`` the ``wms_id`` of those wanted job by job; ``deadline_s`` the seconds left.
+    A ``question`` is there where one of upstream's readers asks: an adapter that can answer it more cheaply than by
+    telling everything does, or tells more than its poll would (``pass_thru``, ``is_global``).
     """
 
     cursor: str | None = None
     known: tuple[KnownRun, ...] = ()
     detail: frozenset[str] = frozenset()
     deadline_s: float = 60.0
+    question: Question | None = None
 
 
 class SourceReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -314,8 +314,11 @@ class Backend:
 
 
 def _cost(result: PollResult, took_s: float) -> float:
-    """What the WMS bore: what the adapter measured at its sources, or else how long the call took."""
-    measured = sum(source.cost_s for source in result.sources)
+    """What the WMS bore: what the adapter measured at its sources, or else how long the call took.
+
+    To wait in vain for a source is no cost: those beside it that answer are not to be asked less often for that.
+    """
+    measured = sum(source.cost_s for source in result.sources if source.status != "failed")
     return measured or took_s
 
 

@@ -78,6 +78,7 @@ METHODS = (
     "report",
     "status",
     "jobs",
+    "holds",
     "logs",
     "events",
     "watch",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["CondorBed", "bed_folder"]
+__all__ = ["FIRST_SCHEDD", "SECOND_SCHEDD", "CondorBed", "bed_folder", "twin_bed"]
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,29 @@ from tests.leftovers import SESSION_VARIABLE
 SCRIPT = Path(__file__).parents[1] / "testbeds" / "htcondor.sh"
 
 
+SECOND_SCHEDD = "schedd2@htcbed.localdomain"
+FIRST_SCHEDD = "htcbed.localdomain"
+INSIDE = ("sh", "date", "tar", "flock", "condor_q", "condor_history", "condor_submit", "condor_submit_dag", "condor_rm",
+          "condor_hold", "condor_release", "condor_ping", "condor_status")  # fmt: skip
+"""The programs that the adapter uses, which `CondorBed.inside` runs in the bed."""
+
+BEDS = Path(os.environ.get("BPSD_BEDS", "/var/tmp/bpsd-beds"))
+FIRST_PORT = int(os.environ.get("BPSD_BED_PORT", "9718"))
+
+
 def bed_folder() -> Path:
     """Where beds are built, to be found again by the next session (a build takes a minute)."""
-    return Path(os.environ.get("BPSD_BEDS", "/var/tmp/bpsd-beds"))
+    return BEDS
 
 
-@dataclass
+@dataclass(eq=False)
 class CondorBed:
     """One pool with two schedds and an SSH server. ``share`` is a folder that jobs and tests see alike."""
 
     name: str = "htcondor"
-    port: int = 9718
-    ssh_port: int = 2222
+    port: int = FIRST_PORT
+    ssh_port: int = FIRST_PORT - 7496
+    copy_of: str | None = None
 
     @property
     def root(self) -> Path:
@@ -44,6 +56,7 @@ class CondorBed:
             "HTC_PORT": str(self.port),
             "HTC_SSH_PORT": str(self.ssh_port),
             "HTC_BIND": f"{self.share}:{self.share}",
+            "HTC_FROM": "" if self.copy_of is None else str(bed_folder() / self.copy_of),
         }
         return subprocess.run(
             [SCRIPT, self.root, mode, *arguments],
@@ -56,9 +69,13 @@ class CondorBed:
         )
 
     def start(self) -> None:
-        """Start it, and build it if it is not there. One that is up is taken as it is."""
+        """Start it with empty queues, and build it if it is not there. One that is up is taken as it is."""
         self.share.mkdir(parents=True, exist_ok=True)
         self.share.chmod(0o1777)
+        if self.root.exists() and self.copy_of is None:
+            self.script("lsst")
+        if self.root.exists() and self.script("status").returncode != 0:
+            self.script("wipe")
         done = self.script("start")
         assert done.returncode == 0, f"the HTCondor bed does not start:\n{done.stdout}{done.stderr}"
 
@@ -88,22 +105,47 @@ class CondorBed:
         assert found, f"no process {sign} in the bed"
         self.as_root("kill", f"-{signal}", *found)
 
-    def cut_sessions(self) -> None:
-        """Break every SSH connection of the operator."""
-        self.signal("sshd-session: op@notty", "KILL")
+    def kill_sessions(self, ports: Iterable[int]) -> None:
+        """SIGKILL for the SSH server's processes of the connections that come from these ports."""
+        for port in ports:
+            sockets = self.as_root("ss", "-Htnp", "sport", "=", f":{self.ssh_port}", "and", "dport", "=", f":{port}")
+            for pid in re.findall(r"pid=(\d+)", sockets):
+                self.script("exec", "kill", "-KILL", pid)  # another of its processes may have taken it along
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """A backend's settings that reach it over SSH."""
         return {"ssh": self.ssh(), "submit_root": "~/runs", "settle_s": 10.0, **more}
 
+    def inside(self, folder: Path, **more: Any) -> dict[str, Any]:
+        """A backend's settings that reach it by processes of the submit host itself, with runs in ``folder``."""
+        programs = folder / "bin"
+        programs.mkdir(exist_ok=True)
+        init = self.script("init-pid").stdout.strip()
+        enter = f"nsenter -t {init} -m -p -u -r -- setpriv --reuid=1000 --regid=1000 --clear-groups"
+        variables = "HOME=/home/op USER=op LOGNAME=op PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin"
+        variables += ' ${_CONDOR_SCHEDD_HOST:+"_CONDOR_SCHEDD_HOST=$_CONDOR_SCHEDD_HOST"}'
+        for name in INSIDE:
+            program = programs / name
+            program.write_text(
+                f"#!/bin/sh\nexec {enter} env -i {variables}"
+                f' /bin/sh -c \'cd "$0" 2>/dev/null || cd; exec "$@"\' "$PWD" {name} "$@"\n'
+            )
+            program.chmod(0o755)
+        return {"bin_dir": str(programs), "submit_root": str(folder / "scratch" / "runs"), "settle_s": 10.0, **more}
+
     def ssh(self, **more: Any) -> dict[str, Any]:
-        """How to reach its submit host."""
+        """How to reach its submit host; ``port`` names a relay."""
+        known_hosts = bed_folder() / f"{self.name}.known_hosts"
+        if "port" in more:
+            line = known_hosts.read_text().replace(f"]:{self.ssh_port} ", f"]:{more['port']} ")
+            known_hosts = bed_folder() / f"{self.name}.known_hosts.{more['port']}"
+            known_hosts.write_text(line)
         return {
             "host": "127.0.0.1",
             "port": self.ssh_port,
             "user": "op",
             "keys": [str(bed_folder() / "op_key")],
-            "known_hosts": str(bed_folder() / f"{self.name}.known_hosts"),
+            "known_hosts": str(known_hosts),
             "config": "/dev/null",
             **more,
         }
@@ -120,3 +162,8 @@ class CondorBed:
     def remove(folders: Sequence[Path]) -> None:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def twin_bed() -> CondorBed:
+    """Another pool, whose schedds have the same names as those of the first."""
+    return CondorBed("htcondor-twin", FIRST_PORT + 100, FIRST_PORT - 7396, copy_of="htcondor")

@@ -6,13 +6,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.condorbed import CondorBed
+from tests.integration.condorbed import CondorBed, twin_bed
 
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[CondorBed]:
     """A real HTCondor pool with two schedds and an SSH server."""
     bed = CondorBed()
+    bed.start()
+    yield bed
+    bed.stop()
+
+
+@pytest.fixture(scope="session")
+def twin() -> Iterator[CondorBed]:
+    """A second pool whose schedds are called like those of the first; the one to do violence to."""
+    bed = twin_bed()
     bed.start()
     yield bed
     bed.stop()

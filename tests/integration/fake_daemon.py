@@ -120,6 +120,7 @@ class FakeDaemon:
         self.rows: dict[str, messages.RunRow] = {}
         self.backend_rows = [backend_row()]
         self.jobs: list[messages.JobRow] = []
+        self.holds: list[messages.HoldGroup] = []
         self.blobs: dict[str, bytearray] = {}
         self.commands: dict[str, messages.CommandRow] = {}
         self.answers: dict[str, Answer] = {}
@@ -313,6 +314,19 @@ class FakeDaemon:
             next=str(end) if end < len(rows) else None,
             observed_at=NOW - 3,
             source="log",
+        )
+
+    def _holds(self, params: messages.HoldsParams) -> messages.HoldsResult:
+        groups = [group for group in self.holds if params.group in (None, group.group)]
+        start = int(params.after or 0)
+        end = min(start + params.limit, len(groups))
+        return messages.HoldsResult(
+            groups=groups[start:end],
+            held=sum(group.held for group in groups),
+            run_count=len({run for group in groups for run in group.runs}),
+            seq=self.seq,
+            time=NOW,
+            next=str(end) if end < len(groups) else None,
         )
 
     def _events(self, params: messages.EventsParams) -> messages.EventsResult:

@@ -597,6 +597,98 @@ def test_orders_without_runs_make_no_sense(daemon: FakeDaemon) -> None:
     assert daemon.requests == []
 
 
+# -- what is on hold ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(daemon: FakeDaemon) -> FakeDaemon:
+    """A daemon that knows of two reasons, in two runs."""
+    daemon.rows["rb"] = run_row("rb", wms_id="77")
+    daemon.holds = [
+        messages.HoldGroup(
+            group="h1",
+            reason="memory usage N MB (code 34.0)",
+            example="held: memory usage 2105 MB (code 34.0)",
+            held=5,
+            run_count=2,
+            runs={RUN: 3, "rb": 2},
+            labels={"isr": 4, "coadd": 1},
+            backends=["here"],
+            oldest_at=NOW - 7200,
+        ),
+        messages.HoldGroup(
+            group="h2", reason="quota", example="quota", held=1, run_count=1, runs={"rb": 1}, backends=["here"]
+        ),
+    ]
+    return daemon
+
+
+def test_holds(held: FakeDaemon) -> None:
+    done = bpsctl(held.path, "holds")
+    more = bpsctl(held.path, "holds", "-v", "--reason", "h1", "--mine", "--label", "isr")
+
+    assert done.out.splitlines() == [
+        "GROUP HELD RUNS OLDEST LABELS         BACKEND REASON",
+        "----- ---- ---- ------ -------------- ------- -----------------------------",
+        "h1       5    2     2h isr 4, coadd 1 here    memory usage N MB (code 34.0)",
+        "h2       1    1                       here    quota",
+    ]
+    assert done.err == "bpsctl: 6 on hold in 2 runs, 2 reasons\n"
+    assert more.out.endswith(
+        f"\nh1: held: memory usage 2105 MB (code 34.0)\n  runs: {RUN} 3, rb 2\n  labels: isr 4, coadd 1\n"
+    )
+    asked = held.asked("holds")[-1]
+    assert (asked.group, asked.mine, asked.label) == ("h1", True, "isr")
+
+
+def test_holds_in_json_and_none(held: FakeDaemon) -> None:
+    assert [group["group"] for group in document(bpsctl(held.path, "holds", "--json"))["groups"]] == ["h1", "h2"]
+    held.holds = []
+    assert bpsctl(held.path, "holds").out == "nothing is on hold\n"
+
+
+def test_release_by_reason_wants_a_yes(held: FakeDaemon) -> None:
+    unasked = bpsctl(held.path, "release", "--reason", "h1", "--label", "isr")
+    wrong = bpsctl(held.path, "release", "--reason", "h1", "--confirm", "4")
+    both = bpsctl(held.path, "release", "--reason", "h1", "--confirm", "4", "--yes")
+    dry = bpsctl(held.path, "release", "--reason", "h1", "--dry-run")
+    assert len(held.commands) == 0
+    right = bpsctl(held.path, "release", "--reason", "h1", "--confirm", "5")
+
+    assert unasked.code == both.code == 2
+    assert "release: 5 on hold in 2 runs would be hit, and nobody is there to say yes" in unasked.err
+    assert (wrong.code, wrong.err) == (1, "bpsctl: release: 5 would be released, not 4: nothing was done\n")
+    assert dry.out == f"{RUN}: would release it on here\nrb: would release it on here\n"
+    assert right.out == f"{RUN}: released\nrb: released\n"
+    assert {(params.run, params.group, params.label) for params in held.asked("release")} == {
+        (RUN, "h1", None),
+        ("rb", "h1", None),
+    }
+
+
+def test_release_of_a_label_in_one_run(held: FakeDaemon) -> None:
+    done = bpsctl(held.path, "release", "77", "--label", "isr")
+
+    assert (done.code, done.out) == (0, "rb: released\n")
+    assert [(params.run, params.group, params.label) for params in held.asked("release")] == [("77", None, "isr")]
+
+
+def test_a_person_is_asked_before_a_bulk_release(held: FakeDaemon) -> None:
+    with on_a_terminal(held.path, "release", "--mine") as terminal:
+        terminal.until("release 6 on hold in 2 runs? [y/N] ")
+        terminal.type("n\n")
+        assert terminal.end() == 1
+        assert "memory usage N MB" in terminal.seen
+    assert len(held.commands) == 0
+
+
+def test_a_release_of_nothing(held: FakeDaemon) -> None:
+    assert "release: which runs?" in bpsctl(held.path, "release").err
+    held.holds = []
+    done = bpsctl(held.path, "release", "--mine", "--yes")
+    assert (done.code, done.err) == (0, "bpsctl: nothing that fulfils the conditions is on hold\n")
+
+
 # -- waiting -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,21 +1,72 @@
-"""HTCondor for real: the contract of every adapter, over SSH from outside, against a pool in its own namespaces."""
+"""HTCondor for real: the contract of every adapter against pools in their own namespaces, by each way to reach them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
 from bpsd_adapters.htcondor.service import HTCondorService
-from tests.integration.condorbed import CondorBed
+from tests.integration.condorbed import FIRST_SCHEDD, SECOND_SCHEDD, CondorBed
+from tests.integration.together import Outcomes, Rows
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
-class TestOverSsh(AdapterContract, ExecutionContract):
-    @pytest.fixture
-    def bed(self, pool: CondorBed) -> Iterator[Bed]:
+class Contract(AdapterContract, ExecutionContract):
+    """All of it."""
+
+
+class Pools:
+    """Both pools. Their schedds have the same names."""
+
+    def __init__(self, pool: CondorBed, twin: CondorBed) -> None:
+        self.pool = pool
+        self.twin = twin
+
+    def settings(self, way: str, bed: CondorBed, folder: Any) -> dict[str, Any]:
+        """Of a backend that reaches a pool in that way."""
+        if way == "inside":
+            return bed.inside(folder)
+        if way == "second schedd":
+            return bed.settings(schedd=SECOND_SCHEDD, schedds=[FIRST_SCHEDD])
+        return bed.settings()
+
+
+WAYS = ("over ssh", "inside", "second schedd", "twin pool")
+
+
+def rows() -> Rows:
+    """The tests of the contract, once for each way."""
+    rows = Rows()
+    for name in [name for name in dir(Contract) if name.startswith("test_")]:
+        for way in WAYS:
+            rows.add(f"{way}-{name}", in_way(way, name))
+    return rows
+
+
+def in_way(way: str, name: str) -> Any:
+    async def row(pools: Pools) -> None:
+        pool = pools.twin if way == "twin pool" else pools.pool
         folder = pool.folder()
-        yield Bed(HTCondorService, pool.settings(), folder, patience_s=120.0)
-        pool.remove([folder])
+        try:
+            bed = Bed(HTCondorService, pools.settings(way, pool, folder), folder, patience_s=240.0)
+            await getattr(Contract(), name)(bed)
+        finally:
+            pool.remove([folder])
+
+    return row
+
+
+ROWS = rows()
+
+
+@pytest.fixture(scope="module")
+def outcomes(pool: CondorBed, twin: CondorBed) -> Outcomes:
+    return ROWS.run(Pools(pool, twin), at_once=24, pause_s=1.0)
+
+
+@pytest.mark.parametrize("name", ROWS.names)
+def test_the_contract(outcomes: Outcomes, name: str) -> None:
+    outcomes.check(name)

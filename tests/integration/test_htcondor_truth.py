@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,27 @@ import anyio.to_thread
 import pytest
 
 from bpsd.errors import BackendUnavailable, Conflict
-from bpsd.models import PollRequest, WmsStates
+from bpsd.models import KnownRun, PollRequest, WmsStates
 from bpsd.testing.contract import Bed
 from bpsd.testing.observer import Observer, document, shell_job
 from bpsd_adapters.htcondor.service import HTCondorService
-from tests.integration.condorbed import CondorBed
+from tests.integration.condorbed import SECOND_SCHEDD, CondorBed
+from tests.integration.together import Outcomes, Rows
 
-pytestmark = pytest.mark.timeout(300)
-PATIENCE_S = 90.0
+pytestmark = pytest.mark.timeout(600)
+PATIENCE_S = 180.0
+ROWS = Rows()
 
 
-@pytest.fixture
-def folder(pool: CondorBed) -> Iterator[Path]:
+@asynccontextmanager
+async def watching(pool: CondorBed, **settings: Any) -> AsyncIterator[tuple[Observer, Path]]:
+    """A service over SSH, and a folder that jobs may write to."""
     folder = pool.folder()
-    yield folder
-    pool.remove([folder])
-
-
-@pytest.fixture
-def bed(pool: CondorBed, folder: Path) -> Bed:
-    return Bed(HTCondorService, pool.settings(), folder)
+    try:
+        async with Bed(HTCondorService, pool.settings(**settings), folder).open() as observer:
+            yield observer, folder / "scratch"
+    finally:
+        pool.remove([folder])
 
 
 async def in_bed(pool: CondorBed, *argv: str) -> str:
@@ -58,14 +59,21 @@ async def until_job(observer: Observer, wms_id: str, job: str, state: str) -> An
     return next(jobs.row(n) for n in range(len(jobs)) if jobs.row(n).name == job)
 
 
+async def kill_dagman(pool: CondorBed, folder: str) -> None:
+    """SIGKILL for the DAGMan that runs in a folder."""
+    found = 'for p in $(pgrep condor_dagman); do test "$(readlink /proc/$p/cwd)" = "$1" && kill -KILL $p; done; true'
+    await anyio.to_thread.run_sync(pool.as_root, "sh", "-c", found, "sh", folder)
+
+
 async def child_of(pool: CondorBed, wms_id: str) -> str:
     return (
         await in_bed(pool, "condor_q", "-constraint", f"DAGManJobId=={cluster(wms_id)}", "-af", "ClusterId")
     ).strip()
 
 
-async def test_a_held_job_and_its_release(pool: CondorBed, bed: Bed) -> None:
-    async with bed.open() as observer:
+@ROWS.row
+async def a_held_job_and_its_release(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, _):
         wms_id = await running(observer)
         child = await child_of(pool, wms_id)
 
@@ -81,9 +89,10 @@ async def test_a_held_job_and_its_release(pool: CondorBed, bed: Bed) -> None:
         await observer.until_over(wms_id, timeout_s=PATIENCE_S)
 
 
-async def test_a_job_submitted_on_hold(pool: CondorBed, bed: Bed) -> None:
+@ROWS.row
+async def a_job_submitted_on_hold(pool: CondorBed) -> None:
     """Neither log of DAGMan tells of it."""
-    async with bed.open() as observer:
+    async with watching(pool) as (observer, _):
         wms_id, _ = await observer.submit(document(shell_job("kept_1", "true", profile={"hold": "True"})))
         held = await until_job(observer, wms_id, "kept_1", "HELD")
         assert "code 15" in held.note
@@ -93,8 +102,9 @@ async def test_a_job_submitted_on_hold(pool: CondorBed, bed: Bed) -> None:
         assert run.state is WmsStates.SUCCEEDED
 
 
-async def test_a_job_that_policy_removes(pool: CondorBed, bed: Bed) -> None:
-    async with bed.open() as observer:
+@ROWS.row
+async def a_job_that_policy_removes(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, _):
         policy = {"periodic_remove": "JobStatus == 2 && time() - EnteredCurrentStatus > 1"}
         wms_id, _ = await observer.submit(document(shell_job("long_1", "sleep 300", profile=policy)))
         run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
@@ -103,9 +113,10 @@ async def test_a_job_that_policy_removes(pool: CondorBed, bed: Bed) -> None:
         assert "PeriodicRemove" in observer.jobs[wms_id].row(0).note
 
 
-async def test_a_run_whose_files_are_not_for_us(pool: CondorBed, bed: Bed) -> None:
+@ROWS.row
+async def a_run_whose_files_are_not_for_us(pool: CondorBed) -> None:
     """The pool itself is asked for the jobs, and the row says so."""
-    async with bed.open() as observer:
+    async with watching(pool) as (observer, _):
         wms_id, _ = await observer.submit(document(shell_job("a_1", "true"), shell_job("b_1", "exit 3")))
         with anyio.fail_after(PATIENCE_S):
             while await in_bed(pool, "condor_q", cluster(wms_id), "-af", "ClusterId"):  # noqa: ASYNC110  # no event
@@ -121,9 +132,10 @@ async def test_a_run_whose_files_are_not_for_us(pool: CondorBed, bed: Bed) -> No
         assert {row.name: row.exit_code for row in rows} == {"a_1": 0, "b_1": 3}
 
 
-async def test_a_pre_command_that_fails(bed: Bed) -> None:
+@ROWS.row
+async def a_pre_command_that_fails(pool: CondorBed) -> None:
     """No log tells of a job that was never submitted; DAGMan's own summary does."""
-    async with bed.open() as observer:
+    async with watching(pool) as (observer, _):
         wms_id, _ = await observer.submit(
             document(shell_job("a_1", "true", pre_cmdline="exit 4"), shell_job("b_1", "true", parents=["a_1"]))
         )
@@ -132,8 +144,9 @@ async def test_a_pre_command_that_fails(bed: Bed) -> None:
         assert observer.states(wms_id) == {"a_1": "FAILED", "b_1": "PRUNED"}
 
 
-async def test_a_held_run_says_why(pool: CondorBed, bed: Bed) -> None:
-    async with bed.open() as observer:
+@ROWS.row
+async def a_held_run_says_why(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, _):
         wms_id = await running(observer)
 
         await in_bed(pool, "condor_hold", "-reason", "quota", f"{cluster(wms_id)}.0")
@@ -147,8 +160,9 @@ async def test_a_held_run_says_why(pool: CondorBed, bed: Bed) -> None:
         await observer.until_over(wms_id, timeout_s=PATIENCE_S)
 
 
-async def test_a_run_removed_by_hand(pool: CondorBed, bed: Bed) -> None:
-    async with bed.open() as observer:
+@ROWS.row
+async def a_run_removed_by_hand(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, _):
         wms_id = await running(observer)
 
         await in_bed(pool, "condor_rm", "-reason", "not needed", cluster(wms_id))
@@ -159,8 +173,9 @@ async def test_a_run_removed_by_hand(pool: CondorBed, bed: Bed) -> None:
         assert observer.states(wms_id) == {"long_1": "DELETED"}
 
 
-async def test_a_job_removed_by_hand(pool: CondorBed, bed: Bed) -> None:
-    async with bed.open() as observer:
+@ROWS.row
+async def a_job_removed_by_hand(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, _):
         wms_id = await running(observer)
 
         await in_bed(pool, "condor_rm", await child_of(pool, wms_id))
@@ -170,13 +185,14 @@ async def test_a_job_removed_by_hand(pool: CondorBed, bed: Bed) -> None:
         assert observer.states(wms_id) == {"long_1": "DELETED"}
 
 
-async def test_a_killed_dagman_goes_on(pool: CondorBed, bed: Bed, folder: Path) -> None:
-    async with bed.open() as observer:
-        go = folder / "scratch" / "go"
+@ROWS.row
+async def a_killed_dagman_goes_on(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, scratch):
+        go = scratch / "go"
         wms_id, _ = await observer.submit(document(shell_job("wait_1", f"while ! test -e {go}; do sleep 0.2; done")))
         await until_job(observer, wms_id, "wait_1", "RUNNING")
 
-        await anyio.to_thread.run_sync(pool.signal, "-Lockfile run.dag.lock", "KILL")
+        await kill_dagman(pool, str(observer.runs[wms_id].path))
         go.touch()
         run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
 
@@ -184,8 +200,9 @@ async def test_a_killed_dagman_goes_on(pool: CondorBed, bed: Bed, folder: Path) 
         assert observer.states(wms_id) == {"wait_1": "SUCCEEDED"}
 
 
-async def test_an_evicted_job_runs_again(pool: CondorBed, bed: Bed, folder: Path) -> None:
-    async with bed.open() as observer:
+@ROWS.row
+async def an_evicted_job_runs_again(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, _):
         wms_id = await running(observer)
         before = await until_job(observer, wms_id, "long_1", "RUNNING")
 
@@ -200,9 +217,10 @@ async def test_an_evicted_job_runs_again(pool: CondorBed, bed: Bed, folder: Path
         await observer.until_over(wms_id, timeout_s=PATIENCE_S)
 
 
-async def test_a_run_restarted_by_hand_is_its_next_attempt(pool: CondorBed, bed: Bed, folder: Path) -> None:
-    async with bed.open() as observer:
-        mended = folder / "scratch" / "mended"
+@ROWS.row
+async def a_run_restarted_by_hand_is_its_next_attempt(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, scratch):
+        mended = scratch / "mended"
         wms_id, workflow = await observer.submit(
             document(shell_job("good_1", "true"), shell_job("bad_1", f"test -e {mended}"))
         )
@@ -223,8 +241,9 @@ async def test_a_run_restarted_by_hand_is_its_next_attempt(pool: CondorBed, bed:
         assert observer.runs[wms_id].state is WmsStates.FAILED
 
 
-async def test_a_restart_is_refused_while_the_run_lives(bed: Bed) -> None:
-    async with bed.open() as observer:
+@ROWS.row
+async def a_restart_is_refused_while_the_run_lives(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, _):
         wms_id = await running(observer)
 
         with pytest.raises(Conflict, match="in the queue"):
@@ -234,8 +253,9 @@ async def test_a_restart_is_refused_while_the_run_lives(bed: Bed) -> None:
         await observer.until_over(wms_id, timeout_s=PATIENCE_S)
 
 
-async def test_a_deleted_folder_leaves_the_run_as_it_is(pool: CondorBed, bed: Bed) -> None:
-    async with bed.open() as observer:
+@ROWS.row
+async def a_deleted_folder_leaves_the_run_as_it_is(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, _):
         wms_id = await running(observer)
         run = observer.runs[wms_id]
 
@@ -252,31 +272,10 @@ async def test_a_deleted_folder_leaves_the_run_as_it_is(pool: CondorBed, bed: Be
         assert observer.runs[wms_id].state is WmsStates.DELETED
 
 
-async def test_a_frozen_schedd_changes_nothing(pool: CondorBed, folder: Path) -> None:
-    async with Bed(HTCondorService, pool.settings(command_deadline_s=5.0), folder).open() as observer:
-        wms_id = await running(observer)
-        await anyio.to_thread.run_sync(pool.signal, "condor_schedd", "STOP")
-        try:
-            began = time.monotonic()
-            result = await observer.poll()
-            assert time.monotonic() - began < 60
-            assert [(s.name, s.status) for s in result.sources] == [("queue", "failed"), ("history", "ok")]
-            assert result.absent == ()
-            assert observer.runs[wms_id].state is WmsStates.RUNNING
-            status, message = await observer.service.ping()
-            assert status != 0, message
-        finally:
-            await anyio.to_thread.run_sync(pool.signal, "condor_schedd", "CONT")
-        await observer.service.cancel(wms_id)
-        await observer.until_over(wms_id, timeout_s=PATIENCE_S)
-
-
-async def test_runs_of_a_second_schedd_are_seen(pool: CondorBed, folder: Path) -> None:
-    second = "schedd2@htcbed.localdomain"
-    async with (
-        Bed(HTCondorService, pool.settings(schedd=second), folder / "two").open() as there,
-        Bed(HTCondorService, pool.settings(schedds=[second]), folder / "one").open() as here,
-    ):
+@ROWS.row
+async def runs_of_a_second_schedd_are_seen(pool: CondorBed) -> None:
+    second = SECOND_SCHEDD
+    async with watching(pool, schedd=second) as (there, _), watching(pool, schedds=[second]) as (here, _):
         wms_id, workflow = await there.submit(document(shell_job("a_1", "true")))
         await there.until_over(wms_id, timeout_s=PATIENCE_S)
         await here.poll()
@@ -286,10 +285,9 @@ async def test_runs_of_a_second_schedd_are_seen(pool: CondorBed, folder: Path) -
     assert found[0].wms_id.startswith(f"{second}#")
 
 
-async def test_a_run_that_history_forgot_is_said_to_be_absent(pool: CondorBed, bed: Bed) -> None:
-    async with bed.open() as observer:
-        from bpsd.models import KnownRun
-
+@ROWS.row
+async def a_run_that_history_forgot_is_said_to_be_absent(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, _):
         gone = KnownRun(run_id="r", wms_id="999999.0", token="x" * 20, state=WmsStates.RUNNING)
 
         result = await observer.service.poll(PollRequest(known=(gone,)))
@@ -298,64 +296,11 @@ async def test_a_run_that_history_forgot_is_said_to_be_absent(pool: CondorBed, b
         assert {source.status for source in result.sources} == {"ok"}
 
 
-@pytest.mark.parametrize("after_s", [0.05, 0.2, 0.4, 0.8])
-async def test_a_submission_cut_off_is_one_run(pool: CondorBed, folder: Path, after_s: float) -> None:
-    """The connection dies at any moment of a submission: afterwards there is exactly one run."""
-    async with Bed(HTCondorService, pool.settings(), folder).open() as observer:
-        workflow = await observer.workflow(document(shell_job("a_1", "true")))
-        prepared = await observer.service.prepare({}, workflow)
-
-        async def cut() -> None:
-            await anyio.sleep(after_s)
-            await anyio.to_thread.run_sync(pool.cut_sessions)
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(cut)
-            try:
-                await observer.service.submit(prepared)
-            except BackendUnavailable:
-                prepared.run_id = None
-        with anyio.fail_after(PATIENCE_S):
-            while prepared.run_id is None:
-                try:
-                    await observer.service.submit(prepared)
-                except BackendUnavailable:
-                    await anyio.sleep(0.5)
-        await observer.until_over(prepared.run_id, timeout_s=PATIENCE_S)
-        everywhere = f'bps_token =?= "{workflow.token}" && JobUniverse == 7'
-        queue = await in_bed(pool, "condor_q", "-constraint", everywhere, "-af", "ClusterId")
-        history = await in_bed(pool, "condor_history", "-constraint", everywhere, "-af", "ClusterId")
-        assert (queue + history).split() == [cluster(prepared.run_id)]
+@pytest.fixture(scope="module")
+def outcomes(pool: CondorBed) -> Outcomes:
+    return ROWS.run(pool, at_once=24, pause_s=0.5)
 
 
-@pytest.mark.parametrize("after_s", [0.05, 0.3])
-async def test_a_restart_cut_off_is_one_attempt(pool: CondorBed, bed: Bed, folder: Path, after_s: float) -> None:
-    mended = folder / "scratch" / "mended"
-    async with bed.open() as observer:
-        wms_id, workflow = await observer.submit(document(shell_job("bad_1", f"test -e {mended}")))
-        await observer.until_over(wms_id, timeout_s=PATIENCE_S)
-        mended.touch()
-        new: list[str] = []
-
-        async def cut() -> None:
-            await anyio.sleep(after_s)
-            await anyio.to_thread.run_sync(pool.cut_sessions)
-
-        async def restart() -> None:
-            while not new:
-                try:
-                    new_id, _, _ = await observer.service.restart(wms_id, attempt_token=f"{workflow.token}.2")
-                    new.append(str(new_id))
-                except BackendUnavailable:
-                    await anyio.sleep(0.5)
-
-        with anyio.fail_after(PATIENCE_S):
-            async with anyio.create_task_group() as group:
-                group.start_soon(cut)
-                group.start_soon(restart)
-        run = await observer.until_over(new[0], timeout_s=PATIENCE_S)
-
-        assert (run.state, run.attempt) == (WmsStates.SUCCEEDED, 2)
-        everywhere = f'bps_token =?= "{workflow.token}" && JobUniverse == 7'
-        history = await in_bed(pool, "condor_history", "-constraint", everywhere, "-af", "ClusterId")
-        assert sorted(history.split()) == sorted([cluster(wms_id), cluster(new[0])])
+@pytest.mark.parametrize("name", ROWS.names)
+def test_the_truth(outcomes: Outcomes, name: str) -> None:
+    outcomes.check(name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,11 @@ async def test_all_share_one_connection(pool: CondorBed, ssh: Transport) -> None
 
 async def test_a_broken_connection_is_said_so_and_made_again(pool: CondorBed, ssh: Transport) -> None:
     async def cut() -> None:
+        port = int((await ssh.run(["sh", "-c", "echo $SSH_CLIENT"], deadline_s=30)).stdout.split()[1])
         with anyio.fail_after(20):
             while "sleep 304.5" not in await anyio.to_thread.run_sync(pool.as_root, "ps", "-eo", "args"):  # noqa: ASYNC110
                 await anyio.sleep(0.1)
-        await anyio.to_thread.run_sync(pool.cut_sessions)
+        await anyio.to_thread.run_sync(pool.kill_sessions, [port])
 
     failed: list[Unreachable] = []
     async with anyio.create_task_group() as group:
@@ -156,3 +158,124 @@ async def test_a_host_that_is_not_there_is_asked_seldom(pool: CondorBed) -> None
         with pytest.raises(Unreachable, match="tried again in"):
             await transport.run(["true"], deadline_s=30)
         assert time.monotonic() - began < 20
+
+
+# -- ways to get there -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, Path]:
+    """Two new keys."""
+    made = {name: tmp_path / name for name in ("authority", "key")}
+    for path in made.values():
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return made
+
+
+def public(key: Path) -> str:
+    return key.with_suffix(".pub").read_text().strip()
+
+
+@pytest.fixture
+def authorized(pool: CondorBed) -> Iterator[Callable[[str], None]]:
+    """Lets another key in, as long as the test runs."""
+    place = "/home/op/.ssh/authorized_keys"
+    before = pool.as_root("cat", place).strip()
+
+    def let_in(lines: str) -> None:
+        pool.as_root("sh", "-c", 'printf "%s\\n" "$2" >"$1"', "sh", place, lines)
+
+    yield lambda line: let_in(f"{before}\n{line}")
+    let_in(before)
+
+
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An agent, and no keys at home."""
+    socket = tmp_path / "agent"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+    with subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not socket.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()
+
+
+async def said(chosen: SshSettings) -> bytes:
+    async with await make_transport(chosen) as transport:
+        return (await transport.run(["id", "-un"], deadline_s=30)).stdout
+
+
+async def sessions(pool: CondorBed) -> int:
+    return len(await anyio.to_thread.run_sync(pool.processes, "sshd-session: op"))
+
+
+async def test_over_jump_hosts(pool: CondorBed) -> None:
+    """The bed is its own jump host."""
+    at = f"op@127.0.0.1:{pool.ssh_port}"
+    before = await sessions(pool)
+    async with await make_transport(settings(pool, jump=f"{at}, {at}")) as transport:
+        assert (await transport.run(["id", "-un"], deadline_s=30)).stdout == b"op\n"
+        assert await transport.listdir("/nowhere") == []
+        assert await sessions(pool) - before >= 3
+    with anyio.fail_after(30):
+        while await sessions(pool) > before:  # noqa: ASYNC110  # no event
+            await anyio.sleep(0.1)
+
+
+async def test_a_jump_host_that_refuses_is_named(pool: CondorBed, keys: dict[str, Path]) -> None:
+    chosen = settings(pool, jump=f"nobody@127.0.0.1:{pool.ssh_port}", host="localhost", keys=[str(keys["key"])])
+    with pytest.raises(LoginRefused, match=r"127\.0\.0\.1 does not let us in"):
+        await said(chosen)
+
+
+def test_a_jump_host_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError, match=r"jump host 'a:b' is not \[USER@\]HOST\[:PORT\]"):
+        msgspec.convert({"host": "h", "jump": "x@[::1]:22,a:b"}, SshSettings)
+
+
+async def test_with_a_certificate(
+    pool: CondorBed, tmp_path: Path, keys: dict[str, Path], authorized: Callable[[str], None]
+) -> None:
+    def sign(principal: str) -> str:
+        words = ["-s", str(keys["authority"]), "-I", principal, "-n", principal, "-V", "+1h", f"{keys['key']}.pub"]
+        subprocess.run(["ssh-keygen", "-q", *words], check=True)
+        return str((tmp_path / "key-cert.pub").rename(tmp_path / f"{principal}.pub"))
+
+    right, wrong = await anyio.to_thread.run_sync(sign, "op"), await anyio.to_thread.run_sync(sign, "nobody")
+    await anyio.to_thread.run_sync(authorized, f"cert-authority {public(keys['authority'])}")
+    key = str(keys["key"])
+
+    assert await said(settings(pool, keys=[key], certificates=[right])) == b"op\n"
+    with pytest.raises(LoginRefused):
+        await said(settings(pool, keys=[key], certificates=[wrong]))
+
+
+@pytest.mark.usefixtures("agent")
+async def test_with_an_agent(pool: CondorBed, keys: dict[str, Path], authorized: Callable[[str], None]) -> None:
+    await anyio.to_thread.run_sync(authorized, await anyio.to_thread.run_sync(public, keys["key"]))
+    with pytest.raises(LoginRefused):
+        await said(settings(pool, keys=[]))
+
+    await anyio.run_process(["ssh-add", "-q", str(keys["key"])])
+
+    assert await said(settings(pool, keys=[])) == b"op\n"
+
+
+async def test_by_the_configuration_of_ssh(pool: CondorBed, tmp_path: Path) -> None:
+    """Host, port, user, key, known hosts and the way there: all from a file that ssh itself would read."""
+    there = pool.ssh()
+    config = tmp_path / "config"
+    config.write_text(
+        f"Host door pool\n  HostName 127.0.0.1\n  Port {pool.ssh_port}\n  User op\n  IdentityFile {there['keys'][0]}\n"
+        f"  UserKnownHostsFile {there['known_hosts']}\n\nHost pool\n  ProxyJump door\n"
+    )
+
+    assert await said(SshSettings(host="pool", config=str(config))) == b"op\n"
+    with pytest.raises(Unreachable, match="pool"):
+        await said(SshSettings(host="pool", config="/dev/null"))

@@ -24,6 +24,7 @@ METHODS = {
     "status": "status",
     "list": "list",
     "jobs": "jobs",
+    "holds": "holds",
     "logs": "logs",
     "events": "events",
     "commands": "commands",

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpsd.models import WmsStates
-from bpsd.workflow import Group, Job, Workflow
+from bpsd.workflow import Executable, Group, Job, Workflow
 from bpsd_adapters.htcondor import quoting
 from bpsd_adapters.htcondor.classads import counts, literal, parse_ads, run_note, run_state
 from bpsd_adapters.htcondor.observe import Ids, dag_file, observe_run
 from bpsd_adapters.htcondor.submission import SubmissionProblem, write_submission
+
+MINE: dict[str, Any] = {"src_uri": "file:///opt/mine.sh", "transfer_executable": True}
 
 AD: dict[str, Any] = {
     "ClusterId": 12,
@@ -217,6 +219,30 @@ def test_groups_become_gates_or_sub_dags() -> None:
     assert "SUBDAG EXTERNAL wms_group_g subdags/wms_group_g/g.dag" in files["run.dag"]
     assert "JOB in_1 " in files["subdags/wms_group_g/g.dag"]
     assert "PARENT wms_group_g CHILD next_1" in files["run.dag"]
+
+
+def test_a_name_is_looked_up_in_the_path_and_a_folder_is_gone_to() -> None:
+    def lines(**fields: Any) -> tuple[str, str]:
+        files = written(Job(name="a_1", label="a", **fields), executables=[Executable(name="mine", **MINE)])
+        (sub,) = (text for name, text in files.items() if name.endswith(".sub"))
+        (values,) = (line for line in files["run.dag"].splitlines() if line.startswith("VARS"))
+        return sub, values
+
+    sub, values = lines(executable="echo", arguments="x")
+    assert "executable = /usr/bin/env\n" in sub
+    assert 'bpsd_arguments="\\"echo x\\""' in values
+    sub, values = lines(executable="echo", working_directory="/data/a b")
+    assert "executable = /bin/sh\n" in sub
+    assert "sh '/data/a b' echo" in values
+    sub, values = lines(executable="mine", working_directory="/data")
+    assert "transfer_input_files = /opt/mine.sh\n" in sub
+    assert "transfer_executable = False\n" in sub
+    assert "sh /data mine.sh" in values
+    sub, _ = lines(executable="mine", queue="long", compute_cloud="c")
+    assert "executable = /opt/mine.sh\n" in sub
+    assert "transfer_executable = True\n" in sub
+    assert 'My.bps_queue = "long"\n' in sub
+    assert 'My.bps_compute_cloud = "c"\n' in sub
 
 
 def test_throttles_and_retries() -> None:

@@ -15,10 +15,6 @@ def _approximates(how: str) -> tuple[FieldSupport, str]:
     return FieldSupport.APPROXIMATES, how
 
 
-def _refuses(why: str) -> tuple[FieldSupport, str]:
-    return FieldSupport.REFUSES, why
-
-
 FIELDS: Mapping[str, tuple[FieldSupport, str]] = {
     "inputs": _approximates("files with wms_transfer that jobs do not share are transferred, all others are named"),
     "outputs": _approximates("they are named; jobs write them where they are wanted"),
@@ -34,7 +30,7 @@ FIELDS: Mapping[str, tuple[FieldSupport, str]] = {
     "request_disk": _HONOURS,
     "request_walltime": _approximates("a job that takes longer is put on hold (allowed_execute_duration)"),
     "compute_site": _approximates("written into the job's ad as bps_compute_site; the pool chooses"),
-    "compute_cloud": _refuses("HTCondor has no clouds"),
+    "compute_cloud": _approximates("written into the job's ad as bps_compute_cloud; HTCondor has no clouds"),
     "accounting_group": _HONOURS,
     "accounting_user": _HONOURS,
     "mail_to": _HONOURS,
@@ -46,12 +42,12 @@ FIELDS: Mapping[str, tuple[FieldSupport, str]] = {
     "priority": _HONOURS,
     "category": _HONOURS,
     "concurrency_limit": _HONOURS,
-    "queue": _refuses("HTCondor has no queues; use an accounting group or requirements in profile"),
+    "queue": _approximates("written into the job's ad as bps_queue; HTCondor has no queues"),
     "pre_cmdline": _approximates("DAGMan runs it on the submit host (SCRIPT PRE)"),
     "post_cmdline": _approximates("DAGMan runs it on the submit host (SCRIPT POST); the job's exit code stays"),
     "preemptible": _approximates("written into the job's ad as bps_preemptible; the pool's policy decides"),
     "profile": _approximates("each entry is a line of the submit file, or an attribute of the ad if it begins with +"),
     "attrs": _approximates("written into the job's ad"),
     "environment": _HONOURS,
-    "working_directory": _refuses("a job starts in the folder that HTCondor makes for it"),
+    "working_directory": _approximates("a shell goes there first; what is transferred stays in the job's own folder"),
 }  # fmt: skip

@@ -42,7 +42,7 @@ class Ids(NamedTuple):
     def text(self, ad: Ad | None = None) -> str:
         """The id under which a run is known: short where the backend submits, global elsewhere."""
         if self.schedd is None:
-            return f"{self.cluster}.0"
+            return f"{self.cluster}.{(as_number(ad, 'ProcId') if ad is not None else None) or 0}"
         return (as_text(ad, "GlobalJobId") if ad is not None else None) or f"{self.schedd}#{self.cluster}.0"
 
 
@@ -62,6 +62,7 @@ def observe_run(
     jobs: Sequence[JobObservation] = (),
     total: int | None = None,
     job_failed: bool = False,
+    left: int = 0,
     info: WmsSpecificInfo | None = None,
 ) -> RunObservation:
     """An observation of a run.
@@ -80,6 +81,8 @@ def observe_run(
         How many jobs there are, if the logs tell; else the DAG's own counters are taken.
     job_failed : `bool`
         Whether the logs know of a failed job: then the run did not succeed, whatever its final job made of it.
+    left : `int`
+        How many of its jobs are in the queue although its DAGMan is gone: then it is not over.
     info : `~bpsd.models.WmsSpecificInfo`, optional
         Where the jobs come from, if not from the logs.
     """
@@ -89,6 +92,8 @@ def observe_run(
         # On its way out: what became of it, the history will tell.
         note = "is being removed" if as_number(ad, "JobStatus") == JobStatus.REMOVED else note
         state = None
+    if left:
+        state, note = None, f"{note}; {left} of its jobs still in the queue".removeprefix("; ")
     if state is WmsStates.SUCCEEDED and job_failed:
         state = WmsStates.FAILED
     token, number = as_text(ad, "bps_token"), None

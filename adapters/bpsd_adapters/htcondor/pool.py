@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-__all__ = ["IS_RUN", "Answer", "Pool"]
+__all__ = ["IS_DAG", "IS_RUN", "Answer", "Pool"]
 
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bpsd.errors import BackendAuthError, BackendUnavailable
-from bpsd_adapters.htcondor.classads import CHILD_ATTRIBUTES, DAG_ATTRIBUTES, literal, parse_ads
+from bpsd_adapters.htcondor.classads import (
+    CHILD_ATTRIBUTES,
+    DAG_ATTRIBUTES,
+    Ad,
+    as_number,
+    as_text,
+    literal,
+    parse_ads,
+)
 from bpsd_adapters.transports.base import Completed, Transport
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+LEFT_BEHIND_MOST = 1000
+"""How many jobs without a DAGMan are counted; from there on it is enough that there are some."""
+
 _REFUSED = ("AUTHENTICATE:", "DCSchedd::authenticate", "Permission denied", "not authorized", "SECMAN:2010")
 
-IS_RUN = 'JobUniverse == 7 && bps_isjob =?= "True" && DAGManJobId =?= undefined'
-"""DAGMan jobs of runs; a group's DAGMan has a ``DAGManJobId``."""
+IS_DAG = "JobUniverse == 7 && DAGManJobId =?= undefined"
+"""DAGMan jobs; a group's DAGMan has a ``DAGManJobId``."""
+
+IS_RUN = f'{IS_DAG} && bps_isjob =?= "True"'
+"""DAGMan jobs of runs."""
 
 
 _BORN_HELD = "JobStatus == 5 && HoldReasonCode == 15 && DAGManJobId =!= undefined"
@@ -42,18 +57,25 @@ class Pool:
         How long one tool may take.
     owner : `str`, optional
         Whose runs are asked for.
+    runs : `str`, optional
+        A constraint that chooses runs, in place of ours.
     """
 
-    def __init__(self, transport: Transport, deadline_s: float, owner: str | None = None) -> None:
+    def __init__(
+        self, transport: Transport, deadline_s: float, owner: str | None = None, runs: str | None = None
+    ) -> None:
         self.transport = transport
         self._deadline_s = deadline_s
-        self._runs = IS_RUN if owner is None else f"{IS_RUN} && Owner == {literal(owner)}"
+        self._runs = IS_RUN if runs is None else f"{IS_DAG} && ({runs})"
+        if owner is not None:
+            self._runs += f" && Owner == {literal(owner)}"
 
-    async def runs(self, schedd: str | None) -> Answer:
-        """The runs in the queue of a schedd, and the jobs that were submitted on hold."""
+    async def runs(self, schedd: str | None, held_since: float) -> Answer:
+        """The runs in the queue of a schedd, and the jobs that were submitted on hold since then."""
+        held = f"{_BORN_HELD} && EnteredCurrentStatus >= {int(held_since)}"
         return await self.queue(
             schedd,
-            f"({self._runs}) || ({_BORN_HELD})",
+            f"({self._runs}) || ({held})",
             (*DAG_ATTRIBUTES, "JobUniverse", "DAGManJobId", "bps_job_name", "DAGNodeName"),
         )
 
@@ -70,10 +92,32 @@ class Pool:
         """The runs that left the queue since a time of the submit host's clock."""
         return await self.history(schedd, self._runs, "-since", f"EnteredCurrentStatus < {int(since)}")
 
-    async def queue(self, schedd: str | None, constraint: str, attributes: Sequence[str] = DAG_ATTRIBUTES) -> Answer:
+    async def left_behind(self, schedd: str | None, runs: Sequence[Ad]) -> dict[int, int]:
+        """How many jobs of runs are in the queue, by the runs' clusters; of very many not all are counted."""
+        clusters = {as_number(ad, "ClusterId") or 0 for ad in runs}
+        tokens = {token: as_number(ad, "ClusterId") or 0 for ad in runs if (token := as_text(ad, "bps_token"))}
+        constraint = f"member(DAGManJobId, {{{','.join(map(str, sorted(clusters)))}}})"
+        if tokens:
+            constraint += f" || (DAGManJobId =!= undefined && member(bps_token, {{{','.join(map(literal, tokens))}}}))"
+        seen = await self.queue(schedd, constraint, ("DAGManJobId", "bps_token"), limit=LEFT_BEHIND_MOST)
+        count = dict.fromkeys(clusters, 1 if len(seen.ads) >= LEFT_BEHIND_MOST else 0)
+        for ad in seen.ads:
+            dag = as_number(ad, "DAGManJobId")
+            cluster = dag if dag in clusters else tokens.get(as_text(ad, "bps_token") or "", dag)
+            count[cluster or 0] = count.get(cluster or 0, 0) + 1
+        return count
+
+    async def queue(
+        self,
+        schedd: str | None,
+        constraint: str,
+        attributes: Sequence[str] = DAG_ATTRIBUTES,
+        limit: int | None = None,
+    ) -> Answer:
         """The ads in a queue that satisfy a constraint."""
+        most = () if limit is None else ("-limit", f"{limit}")
         return await self._ask(
-            ["condor_q", *_name(schedd), "-allusers", "-constraint", constraint, "-json", "-attributes",
+            ["condor_q", *_name(schedd), "-allusers", "-constraint", constraint, *most, "-json", "-attributes",
              ",".join(attributes)]
         )  # fmt: skip
 
@@ -85,6 +129,11 @@ class Pool:
             ["condor_history", *_name(schedd), "-constraint", constraint, *more, "-json", "-attributes",
              ",".join(attributes)]
         )  # fmt: skip
+
+    async def schedd_names(self) -> list[str]:
+        """The schedds that the collector knows."""
+        done = await self.tool(["condor_status", "-schedd", "-af", "Name"])
+        return done.check(self.transport.host).stdout.decode(errors="replace").split()
 
     async def act(self, tool: str, schedd: str | None, *arguments: str) -> Completed:
         """Run ``condor_rm``, ``condor_hold`` or ``condor_release``; whatever comes of it."""

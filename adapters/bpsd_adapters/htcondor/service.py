@@ -4,17 +4,13 @@ from __future__ import annotations
 
 __all__ = ["HTCondorService"]
 
-import io
 import posixpath
 import re
-import tarfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from bpsd.errors import (
@@ -29,22 +25,31 @@ from bpsd.errors import (
 )
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.logs import LogEvent
-from bpsd.models import PollRequest, PollResult, TokenAnswer
-from bpsd.workflow import Workflow, WorkflowFile
+from bpsd.models import PollRequest, PollResult, Question, TokenAnswer, WmsRunReport
+from bpsd.workflow import WorkflowFile
 from bpsd_adapters.htcondor import scripts
-from bpsd_adapters.htcondor.classads import Ad, as_number, as_text, literal
+from bpsd_adapters.htcondor.classads import Ad, JobStatus, as_number, as_text
 from bpsd_adapters.htcondor.fields import FIELDS
-from bpsd_adapters.htcondor.observe import Ids, dag_file
-from bpsd_adapters.htcondor.pool import IS_RUN, Pool
+from bpsd_adapters.htcondor.finder import Finder, all_of_them, named_jobs
+from bpsd_adapters.htcondor.observe import HISTORY, Ids, dag_file
+from bpsd_adapters.htcondor.pool import Pool
+from bpsd_adapters.htcondor.prepare import prepare
 from bpsd_adapters.htcondor.runfiles import RunFiles
 from bpsd_adapters.htcondor.settings import HTCondorConfig
-from bpsd_adapters.htcondor.submission import DAG_FILE, Submission, SubmissionProblem, write_submission
+from bpsd_adapters.htcondor.submission import DAG_FILE
 from bpsd_adapters.htcondor.watch import Watcher
 from bpsd_adapters.transports.base import FileInfo, Transport
 from bpsd_adapters.transports.settings import make_transport
 
+_FORCEX = re.compile(r"(?:^|(?<=\s))-forcex(?:$|(?=\s))")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]+")
 STDERR, STDOUT = "stderr", "stdout"
+
+SLOWEST_UPLOAD_BYTES_PER_S = 1_000_000.0
+"""How much longer the files of a large run may take."""
+
+MOST_BYTES = 1 << 40
+"""No limit of what is read for one run that somebody asks for by hand."""
 
 
 class HTCondorService(WmsService):
@@ -65,7 +70,9 @@ class HTCondorService(WmsService):
             environment["_CONDOR_SCHEDD_HOST"] = config.schedd
         self._transport: Transport = await make_transport(config.ssh, environment, path)
         self._pool = Pool(self._transport, config.command_deadline_s, config.owner)
-        self._watcher = Watcher(self._pool, (None, *config.schedds), config.history_days, config.read_bytes)
+        schedds = (None, *config.schedds)
+        self._finder = Finder(self._pool, self.context.backend, schedds)
+        self._watcher = Watcher(self._pool, schedds, config.history_days, config.read_bytes)
         await self._transport.__aenter__()
         return self
 
@@ -97,10 +104,19 @@ class HTCondorService(WmsService):
         name = f"{_UNSAFE.sub('_', generic_workflow.name)[:80]}-{generic_workflow.token}"
         folder = posixpath.join(root, name)
         if await self._transport.stat(posixpath.join(folder, DAG_FILE)) is None:
-            submission = await anyio.to_thread.run_sync(_write, generic_workflow, folder)
-            await self._check_executables(generic_workflow.name, submission)
-            archive = await anyio.to_thread.run_sync(_packed, submission)
-            done = await self._pool.tool(["sh", "-c", scripts.UNPACK, "sh", root, name], input=archive)
+            archive = self.context.state_dir / f"{generic_workflow.token}.tar"
+            try:
+                executables = await prepare(generic_workflow, folder, archive)
+                await self._check_executables(generic_workflow.name, executables)
+                data = await anyio.Path(archive).read_bytes()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.Path(archive).unlink(missing_ok=True)
+            done = await self._transport.run(
+                ["sh", "-c", scripts.UNPACK, "sh", root, name],
+                input=data,
+                deadline_s=self._settings.command_deadline_s + len(data) / SLOWEST_UPLOAD_BYTES_PER_S,
+            )
             done.check(self._transport.host)
         return WmsWorkflow(name=generic_workflow.name, token=generic_workflow.token, submit_path=folder)
 
@@ -110,7 +126,7 @@ class HTCondorService(WmsService):
         more = (workflow.name,)
         cluster = await self._once(scripts.SUBMIT, workflow.submit_path, attempt, DAG_FILE, *more)
         workflow.run_id = Ids(None, cluster).text()
-        await self._write_info(workflow.submit_path, cluster)
+        await self._write_info(workflow.submit_path, Ids(None, cluster))
 
     async def run_submission_checks(self) -> None:
         """See `WmsService.run_submission_checks`."""
@@ -126,11 +142,11 @@ class HTCondorService(WmsService):
             self._root = root
         return self._root
 
-    async def _check_executables(self, source: str, submission: Submission) -> None:
+    async def _check_executables(self, source: str, executables: Mapping[str, str]) -> None:
         if not self._settings.check_executables:
             return
         problems = []
-        for path, job in submission.executables.items():
+        for path, job in executables.items():
             found: FileInfo | None = await self._transport.stat(path)
             if found is None or found.is_dir:
                 message = f"there is no program {path} on {self._transport.host} (job {job})"
@@ -138,9 +154,13 @@ class HTCondorService(WmsService):
         if problems:
             raise WorkflowInvalid(source, problems)
 
-    async def _once(self, script: str, folder: str, attempt_token: str, dag: str, *more: str) -> int:
-        """Run a script that has an effect once; returns the cluster."""
+    async def _once(
+        self, script: str, folder: str, attempt_token: str, dag: str, *more: str, schedd: str | None = None
+    ) -> int:
+        """Run a script that has an effect once, on the schedd; returns the cluster."""
         argv = ["sh", "-c", script, "sh", folder, attempt_token, dag]
+        if schedd is not None:
+            argv = ["env", f"_CONDOR_SCHEDD_HOST={schedd}", *argv]
         done = await self._pool.tool([*argv, "once", *more])
         if done.returncode == scripts.IN_DOUBT:
             intent = await self._transport.stat(posixpath.join(folder, f".bpsd.{attempt_token}.intent"))
@@ -162,26 +182,27 @@ class HTCondorService(WmsService):
             raise BackendUnavailable(f"condor_submit did not say which cluster it made: {done.error_text}")
         return int(text)
 
-    async def _write_info(self, folder: str, cluster: int) -> None:
-        """``NAME.info.json``, by which bps finds the run of a folder. Without it the run is none the worse."""
+    async def _write_info(self, folder: str, ids: Ids) -> str:
+        """``NAME.info.json``, by which bps finds the run of a folder, and the run's id. Without it all goes on."""
+        ad: Ad | None = None
         try:
-            ad = await self._find(Ids(None, cluster))
-            if ad is not None:
-                schedd = (as_text(ad, "GlobalJobId") or "").partition("#")[0]
-                facts = {key: value for key, value in ad.items() if key.startswith("bps_")}
-                facts |= {"ClusterId": cluster, "GlobalJobId": ad.get("GlobalJobId")}
-                data = msgspec.json.encode({schedd: {f"{cluster}.0": facts}})
-                await self._transport.write(posixpath.join(folder, "run.info.json"), data)
+            ad = (await self._finder.run(ids.text())).ad
+            schedd = (as_text(ad, "GlobalJobId") or "").partition("#")[0]
+            facts = {key: value for key, value in ad.items() if key.startswith("bps_")}
+            facts |= {"ClusterId": ids.cluster, "GlobalJobId": ad.get("GlobalJobId")}
+            data = msgspec.json.encode({schedd: {f"{ids.cluster}.0": facts}})
+            await self._transport.write(posixpath.join(folder, "run.info.json"), data)
         except (BpsdError, OSError) as exc:
             self.context.log.info(LogEvent.INFO_FILE_NOT_WRITTEN, backend=self.context.backend, error=str(exc))
+        return ids.text(ad)
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
     async def restart(
         self, wms_workflow_id: str, *, attempt_token: str | None = None
     ) -> tuple[str | None, str | None, str]:
-        """See `WmsService.restart`: from the rescue file, as ``bps restart`` does, but once."""
-        ad, _ = await self._run(wms_workflow_id)
+        """See `WmsService.restart`: from the rescue file, as ``bps restart`` does, but once, and where the run was."""
+        ad, ids, _ = await self._finder.run(wms_workflow_id)
         dag, name = dag_file(ad), as_text(ad, "bps_run")
         if dag is None:
             raise Conflict(f"run {wms_workflow_id} does not say where its DAG is")
@@ -190,46 +211,71 @@ class HTCondorService(WmsService):
         found = await self.find_by_token(token, self.context.clock())
         if found.verdict == "found":
             return found.wms_id, name, ""
-        for schedd in (None, *self._settings.schedds):
-            live = await self._pool.queue(schedd, f"JobUniverse == 7 && Iwd == {literal(folder)}", ("ClusterId",))
-            if live.ads:
-                raise Conflict(
-                    f"a run of {folder} is in the queue ({as_number(live.ads[0], 'ClusterId')}.0)",
-                    advice="wait for its end, or cancel it",
-                )
+        live = await self._finder.newest_in(folder, live=True)
+        if live is not None:
+            raise Conflict(
+                f"a run of {folder} is in the queue ({live.wms_id})", advice="wait for its end, or cancel it"
+            )
         total, done = as_number(ad, "DAG_NodesTotal"), as_number(ad, "DAG_NodesDone")
         if total is not None and total == done and as_number(ad, "ExitCode") == 0:
             raise Conflict(f"all jobs of run {wms_workflow_id} are done")
-        cluster = await self._once(scripts.RESTART, folder, token, file)
-        await self._write_info(folder, cluster)
-        return Ids(None, cluster).text(), name, ""
+        if await self._transport.stat(dag) is None:
+            raise Conflict(
+                f"the folder {folder} of run {wms_workflow_id} is not on {self._transport.host}, or its DAG is gone",
+                advice="restart it where it was submitted",
+            )
+        cluster = await self._once(scripts.RESTART, folder, token, file, schedd=ids.schedd)
+        return await self._write_info(folder, Ids(ids.schedd, cluster)), name, ""
 
     async def cancel(self, wms_id: str, pass_thru: str | None = None) -> tuple[bool, str]:
-        """See `WmsService.cancel`. ``-forcex`` in ``pass_thru`` removes what cannot be reached any more."""
-        ad, ids = await self._run(wms_id)
-        force = ["-forcex"] if "-forcex" in (pass_thru or "").split() else []
-        if not force and as_number(ad, "JobStatus") == 4:
-            return False, f"run {wms_id} is over already"
-        done = await self._pool.act("condor_rm", ids.schedd, *force, str(ids.cluster))
-        if done.returncode == 0 or await self._is_gone(ids):
-            return True, ""
-        return False, done.error_text
+        """See `WmsService.cancel`; asked again, it removes what its DAGMan left behind.
+
+        ``-forcex`` in ``pass_thru`` forgets what is removed but cannot be reached (HTCondor allows it for nothing
+        else); the rest of it is a constraint that the run must fulfil, as in ``bps cancel``.
+        """
+        found = await self._finder.run(wms_id)
+        extra = _FORCEX.sub(" ", pass_thru or "").strip()
+        constraint = all_of_them(f"ClusterId == {found.ids.cluster}", extra)
+        if found.source == HISTORY:
+            if as_number(found.ad, "JobStatus") == JobStatus.COMPLETED:
+                return False, f"run {wms_id} is over already"
+            if not (await self._pool.left_behind(found.ids.schedd, [found.ad])).get(found.ids.cluster):
+                return True, ""
+            constraint = await self._finder.members(found)
+        elif extra and not (await self._pool.queue(found.ids.schedd, constraint, ("ClusterId",))).ads:
+            return False, f"run {wms_id} does not fulfil {extra}"
+        if _FORCEX.search(pass_thru or ""):
+            going = f"({constraint}) && JobStatus == {JobStatus.REMOVED:d}"
+            await self._pool.act("condor_rm", found.ids.schedd, "-forcex", "-constraint", going)
+        constraint = f"({constraint}) && JobStatus != {JobStatus.REMOVED:d}"
+        return await self._act("condor_rm", found.ids.schedd, constraint)
 
     async def hold(self, wms_id: str, jobs: tuple[str, ...] = ()) -> tuple[bool, str]:
         """See `WmsService.hold`: DAGMan and what waits in the queue; what runs goes on."""
-        _, ids = await self._run(wms_id)
-        which = _of_run(ids.cluster, jobs, "JobStatus == 1", with_dagman="JobStatus != 5")
-        return await self._change("condor_hold", ids, which)
+        return await self._change("condor_hold", wms_id, jobs, "JobStatus == 1", "JobStatus != 5")
 
     async def release(self, wms_id: str, jobs: tuple[str, ...] = ()) -> tuple[bool, str]:
-        """See `WmsService.release`: whatever of the run is held."""
-        _, ids = await self._run(wms_id)
-        which = _of_run(ids.cluster, jobs, "JobStatus == 5", with_dagman="JobStatus == 5")
-        return await self._change("condor_release", ids, which)
+        """See `WmsService.release`: whatever of the run, or of these jobs, is held."""
+        return await self._change("condor_release", wms_id, jobs, "JobStatus == 5", "JobStatus == 5")
 
-    async def _change(self, tool: str, ids: Ids, constraint: str) -> tuple[bool, str]:
-        done = await self._pool.act(tool, ids.schedd, "-constraint", constraint)
-        return (True, "") if done.returncode == 0 else (False, done.error_text)
+    async def _change(self, tool: str, wms_id: str, jobs: Sequence[str], which: str, dagman: str) -> tuple[bool, str]:
+        """Act on jobs of a run in a certain state, in calls that a command line can carry."""
+        found = await self._finder.run(wms_id)
+        members = await self._finder.members(found)
+        whole = f"({members} && {which}) || (ClusterId == {found.ids.cluster} && {dagman})"
+        named = [f"{members} && {which} && {names}" for names in named_jobs(jobs)]
+        for constraint in named or [whole]:
+            agreed, message = await self._act(tool, found.ids.schedd, constraint)
+            if not agreed:
+                return False, message
+        return True, ""
+
+    async def _act(self, tool: str, schedd: str | None, constraint: str) -> tuple[bool, str]:
+        """Act on jobs; that there are none which the tool could change is as good as done."""
+        done = await self._pool.act(tool, schedd, "-constraint", constraint)
+        if done.returncode == 0 or not (await self._pool.queue(schedd, constraint, ("ClusterId",), limit=1)).ads:
+            return True, ""
+        return False, done.error_text
 
     async def ping(self, pass_thru: str | None = None) -> tuple[int, str]:
         """See `WmsService.ping`: schedd (may we write to it?) and collector."""
@@ -251,29 +297,69 @@ class HTCondorService(WmsService):
 
     async def poll(self, request: PollRequest) -> PollResult:
         """See `WmsService.poll`."""
+        if request.question is not None:
+            return await self._answer(request.question)
         return await self._watcher.poll(request)
 
+    async def _answer(self, question: Question) -> PollResult:
+        """What upstream's readers ask: one run in full, or a summary by the DAGs' own counters."""
+        if question.wms_id is not None:
+            found = await self._finder.run(question.wms_id)
+            watcher = Watcher(self._pool, (found.ids.schedd,), question.hist, MOST_BYTES)
+            return PollResult(observations=(await watcher.look(found),))
+        pool = Pool(self._transport, self._settings.command_deadline_s, self._settings.owner, question.pass_thru)
+        schedds = await self._finder.every_schedd() if question.is_global else (None, *self._settings.schedds)
+        result = await Watcher(pool, schedds, question.hist, 0).poll(PollRequest())
+        once = {seen.global_wms_id: seen for seen in reversed(result.observations)}
+        return msgspec.structs.replace(result, observations=[*once.values()][::-1], more=False)
+
+    async def report(
+        self,
+        wms_workflow_id: str | None = None,
+        user: str | None = None,
+        hist: float = 0,
+        pass_thru: str | None = None,
+        is_global: bool = False,
+        return_exit_codes: bool = False,
+    ) -> tuple[list[WmsRunReport], str]:
+        """See `WmsService.report`. A run is found after its end too; one that was restarted is its newest attempt."""
+        message = ""
+        if wms_workflow_id is not None:
+            try:
+                named = await (self._finder.namesakes if is_global else self._finder.all_of)(wms_workflow_id)
+            except RunNotFound as exc:
+                return [], exc.message
+            if len(named) > 1:
+                ids = ", ".join(as_text(found.ad, "GlobalJobId") or found.wms_id for found in named)
+                return [], f"More than one job matches id '{wms_workflow_id}', their global ids are: {ids}"
+            if not named:
+                return [], f"no schedd knows a run {wms_workflow_id}"
+            newest = await self._finder.newest_in(as_text(named[0].ad, "Iwd") or "") or named[0]
+            if newest.wms_id != named[0].wms_id:
+                message = f"run {named[0].wms_id} was restarted as {newest.wms_id}"
+            wms_workflow_id = newest.wms_id
+        reports, amiss = await super().report(wms_workflow_id, user, hist, pass_thru, is_global, return_exit_codes)
+        return reports, "\n".join(filter(None, (message, amiss)))
+
+    async def list_submitted_jobs(
+        self,
+        wms_id: str | None = None,
+        user: str | None = None,
+        require_bps: bool = True,
+        pass_thru: str | None = None,
+        is_global: bool = False,
+    ) -> list[str]:
+        """See `WmsService.list_submitted_jobs`: what ``bps cancel`` would cancel, jobs without a DAGMan included."""
+        extra = _FORCEX.sub(" ", pass_thru or "").strip()
+        return await self._finder.submitted(wms_id, user, require_bps=require_bps, extra=extra, is_global=is_global)
+
     async def find_by_token(self, token: str, since: float) -> TokenAnswer:
-        """See `WmsService.find_by_token`: queue and whole history; proof of absence after ``settle_s``."""
-        attribute = "bps_attempt_token" if "." in token else "bps_token"
-        constraint = f"{IS_RUN} && {attribute} =?= {literal(token)}"
-        try:
-            queue = await self._pool.queue(None, constraint)
-            ads = list(queue.ads) or (await self._pool.history(None, constraint)).ads
-        except BackendUnavailable as exc:
-            return TokenAnswer(verdict="cannot_tell", reason=exc.message)
-        if ads:
-            ad = max(ads, key=lambda ad: as_number(ad, "ClusterId") or 0)
-            return TokenAnswer(verdict="found", wms_id=Ids.of(ad, None).text(ad), path=as_text(ad, "Iwd"))
-        wait = since + self._settings.settle_s - self.context.clock()
-        if wait > 0:
-            return TokenAnswer(verdict="cannot_tell", reason=f"not found, which is proof only in {wait:.0f} s")
-        return TokenAnswer(verdict="absent")
+        """See `WmsService.find_by_token`: queues and whole histories; proof of absence after ``settle_s``."""
+        return await self._finder.by_token(token, lambda: since + self._settings.settle_s - self.context.clock())
 
     async def read_output(self, wms_id: str, job: str, stream: str, offset: int, limit: int) -> OutputPiece:
         """See `WmsService.read_output`. Runs of ``bps submit`` have one file for both streams."""
-        ad, _ = await self._run(wms_id)
-        dag = dag_file(ad)
+        dag = dag_file((await self._finder.run(wms_id)).ad)
         files = self._watcher.files_of(wms_id)
         if files is None and dag is not None:
             files = RunFiles(self._transport, dag, 0.0)
@@ -303,62 +389,3 @@ class HTCondorService(WmsService):
         if ids is None or ids.schedd is not None:
             return (text,)
         return tuple(dict.fromkeys((ids.text(), text)))
-
-    # -- inside ------------------------------------------------------------------------------------------------------
-
-    async def _run(self, wms_id: str) -> tuple[Ad, Ids]:
-        """A run's ad, by any of its ids or its folder."""
-        ids = Ids.parse(wms_id)
-        if ids is None and wms_id.startswith("/"):
-            constraint = f"{IS_RUN} && Iwd == {literal(wms_id.rstrip('/'))}"
-            ads = (await self._pool.queue(None, constraint)).ads or (
-                await self._pool.history(None, constraint, "-limit", "1")
-            ).ads
-            if ads:
-                return ads[0], Ids.of(ads[0], None)
-        if ids is not None:
-            if ids.schedd is not None and ids.schedd not in self._settings.schedds:
-                ids = Ids(None, ids.cluster)
-            ad = await self._find(ids)
-            if ad is not None:
-                return ad, ids
-        raise RunNotFound(f"backend {self.context.backend} knows no run {wms_id}: not in queue, not in history")
-
-    async def _find(self, ids: Ids) -> Ad | None:
-        constraint = f"ClusterId == {ids.cluster} && JobUniverse == 7"
-        queue = await self._pool.queue(ids.schedd, constraint)
-        if queue.ads:
-            return queue.ads[0]
-        history = await self._pool.history(ids.schedd, constraint, "-limit", "1")
-        return history.ads[0] if history.ads else None
-
-    async def _is_gone(self, ids: Ids) -> bool:
-        return not (await self._pool.queue(ids.schedd, f"ClusterId == {ids.cluster}", ("ClusterId",))).ads
-
-
-def _of_run(cluster: int, jobs: Sequence[str], children: str, *, with_dagman: str) -> str:
-    if jobs:
-        names = " || ".join(f"bps_job_name =?= {literal(job)}" for job in jobs)
-        return f"DAGManJobId =?= {cluster} && ({names})"
-    return f"(DAGManJobId =?= {cluster} && {children}) || (ClusterId == {cluster} && {with_dagman})"
-
-
-def _write(file: WorkflowFile, folder: str) -> Submission:
-    """Read the document and write the submission (in a thread)."""
-    workflow = msgspec.json.decode(Path(file.path).read_bytes(), type=Workflow)
-    try:
-        return write_submission(workflow, file.token, folder, file.run_summary)
-    except SubmissionProblem as exc:
-        raise WorkflowInvalid(file.name, [Problem(exc.where, str(exc))]) from exc
-
-
-def _packed(submission: Submission) -> bytes:
-    """The files as a tar archive; folders come with them."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, text in submission.files.items():
-            data = text.encode()
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(data), 0o755 if name in submission.programs else 0o644
-            archive.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()

@@ -31,6 +31,8 @@ _LAST_OOM = (
     "|| LastHoldReasonCode =?= 3 && LastHoldReasonSubCode =?= 34)"
 )
 _GROUP = "wms_group_"
+_GO = 'cd -- "$1" && shift && exec "$@"'
+_GO_WITH_PROGRAM = 'program=$PWD/$2; cd -- "$1" && shift 2 && exec "$program" "$@"'
 _NOOP_SUB = "executable = /bin/true\nuniverse = vanilla\nqueue\n"
 
 
@@ -71,6 +73,15 @@ def write_submission(workflow: Workflow, token: str, folder: str, run_summary: s
         If a value cannot be said in HTCondor's files.
     """
     return _Writer(workflow, token, folder, run_summary).write()
+
+
+class _Start(NamedTuple):
+    """The program that HTCondor begins, words before the job's arguments, and files that it needs for that."""
+
+    program: str
+    words: tuple[str, ...] = ()
+    transferred: bool = False
+    brought: tuple[str, ...] = ()
 
 
 class _Writer:
@@ -189,15 +200,11 @@ class _Writer:
     def _commands(self, job: Job, where: tuple[str | int, ...]) -> tuple[dict[str, str], dict[str, str]]:
         """The lines of the submit file that jobs share, and the variables that are this job's own."""
         label = _safe(job.label or job.name)
-        declared = self.executables.get(job.executable or "")
-        program = (declared.src_uri or declared.name) if declared is not None else job.executable or ""
-        program = program.removeprefix("file://")
-        if program.startswith("/"):
-            self.needed.setdefault(program, job.name)
+        start = self._start(job)
         shared = {
             "universe": "vanilla",
-            "executable": _said(_ENV.sub(r"$ENV(\1)", program), program, (*where, "executable")),
-            "transfer_executable": str(declared is not None and declared.transfer_executable),
+            "executable": _said(_ENV.sub(r"$ENV(\1)", start.program), start.program, (*where, "executable")),
+            "transfer_executable": str(start.transferred),
             "should_transfer_files": "YES",
             "when_to_transfer_output": "ON_EXIT_OR_EVICT",
             "transfer_output_files": '""',
@@ -212,7 +219,7 @@ class _Writer:
             "My.bps_job_label": '"$(bpsd_label)"',
             "My.bps_job_quanta": '"$(bpsd_quanta)"',
         }
-        shared |= _requests(job, where) | _policy(job, where) | self._transfers(job)
+        shared |= _requests(job, where) | _policy(job, where) | self._transfers(job, start.brought)
         shared |= {f"My.{name}": literal(value) for name, value in self.attributes.items()}
         for name, value in {**_attributes(job), **job.attrs}.items():
             shared[f"My.{name}"] = literal(str(value)) if not isinstance(value, int | float) else str(value)
@@ -222,12 +229,30 @@ class _Writer:
             "bpsd_job": job.name,
             "bpsd_label": job.label,
             "bpsd_quanta": ";".join(f"{name}:{count}" for name, count in job.quanta_counts.items()),
-            "bpsd_arguments": self._arguments(job, where),
+            "bpsd_arguments": self._arguments(job, where, start.words),
             "bpsd_environment": self._environment(job, where),
         }
         return shared, own
 
-    def _arguments(self, job: Job, where: tuple[str | int, ...]) -> str:
+    def _start(self, job: Job) -> _Start:
+        """How a job's program is begun: HTCondor itself neither looks into ``PATH`` nor goes to a folder."""
+        declared = self.executables.get(job.executable or "")
+        program = (declared.src_uri or declared.name) if declared is not None else job.executable or ""
+        program = program.removeprefix("file://")
+        transferred = declared is not None and declared.transfer_executable
+        if program.startswith("/"):
+            self.needed.setdefault(program, job.name)
+        folder = job.working_directory
+        if folder is not None and transferred:
+            words = ("-c", _GO_WITH_PROGRAM, "sh", folder, posixpath.basename(program))
+            return _Start("/bin/sh", words, brought=(program,))
+        if folder is not None:
+            return _Start("/bin/sh", ("-c", _GO, "sh", folder, program))
+        if "/" not in program and not _ENV.match(program) and not transferred:
+            return _Start("/usr/bin/env", (program,))
+        return _Start(program, transferred=transferred)
+
+    def _arguments(self, job: Job, where: tuple[str | int, ...], before: Sequence[str]) -> str:
         place = (*where, "arguments")
         text = job.arguments
         if job.cmdvals:
@@ -239,16 +264,17 @@ class _Writer:
             words = shlex.split(text)
         except ValueError as exc:
             raise SubmissionProblem(place, str(exc).lower()) from exc
-        words = [_FILE.sub(lambda found: self._file(found[1], place), word) for word in words]
+        words = [*before, *(_FILE.sub(lambda found: self._file(found[1], place), word) for word in words)]
         return _expanded(quoting.arguments(words), place)
 
     def _environment(self, job: Job, where: tuple[str | int, ...]) -> str:
         variables = {**self.workflow.environment, **job.environment}
         return _expanded(quoting.environment(variables), (*where, "environment"))
 
-    def _transfers(self, job: Job) -> dict[str, str]:
+    def _transfers(self, job: Job, brought: Sequence[str]) -> dict[str, str]:
         """What is copied to the job: files that the WMS is to transfer and that jobs do not share."""
-        paths = [
+        paths = [*brought]
+        paths += [
             (file.src_uri or file.name).removeprefix("file://")
             for name in job.inputs
             if (file := self.inputs.get(name)) is not None and file.wms_transfer and not file.job_shared
@@ -380,8 +406,10 @@ def _policy(job: Job, where: tuple[str | int, ...]) -> dict[str, str]:
 
 def _attributes(job: Job) -> dict[str, object]:
     named: dict[str, object] = {f"bps_tag_{_safe(name)}": value for name, value in job.tags.items()}
-    if job.compute_site is not None:
-        named["bps_compute_site"] = job.compute_site
+    for name in ("compute_site", "compute_cloud", "queue"):
+        value = getattr(job, name)
+        if value is not None:
+            named[f"bps_{name}"] = value
     if job.preemptible is not None:
         named["bps_preemptible"] = str(job.preemptible)
     return named

@@ -12,8 +12,19 @@ import anyio
 import msgspec
 
 from bpsd.errors import BackendAuthError, BackendUnavailable, DeadlineExceeded
-from bpsd.models import JobObservation, KnownRun, PollRequest, PollResult, RunObservation, SourceReport, WmsSpecificInfo
+from bpsd.models import (
+    TERMINAL,
+    JobObservation,
+    KnownRun,
+    PollRequest,
+    PollResult,
+    RunObservation,
+    SourceReport,
+    WmsSpecificInfo,
+    WmsStates,
+)
 from bpsd_adapters.htcondor.classads import as_number, as_text, run_note, run_state
+from bpsd_adapters.htcondor.finder import Found
 from bpsd_adapters.htcondor.observe import HISTORY, QUEUE, Ids, dag_file, observe_child, observe_run
 from bpsd_adapters.htcondor.pool import Answer, Pool
 from bpsd_adapters.htcondor.runfiles import RunFiles
@@ -41,6 +52,22 @@ class _Seen(msgspec.Struct):
     refused: BackendAuthError | None = None
 
 
+class _Held:
+    """Jobs that were submitted on hold, by the DAGMan that did it; those of a group may belong to any run."""
+
+    def __init__(self, runs: Mapping[str, tuple[dict[str, Any], str]], seen: Sequence[_Seen]) -> None:
+        clusters = {as_number(ad, "ClusterId") for ad, _ in runs.values()}
+        self._ads: dict[tuple[str | None, int | None], list[dict[str, Any]]] = {}
+        for each in seen:
+            for ad in each.born_held:
+                dagman = as_number(ad, "DAGManJobId")
+                self._ads.setdefault((each.schedd, dagman if dagman in clusters else None), []).append(ad)
+
+    def of(self, schedd: str | None, cluster: int | None) -> list[dict[str, Any]]:
+        """Those that may be jobs of a run."""
+        return [*self._ads.get((schedd, cluster), ()), *self._ads.get((schedd, None), ())]
+
+
 class Watcher:
     """Sees the runs of a pool.
 
@@ -53,7 +80,7 @@ class Watcher:
     history_days : `float`
         How far back the first look goes.
     read_bytes : `int`
-        The most that is read of logs in one poll.
+        The most that is read of logs in one poll; 0: no logs, the DAGs' own counters must do.
     """
 
     def __init__(self, pool: Pool, schedds: Sequence[str | None], history_days: float, read_bytes: int) -> None:
@@ -64,11 +91,23 @@ class Watcher:
         self._files: dict[str, RunFiles] = {}
         self._clock: tuple[float, float] | None = None
         self._clock_at = 0.0
+        self._held_since: dict[str | None, float] = {}
+        """Jobs submitted on hold are asked for once; all of them again when logs are read from their beginning."""
+        self._reread = False
         self._hung: dict[tuple[str | None, str], tuple[float, str]] = {}
 
     def files_of(self, wms_id: str) -> RunFiles | None:
         """The files of a run that is watched."""
         return self._files.get(wms_id)
+
+    async def look(self, found: Found) -> RunObservation:
+        """One run in full, now."""
+        _, zone = await self.clock()
+        run = {found.wms_id: (dict(found.ad), found.source)}
+        while True:
+            seen, _, more = await self._observe(run, _Held(run, ()), {}, PollRequest(), zone)
+            if not more:
+                return seen[0]
 
     async def clock(self) -> tuple[float, float]:
         """The submit host's time now, and its zone."""
@@ -92,11 +131,14 @@ class Watcher:
         for each in seen:
             runs.update(each.runs)
         absent = await self._look_up(request.known, runs, seen)
-        held = [(each.schedd, ad) for each in seen for ad in each.born_held]
-        observations, cursors, more = await self._observe(runs, held, request, zone)
+        held = _Held(runs, seen)
+        left = await self._left_behind(request.known, runs)
+        self._reread = False
+        observations, cursors, more = await self._observe(runs, held, left, request, zone)
         for each in seen:
             if each.complete:
                 since[each.schedd or ""] = now - OVERLAP_S
+                self._held_since[each.schedd] = 0.0 if self._reread else now - OVERLAP_S
         return PollResult(
             observations=observations,
             cursor=msgspec.json.encode(since).decode(),
@@ -110,7 +152,8 @@ class Watcher:
 
     async def _ask(self, seen: _Seen, since: float) -> None:
         """The queue first: what leaves it meanwhile is then in the history."""
-        queue = await self._source(seen, QUEUE, lambda: self._pool.runs(seen.schedd))
+        held_since = self._held_since.get(seen.schedd, 0.0)
+        queue = await self._source(seen, QUEUE, lambda: self._pool.runs(seen.schedd, held_since))
         history = await self._source(seen, HISTORY, lambda: self._pool.ended(seen.schedd, since))
         for ad in queue.ads if queue is not None else ():
             if as_number(ad, "JobUniverse") == 7:
@@ -172,6 +215,24 @@ class Watcher:
                 absent.append(run.wms_id)
         return tuple(absent)
 
+    async def _left_behind(
+        self, known: Sequence[KnownRun], runs: Mapping[str, tuple[dict[str, Any], str]]
+    ) -> dict[str, int]:
+        """Live runs whose DAGMan was removed, and how many of their jobs are in the queue all the same."""
+        removed: dict[str | None, dict[str, dict[str, Any]]] = {}
+        for run in known:
+            ad, source = runs.get(run.wms_id, ({}, QUEUE))
+            if source == HISTORY and run_state(ad) is WmsStates.DELETED and run.state not in TERMINAL:
+                removed.setdefault(self._watched_of(run.wms_id), {})[run.wms_id] = ad
+        left: dict[str, int] = {}
+        for schedd, ads in removed.items():
+            try:
+                counted = await self._pool.left_behind(schedd, [*ads.values()])
+            except (BackendUnavailable, BackendAuthError):
+                continue  # that the run is over is known; what else is there, the next poll cannot tell either
+            left |= {wms_id: counted.get(as_number(ad, "ClusterId") or 0, 0) for wms_id, ad in ads.items()}
+        return left
+
     def _watched(self, ids: Ids) -> str | None:
         return ids.schedd if ids.schedd in self._schedds else None
 
@@ -183,7 +244,8 @@ class Watcher:
     async def _observe(
         self,
         runs: Mapping[str, tuple[dict[str, Any], str]],
-        held: Sequence[tuple[str | None, dict[str, Any]]],
+        held: _Held,
+        left: Mapping[str, int],
         request: PollRequest,
         zone: float,
     ) -> tuple[list[RunObservation], dict[str, str], bool]:
@@ -194,30 +256,38 @@ class Watcher:
         observations, cursors, more = [], {}, False
         room = self._read_bytes
         for wms_id, (ad, source) in runs.items():
+            if not self._read_bytes:
+                observations.append(observe_run(ad, wms_id, source))
+                continue
             dag = dag_file(ad)
             info, files = None, None
             if dag is not None and wms_id in newest:
-                files, info, unread = await self._read(wms_id, dag, zone, room)
+                files, info, unread = await self._read(wms_id, dag, as_number(ad, "QDate") or 0, zone, room)
                 room -= files.bytes_read if files is not None else 0
                 more |= unread
             if files is None:
                 children, cursors[wms_id] = await self._children(wms_id, ad, source, before.get(wms_id))
-                observations.append(observe_run(ad, wms_id, source, jobs=children, info=info))
+                observations.append(observe_run(ad, wms_id, source, jobs=children, left=left.get(wms_id, 0), info=info))
                 continue
             tracker = files.tracker
-            for schedd, job in held:
-                if (self._watched_of(wms_id), as_number(ad, "ClusterId")) == (schedd, as_number(job, "DAGManJobId")):
-                    tracker.born_held(
-                        as_text(job, "bps_job_name") or as_text(job, "DAGNodeName") or "",
-                        float(as_number(job, "EnteredCurrentStatus") or 0),
-                        run_note(job),
-                    )
-            if source == HISTORY:
+            for job in held.of(self._watched_of(wms_id), as_number(ad, "ClusterId")):
+                name = as_text(job, "bps_job_name") or as_text(job, "DAGNodeName") or ""
+                if tracker.cluster_of(name) == as_number(job, "ClusterId"):
+                    tracker.born_held(name, float(as_number(job, "EnteredCurrentStatus") or 0), run_note(job))
+            if source == HISTORY and not left.get(wms_id):
                 await files.finish(run_state(ad))
             jobs = tracker.changed(before.get(wms_id))
             cursors[wms_id] = tracker.cursor
             observations.append(
-                observe_run(ad, wms_id, source, jobs=jobs, total=len(tracker), job_failed=tracker.failed())
+                observe_run(
+                    ad,
+                    wms_id,
+                    source,
+                    jobs=jobs,
+                    total=len(tracker),
+                    job_failed=tracker.failed(),
+                    left=left.get(wms_id, 0),
+                )
             )
         return observations, cursors, more
 
@@ -243,14 +313,18 @@ class Watcher:
         return None if ids is None else self._watched(ids)
 
     async def _read(
-        self, wms_id: str, dag: str, zone: float, room: int
+        self, wms_id: str, dag: str, submitted: float, zone: float, room: int
     ) -> tuple[RunFiles | None, WmsSpecificInfo | None, bool]:
         """The run's files, read as far as there is room; or why not."""
         files = self._files.get(wms_id)
         if files is None:
             files = self._files[wms_id] = RunFiles(self._pool.transport, dag, zone)
+            self._reread |= submitted < (await self.clock())[0] - OVERLAP_S
+        tracker = files.tracker
         try:
-            return files, None, await files.update(max(0, room))
+            more = await files.update(max(0, room))
+            self._reread |= files.tracker is not tracker
+            return files, None, more
         except (OSError, BackendUnavailable) as exc:
             del self._files[wms_id]
             info = WmsSpecificInfo()

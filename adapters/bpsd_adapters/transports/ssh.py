@@ -38,7 +38,7 @@ from bpsd_adapters.transports.base import (
     Transport,
     Unreachable,
 )
-from bpsd_adapters.transports.settings import SshSettings
+from bpsd_adapters.transports.settings import SshSettings, hops
 
 MAX_CHANNELS = 8
 """Channels on one connection, the one for files included (OpenSSH's servers allow 10)."""
@@ -49,6 +49,9 @@ _GRACE_S = 3.0
 """How long after a command's deadline on the host its answer is waited for."""
 
 _CHUNK_BYTES = 256 * 1024
+_PIECE_BYTES = 256 * 1024
+"""What one request for a piece of a file asks for (OpenSSH's servers give at most that)."""
+
 _TIMED_OUT = 124
 _KILLED = 137
 _NO_PROGRAM = (126, 127)
@@ -166,9 +169,15 @@ class SshTransport(Transport):
 
     async def read(self, path: str, offset: int, limit: int) -> bytes:
         """See `Transport.read`."""
-        async with self._files() as sftp, sftp.open(path, "rb") as file:
-            data: bytes = await file.read(limit, offset)
-            return data
+        # One request at a time: of several at once, those that a broken connection takes along are nobody's to await.
+        async with self._files() as sftp, sftp.open(path, "rb", block_size=0) as file:
+            data = bytearray()
+            while len(data) < limit:
+                piece = await file.read(min(_PIECE_BYTES, limit - len(data)), offset + len(data))
+                if not piece:
+                    break
+                data += piece
+            return bytes(data)
 
     async def write(self, path: str, data: bytes) -> None:
         """See `Transport.write`."""
@@ -285,29 +294,52 @@ class _Link:
             return self._connection
 
     async def _connect(self) -> Any:
-        settings = self.settings
+        """To the host itself, or hop by hop: each connection carries the next, and is closed with it."""
+        connection: Any = None
         try:
-            with anyio.fail_after(settings.connect_timeout_s):
-                options = await anyio.to_thread.run_sync(_options, settings)
-                return await asyncssh.connect(settings.host, options=options)
-        except asyncssh.HostKeyNotVerifiable as exc:
-            raise HostKeyRefused(
-                f"the key of {settings.host} is not the one that is known: {exc.reason}",
-                advice="if the host has a new key, learn it from its administrator and put it into known_hosts",
-            ) from exc
-        except (asyncssh.PermissionDenied, asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as exc:
-            raise LoginRefused(
-                f"{settings.host} does not let us in: {exc}",
-                advice="check user and key, load the key into the agent, or renew the certificate",
-            ) from exc
-        except TimeoutError as exc:
-            raise Unreachable(f"{settings.host} did not answer within {settings.connect_timeout_s:g} s") from exc
-        except (asyncssh.Error, OSError) as exc:
-            raise Unreachable(f"{settings.host} cannot be reached: {exc}") from exc
+            for hop in hops(self.settings):
+                next_one = await _to_hop(hop, connection)
+                if connection is not None:
+                    next_one.set_tunnel(connection)
+                connection = next_one
+        except BaseException:
+            if connection is not None:
+                connection.abort()
+            raise
+        return connection
 
 
 _LINKS: dict[SshSettings, _Link] = {}
 """The open connections of this process; there is one event loop in it."""
+
+
+async def _to_hop(settings: SshSettings, tunnel: Any) -> Any:
+    try:
+        with anyio.fail_after(settings.connect_timeout_s):
+            options = await anyio.to_thread.run_sync(_options, settings)
+            # With the options, the configuration is told once more: for the ProxyJump hosts that it names.
+            config = _config(settings)
+            return await asyncssh.connect(
+                settings.host, options=options, tunnel=() if tunnel is None else tunnel, config=config
+            )
+    except asyncssh.HostKeyNotVerifiable as exc:
+        raise HostKeyRefused(
+            f"the key of {settings.host} is not the one that is known: {exc.reason}",
+            advice="if the host has a new key, learn it from its administrator and put it into known_hosts",
+        ) from exc
+    except (asyncssh.PermissionDenied, asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as exc:
+        raise LoginRefused(
+            f"{settings.host} does not let us in: {exc}",
+            advice="check user and key, load the key into the agent, or renew the certificate",
+        ) from exc
+    except TimeoutError as exc:
+        raise Unreachable(f"{settings.host} did not answer within {settings.connect_timeout_s:g} s") from exc
+    except (asyncssh.Error, OSError) as exc:
+        raise Unreachable(f"{settings.host} cannot be reached: {exc}") from exc
+
+
+def _config(settings: SshSettings) -> Any:
+    return () if settings.config is None else [str(Path(settings.config).expanduser())]
 
 
 def _options(settings: SshSettings) -> Any:
@@ -315,6 +347,8 @@ def _options(settings: SshSettings) -> Any:
     chosen: dict[str, Any] = {
         "keepalive_interval": settings.keepalive_s,
         "keepalive_count_max": 3,
+        # Ads and event logs shrink to a tenth.
+        "compression_algs": ["zlib@openssh.com", "none"],
         "login_timeout": settings.connect_timeout_s,
         "connect_timeout": settings.connect_timeout_s,
     }
@@ -328,10 +362,8 @@ def _options(settings: SshSettings) -> Any:
         chosen["client_certs"] = [str(Path(name).expanduser()) for name in settings.certificates]
     if settings.known_hosts is not None:
         chosen["known_hosts"] = asyncssh.read_known_hosts(str(Path(settings.known_hosts).expanduser()))
-    if settings.jump is not None:
-        chosen["tunnel"] = settings.jump
     if settings.config is not None:
-        chosen["config"] = [str(Path(settings.config).expanduser())]
+        chosen["config"] = _config(settings)
     return asyncssh.SSHClientConnectionOptions(host=settings.host, **chosen)
 
 

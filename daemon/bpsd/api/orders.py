@@ -12,7 +12,8 @@ import msgspec
 from bpsd import wire
 from bpsd.api.deps import Deps
 from bpsd.api.paging import fitting
-from bpsd.errors import Conflict, LimitExceeded, PermissionDenied, RunNotFound
+from bpsd.errors import Conflict, InvalidParams, LimitExceeded, PermissionDenied, RunNotFound
+from bpsd.holds import select_held
 from bpsd.journal import CommandRecord
 from bpsd.messages import (
     CommandRow,
@@ -133,8 +134,19 @@ class Orders:
         return await self._order("hold", call, params, await self._live_run(params, "hold"))
 
     async def release(self, call: Call, params: RunCommand) -> CommandRow:
-        """Release a run."""
-        return await self._order("release", call, params, await self._live_run(params, "release"))
+        """Release a run, or what is held of it by label or reason."""
+        record = await self._live_run(params, "release")
+        if params.label is None and params.group is None:
+            return await self._order("release", call, params, record)
+        chosen = select_held(record, self._deps.cache.jobs(record.run_id), params.label, params.group)
+        if chosen is None:
+            raise Conflict(
+                f"nothing of run {record.run_id} is held {_for(params)}",
+                advice="`bpsctl holds` shows what is held, and why",
+                run=record.run_id,
+            )
+        what = "all that is held" if chosen.whole else f"{len(chosen.jobs)} of its jobs"
+        return await self._order("release", call, params, record, what)
 
     def _restarting(self, record: RunRecord) -> bool:
         return any(c.verb == "restart" for c in self._deps.engine.open_of_run(record.run_id))
@@ -162,7 +174,9 @@ class Orders:
             )
         return record
 
-    async def _order(self, verb: str, call: Call, params: RunCommand, record: RunRecord) -> CommandRow:
+    async def _order(self, verb: str, call: Call, params: RunCommand, record: RunRecord, what: str = "") -> CommandRow:
+        if verb != "release" and (params.label, params.group) != (None, None):
+            raise InvalidParams(f"{verb}: label and group choose what a release is about; {verb} is about whole runs")
         command = self._command(
             verb,
             call.peer,
@@ -170,12 +184,17 @@ class Orders:
             run_id=record.run_id,
             token=record.token,
             attempt=None,
-            args={"pass_thru": params.pass_thru, "wms_id": record.wms_id},
+            args={
+                "pass_thru": params.pass_thru,
+                "wms_id": record.wms_id,
+                "label": params.label,
+                "group": params.group,
+            },
             client=params.client,
             expires_s=params.expires_s,
         )
         if params.dry_run:
-            command.note = "dry run: nothing was done"
+            command.note = "dry run: nothing was done" + (f"; it would be {what}" if what else "")
             return command_row(command, created=False)
         self._check_quota(call.peer)
         accepted, created = await self._deps.journal.accept(command)
@@ -269,6 +288,12 @@ class Orders:
             note="",
         )
         self._deps.engine.enqueue(command)
+
+
+def _for(params: RunCommand) -> str:
+    words = [f"in group {params.group}"] if params.group is not None else []
+    words += [f"with label {params.label}"] if params.label is not None else []
+    return " ".join(words)
 
 
 def command_row(command: CommandRecord, *, created: bool = True) -> CommandRow:

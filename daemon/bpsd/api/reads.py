@@ -209,7 +209,7 @@ class Reads:
         size, full = 0, len(stored) == limit
         for entry in stored:
             record = decode_record(entry.doc)
-            if record.run_id not in self._deps.cache and self._matches(params, call, record):
+            if record.run_id not in self._deps.cache and self.matches(params, call, record):
                 row = record.as_row(None)
                 row.source = "history"
                 data = msgspec.json.encode(row)
@@ -329,9 +329,10 @@ class Reads:
                     advice="begin again with the first page",
                 )
             records = (r for r in records if (-r.since, r.run_id) > (-anchor.since, anchor.run_id))
-        return (record for record in records if self._matches(params, call, record))
+        return (record for record in records if self.matches(params, call, record))
 
-    def _matches(self, params: Filters, call: Call, record: RunRecord) -> bool:
+    def matches(self, params: Filters, call: Call, record: RunRecord) -> bool:
+        """Whether a run fulfils all conditions."""
         if params.backend and record.backend not in params.backend:
             return False
         if params.state and record.state.name not in params.state:

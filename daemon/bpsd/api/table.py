@@ -10,6 +10,7 @@ from bpsd.api.admin import Admin
 from bpsd.api.bulk import Bulk
 from bpsd.api.deps import Deps
 from bpsd.api.health import Health
+from bpsd.api.holds import Holds
 from bpsd.api.orders import Orders
 from bpsd.api.reads import Reads
 from bpsd.api.watches import Watches
@@ -28,6 +29,7 @@ def method_table(deps: Deps) -> Mapping[str, MethodSpec]:
         "report": MethodSpec(reads.report, "read"),
         "status": MethodSpec(reads.status, "read"),
         "jobs": MethodSpec(reads.jobs, "read"),
+        "holds": MethodSpec(Holds(deps, reads).holds, "read"),
         "logs": MethodSpec(bulk.logs, "read"),
         "events": MethodSpec(watches.events, "read"),
         "watch": MethodSpec(watches.watch, "read"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["arguments", "run"]
+__all__ = ["arguments", "give", "run"]
 
 from bpsd.cli.describe import command_outcome
 from bpsd.cli.following import await_command
@@ -35,15 +35,18 @@ def arguments(to: Arguments) -> None:
 
 
 def run(session: Session, states: tuple[str, ...]) -> int:
-    """Give the command for every run, then wait for the end of each; one that is refused does not stop the others."""
+    """Choose runs, and give the command for each."""
     runs = select(session, states)
-    if runs is None:
-        return 1
+    return 1 if runs is None else give(session, runs)
+
+
+def give(session: Session, runs: list[str], **more: str | None) -> int:
+    """Give the command for every run, then wait for the end of each; one that is refused does not stop the others."""
     given: list[Row] = []
     failed: list[Row] = []
     for name in runs:
         try:
-            given.append(_give(session, name))
+            given.append(_give(session, name, more))
         except NoDaemon:
             raise
         except ClientError as error:
@@ -59,7 +62,7 @@ def run(session: Session, states: tuple[str, ...]) -> int:
     return 0 if not failed and all(row["state"] in good for row in ended) else 1
 
 
-def _give(session: Session, name: str) -> Row:
+def _give(session: Session, name: str, more: dict[str, str | None]) -> Row:
     args = session.args
     return session.client.command(
         session.verb,
@@ -68,6 +71,7 @@ def _give(session: Session, name: str) -> Row:
         pass_thru=args.pass_thru,
         expires_s=args.expires,
         dry_run=args.dry_run,
+        **more,
     )
 
 
@@ -87,7 +91,9 @@ def _wait(session: Session, row: Row) -> Row:
 def _line(session: Session, row: Row) -> str:
     if session.args.dry_run:
         wms_id = (row.get("args") or {}).get("wms_id")
-        return f"{row['run']}: would {row['verb']} it on {row['backend']}" + (f" as {clean(wms_id)}" if wms_id else "")
+        what = (row.get("note") or "").partition("; it would be ")[2] or "it"
+        line = f"{row['run']}: would {row['verb']} {clean(what)} on {row['backend']}"
+        return line + (f" as {clean(wms_id)}" if wms_id else "")
     if session.args.detach:
         return f"{row['run']}: accepted as {row['id']}"
     line = f"{row['run']}: {command_outcome(row)}"

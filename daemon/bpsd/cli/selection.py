@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["select"]
+__all__ = ["hold_groups", "select", "select_held"]
 
 import sys
 
@@ -41,10 +41,7 @@ def select(session: Session, states: tuple[str, ...]) -> list[str] | None:
     args, verb = session.args, session.verb
     conditions = filters_of(args)
     if args.runs:
-        other = set(conditions) - {"backend"}
-        if other or len(args.backend) > 1:
-            raise UsageError(f"{verb}: both runs and conditions were given", "name runs, or give conditions, not both")
-        return [*dict.fromkeys(args.runs)]
+        return _named(session, conditions)
     if not conditions:
         raise UsageError(f"{verb}: which runs?", f"name them, or give conditions: bpsctl {verb} --mine --state HELD")
     conditions.setdefault("state", [*states])
@@ -59,14 +56,71 @@ def select(session: Session, states: tuple[str, ...]) -> list[str] | None:
     return [row["id"] for row in rows]
 
 
+def _named(session: Session, conditions: Row) -> list[str]:
+    args, verb = session.args, session.verb
+    if set(conditions) - {"backend"} or len(args.backend) > 1:
+        raise UsageError(f"{verb}: both runs and conditions were given", "name runs, or give conditions, not both")
+    return [*dict.fromkeys(args.runs)]
+
+
 def _agreed(session: Session, rows: list[Row]) -> bool:
     """Show what would be hit, and ask."""
     cells = [(row["id"], row["backend"], row["wms_id"], row["state"], row["name"]) for row in rows]
     session.say(*table(("ID", "BACKEND", "WMS ID", "STATE", "RUN"), cells))
+    return _asked(session, plural(len(rows), "run"), "--yes says it; --dry-run shows what would be done")
+
+
+def _asked(session: Session, what: str, advice: str) -> bool:
     if sys.stdin is None or not sys.stdin.isatty():
-        raise UsageError(
-            f"{session.verb}: {plural(len(rows), 'run')} would be hit, and nobody is there to say yes",
-            "--yes says it; --dry-run shows what would be done",
-        )
-    print(f"{session.verb} {plural(len(rows), 'run')}? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise UsageError(f"{session.verb}: {what} would be hit, and nobody is there to say yes", advice)
+    print(f"{session.verb} {what}? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def hold_groups(session: Session, runs: list[str], group: str | None, conditions: Row, limit: int | None) -> Row:
+    """The answer of ``holds`` with all of its pages in one."""
+    known = {name: value for name, value in conditions.items() if name not in ("hist", "active")}
+    answer: Row = {}
+    for page in session.client.pages(session.client.holds, "groups", limit or None, runs=runs, group=group, **known):
+        page["groups"] = answer.get("groups", []) + page["groups"]
+        answer = page
+    return answer
+
+
+def select_held(session: Session) -> list[str] | None:
+    """The runs in which something held is to be released (``args``: also ``label``, ``reason`` and ``confirm``).
+
+    Returns
+    -------
+    runs : `list` [`str`] or `None`
+        `None` if the person said no, or something else is held than ``confirm`` says.
+    """
+    args = session.args
+    conditions = filters_of(args)
+    by_jobs = args.label is not None or args.reason is not None
+    if args.runs and args.confirm is None:
+        return _named(session, {name: value for name, value in conditions.items() if name != "label"})
+    if not conditions and not by_jobs and not args.runs:
+        raise UsageError("release: which runs?", "name them, or give conditions: bpsctl release --reason GROUP")
+    groups = hold_groups(session, args.runs, args.reason, conditions, None)["groups"]
+    runs = [*dict.fromkeys(run for group in groups for run in group["runs"])][: args.limit or None]
+    chosen = {*runs}
+    held = sum(number for group in groups for run, number in group["runs"].items() if run in chosen)
+    if args.confirm is not None and args.confirm != held:
+        session.say(f"bpsctl: release: {held} would be released, not {args.confirm}: nothing was done")
+        return None
+    if not runs:
+        session.say("bpsctl: nothing that fulfils the conditions is on hold")
+    elif (
+        args.confirm is None and not args.dry_run and not args.yes and not _release_agreed(session, groups, runs, held)
+    ):
+        session.say("bpsctl: nothing was done")
+        return None
+    return runs
+
+
+def _release_agreed(session: Session, groups: list[Row], runs: list[str], held: int) -> bool:
+    cells = [(group["group"], group["held"], group["run_count"], group["reason"]) for group in groups]
+    session.say(*table(("GROUP", "HELD", "RUNS", "REASON"), cells, right=("HELD", "RUNS")))
+    advice = f"--confirm {held} or --yes says it; --dry-run shows what would be done"
+    return _asked(session, f"{held} on hold in {plural(len(runs), 'run')}", advice)

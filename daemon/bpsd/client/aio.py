@@ -213,6 +213,10 @@ class AsyncClient:
             params = messages.JobsParams(run=params)
         return await self._ask("jobs", params, messages.JobsResult)
 
+    async def holds(self, params: messages.HoldsParams | None = None) -> messages.HoldsResult:
+        """Ask what is on hold, grouped by reason, one page."""
+        return await self._ask("holds", params or messages.HoldsParams(), messages.HoldsResult)
+
     async def logs(self, params: messages.LogsParams) -> messages.LogsResult:
         """Ask for a piece of what a job printed."""
         return await self._ask("logs", params, messages.LogsResult)
@@ -299,13 +303,22 @@ class AsyncClient:
         *,
         backend: str | None = None,
         pass_thru: str | None = None,
+        label: str | None = None,
+        group: str | None = None,
         expires_s: float | None = None,
         dry_run: bool = False,
     ) -> messages.CommandRow:
         """Give a command on a run, once, whatever happens to the connection; as `bpsd.client.sync.Client.command`."""
         mark = f"{self.name} #{wire.new_token()[:8]}"
         params = messages.RunCommand(
-            run=run, backend=backend, pass_thru=pass_thru, expires_s=expires_s, dry_run=dry_run, client=mark
+            run=run,
+            backend=backend,
+            pass_thru=pass_thru,
+            label=label,
+            group=group,
+            expires_s=expires_s,
+            dry_run=dry_run,
+            client=mark,
         )
         sent = False
 

@@ -152,6 +152,35 @@ class Client(Connection):
             after=after,
         )
 
+    def holds(
+        self,
+        runs: Names = (),
+        *,
+        group: str | None = None,
+        backend: Names = (),
+        user: Names = (),
+        state: Names = (),
+        label: str | None = None,
+        pattern: str | None = None,
+        mine: bool = False,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Row:
+        """Ask what is on hold, grouped by reason, one page."""
+        return self.call(
+            "holds",
+            runs=endpoint.names(runs),
+            group=group,
+            backend=endpoint.names(backend),
+            user=endpoint.names(user),
+            state=endpoint.names(state),
+            label=label,
+            pattern=pattern,
+            mine=mine,
+            limit=limit,
+            after=after,
+        )
+
     def logs(
         self,
         run: str,
@@ -346,17 +375,28 @@ class Client(Connection):
         *,
         backend: str | None = None,
         pass_thru: str | None = None,
+        label: str | None = None,
+        group: str | None = None,
         expires_s: float | None = None,
         dry_run: bool = False,
     ) -> Row:
         """Give a command on a run and return it as accepted, durable at the daemon (`wait_command` waits for its end).
+
+        ``label`` and ``group`` are for ``release``: only what is held of that label, in that group of `holds`.
 
         If the connection breaks before the answer, the daemon is asked, by a mark in the command's ``client``, whether
         it has the command, and told again only if not.
         """
         mark = f"{self.name} #{wire.new_token()[:8]}"
         params = endpoint.given(
-            run=run, backend=backend, pass_thru=pass_thru, expires_s=expires_s, dry_run=dry_run, client=mark
+            run=run,
+            backend=backend,
+            pass_thru=pass_thru,
+            label=label,
+            group=group,
+            expires_s=expires_s,
+            dry_run=dry_run,
+            client=mark,
         )
         sent = False
 

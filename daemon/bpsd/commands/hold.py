@@ -6,6 +6,7 @@ __all__ = ["Hold", "Release"]
 
 from bpsd.commands.outcomes import Again, Desk, Done, Failed, Outcome
 from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict
+from bpsd.holds import Selection, select_held
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord
 
@@ -19,9 +20,15 @@ class Hold:
         """Ask the WMS once."""
         record = desk.cache.get(command.run_id)
         wms_id = record.wms_id if record is not None else ""
+        chosen = self.choose(desk, command)
+        if chosen is None:
+            return Done(note="nothing of it is held for that any more")
+        if not chosen.whole and not chosen.jobs:
+            return Failed(Conflict(f"run {command.run_id} was not {self.participle}: {chosen.note}"))
         try:
             service = desk.service
-            agreed, message = await desk.call(command.verb, self.ask, service, wms_id)
+            jobs = () if chosen.whole else chosen.jobs
+            agreed, message = await desk.call(command.verb, self.ask, service, wms_id, jobs)
         except (BackendUnavailable, BackendAuthError) as exc:
             return Again(str(exc))
         except BpsdError as exc:
@@ -29,22 +36,34 @@ class Hold:
         desk.backend.wake(command.verb)
         if not agreed:
             return Failed(Conflict(f"run {command.run_id} was not {self.participle}: {message}"))
-        return Done(note=message)
+        return Done(note="; ".join(filter(None, (message, chosen.note))))
 
     async def look_up(self, desk: Desk, command: CommandRecord) -> Outcome:
         """Whatever happened, asking again is safe."""
         return Again(f"{command.verb} is safe to repeat")
 
-    async def ask(self, service: WmsService, wms_id: str) -> tuple[bool, str]:
+    def choose(self, desk: Desk, command: CommandRecord) -> Selection | None:
+        """What of the run it is about, as it is now; `None`: nothing any more."""
+        return Selection(whole=True, jobs=())
+
+    async def ask(self, service: WmsService, wms_id: str, jobs: tuple[str, ...]) -> tuple[bool, str]:
         """The call itself."""
-        return await service.hold(wms_id)
+        return await service.hold(wms_id, jobs)
 
 
 class Release(Hold):
-    """Releases a run."""
+    """Releases a run, or what is held of it by label or reason."""
 
     participle = "released"
 
-    async def ask(self, service: WmsService, wms_id: str) -> tuple[bool, str]:
+    def choose(self, desk: Desk, command: CommandRecord) -> Selection | None:
+        """Whatever is held; with a label or a group, what of it is held now."""
+        label, group = command.args.get("label"), command.args.get("group")
+        record = desk.cache.get(command.run_id)
+        if record is None or (label is None and group is None):
+            return Selection(whole=True, jobs=())
+        return select_held(record, desk.cache.jobs(command.run_id), label, group)
+
+    async def ask(self, service: WmsService, wms_id: str, jobs: tuple[str, ...]) -> tuple[bool, str]:
         """The call itself."""
-        return await service.release(wms_id)
+        return await service.release(wms_id, jobs)

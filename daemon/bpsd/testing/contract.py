@@ -381,9 +381,10 @@ class ExecutionContract:
         async with bed.open() as observer:
             before = await observer.service.poll(PollRequest())  # a real pool has runs of others
             job = shell_job("a_1", "true") | {"executable": "/nonexistent/program"}
+            name = f"refused-{wire.new_token()}"
             with pytest.raises(BpsdError, match="nonexistent"):
-                await observer.submit(document(job))
+                await observer.submit(document(job, name=name))
             after = await observer.service.poll(PollRequest())
             known = {seen.wms_id for seen in before.observations}
-            new = [seen for seen in after.observations if seen.wms_id not in known]
+            new = [s for s in after.observations if s.wms_id not in known and s.run in (None, name)]
             assert [seen for seen in new if seen.state is not WmsStates.DELETED] == []

@@ -157,8 +157,8 @@ class ScriptedService(WmsService):
         return await self._call("hold", lambda wms: _set_state(wms, wms_id, "HELD"))
 
     async def release(self, wms_id: str, jobs: tuple[str, ...] = ()) -> tuple[bool, str]:
-        """RUNNING again."""
-        return await self._call("release", lambda wms: _set_state(wms, wms_id, "RUNNING"))
+        """RUNNING again: the run, or these of its jobs."""
+        return await self._call("release", lambda wms: _release(wms, wms_id, jobs))
 
     async def ping(self, pass_thru: str | None = None) -> tuple[int, str]:
         """Always there, unless a fault says otherwise."""
@@ -283,6 +283,17 @@ def _run(wms: WmsFile, wms_id: str) -> ScriptedRun:
 def _set_state(wms: WmsFile, wms_id: str, state: str) -> tuple[bool, str]:
     run = _run(wms, wms_id)
     run.state = state
+    touch(wms, run)
+    return True, ""
+
+
+def _release(wms: WmsFile, wms_id: str, jobs: tuple[str, ...]) -> tuple[bool, str]:
+    run = _run(wms, wms_id)
+    if not jobs:
+        run.state = "RUNNING"
+    for job in run.jobs:
+        if job.state == "HELD" and (not jobs or job.name in jobs):
+            job.state, job.note, job.attempt = "RUNNING", "", (job.attempt or 0) + 1
     touch(wms, run)
     return True, ""
 

@@ -10,6 +10,7 @@ GROUPS = {
         "status": "say the state of one run; it is also the exit code",
         "list": "list the ids of runs",
         "jobs": "list the jobs of a run",
+        "holds": "show what is on hold, grouped by reason",
         "logs": "show what a job printed, or what the failed ones did",
         "watch": "follow runs live",
         "wait": "wait until runs have ended, or reached a state",
@@ -22,7 +23,7 @@ GROUPS = {
         "cancel": "cancel runs, and see to it that they are gone",
         "restart": "restart runs from where they failed",
         "hold": "put runs on hold",
-        "release": "release held runs",
+        "release": "release held runs, or held jobs by label or reason",
         "commands resolve": "say what became of a command in doubt",
     },
     "The daemon": {
