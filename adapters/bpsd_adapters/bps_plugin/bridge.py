@@ -1,0 +1,288 @@
+"""Runs that the plugin reports itself: its reports as observations, under what we know of our own runs."""
+
+from __future__ import annotations
+
+__all__ = ["SOURCE", "BridgedRuns", "as_observation", "settled"]
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from bpsd.errors import BackendUnavailable
+from bpsd.models import (
+    TERMINAL,
+    JobObservation,
+    KnownRun,
+    PollRequest,
+    PollResult,
+    RunObservation,
+    SourceReport,
+    WmsRunReport,
+    WmsStates,
+    made_ready,
+)
+from bpsd_adapters.bps_plugin.entries import Entries, Entry
+from bpsd_adapters.bps_plugin.link import WorkerError, WorkerLink
+from bpsd_adapters.bps_plugin.settings import Traits
+
+SOURCE = "plugin"
+
+DETAIL_EVERY_S = 60.0
+"""How often, at most, the jobs of a run that goes on are asked for: with most plugins that is a costly question."""
+
+DETAIL_COST_FACTOR = 10.0
+"""... and never more often than so many times what it cost the last time."""
+
+DEADLINE_PART = 0.6
+"""The part of a poll's deadline after which no further run is asked for."""
+
+_SAME = tuple(
+    name
+    for name in WmsRunReport.__struct_fields__
+    if name in RunObservation.__struct_fields__ and name not in {"jobs", "wms_id", "state"}
+)
+
+made_ready(list[WmsRunReport])
+
+
+def settled(
+    state: WmsStates | None, entry: Entry | None, wms_id: str, traits: Traits, now: float, settle_s: float
+) -> WmsStates | None:
+    """What a plugin's word on a run's state is worth.
+
+    Nothing if it cannot tell, and nothing if it speaks of the end of the attempt before: after a restart under the
+    same id the WMS shows the old end for a while. A run that we cancelled is DELETED where the WMS calls it failed.
+    """
+    if state is None or state is WmsStates.UNKNOWN:
+        return None
+    if entry is not None and state in TERMINAL:
+        restarted = entry.restarted_at(wms_id)
+        if restarted is not None and now - restarted < settle_s and state is not WmsStates.SUCCEEDED:
+            return None
+        if entry.cancelled and state is WmsStates.FAILED and traits.failed_if_cancelled:
+            return WmsStates.DELETED
+    return state
+
+
+def as_observation(report: WmsRunReport, entry: Entry | None, state: WmsStates | None) -> RunObservation:
+    """A plugin's report as an observation, under the token of the run if it is ours."""
+    wms_id = report.wms_id or ""
+    values: dict[str, Any] = {name: getattr(report, name) for name in _SAME}
+    if entry is not None:
+        attempt = entry.attempt_of(wms_id)
+        values["attempt"] = attempt or None
+        values["path"] = entry.path if entry.ours else report.path
+        if entry.ours:
+            first = entry.attempts["1"]
+            values.update(token=entry.token, submit_time=first.time or None)
+            # Some plugins do not know what the run was filed under (PanDA); we do.
+            values.update({name: value for name, value in entry.run.items() if value is not None})
+    return RunObservation(
+        wms_id=wms_id,
+        source=SOURCE,
+        state=state,
+        jobs=tuple(_jobs(report)),
+        **{name: value for name, value in values.items() if value is not None},
+    )
+
+
+def _jobs(report: WmsRunReport) -> list[JobObservation]:
+    """The jobs of a report; an exit code is a job's where the label's failures leave no choice."""
+    codes = report.exit_code_summary or {}
+    failed: dict[str, int] = {}
+    for job in report.jobs or ():
+        if job.state is WmsStates.FAILED:
+            failed[job.label] = failed.get(job.label, 0) + 1
+    observations = []
+    for job in report.jobs or ():
+        code = None
+        known = codes.get(job.label, [])
+        if job.state is WmsStates.FAILED and len(known) == failed[job.label] and len(set(known)) == 1:
+            code = known[0]
+        observations.append(
+            JobObservation(name=job.name, label=job.label, state=job.state, wms_id=job.wms_id, exit_code=code)
+        )
+    return observations
+
+
+class BridgedRuns:
+    """The readers of a backend whose plugin reports.
+
+    Parameters
+    ----------
+    link : `WorkerLink`
+        The worker for questions.
+    entries : `Entries`
+        Our own runs.
+    traits : `Traits`
+        What the plugin is like.
+    deadline_s, settle_s, history_days : `float`
+        See `BpsPluginConfig`.
+    """
+
+    sources = (SOURCE,)
+
+    def __init__(
+        self,
+        link: WorkerLink,
+        entries: Entries,
+        traits: Traits,
+        *,
+        deadline_s: float,
+        settle_s: float,
+        history_days: float,
+    ) -> None:
+        self._link, self._entries, self._traits = link, entries, traits
+        self._deadline_s, self._settle_s, self._history_days = deadline_s, settle_s, history_days
+        self._due: dict[str, None] = {}
+        self._shown: dict[str, tuple[Any, ...]] = {}
+        self._detailed_at: dict[str, float] = {}
+        self._detail_cost_s = 0.0
+        self._over: set[str] = set()
+
+    async def poll(self, request: PollRequest) -> PollResult:
+        """The plugin's summary, and the jobs of those runs that changed."""
+        began = time.monotonic()
+        await self._entries.refresh()
+        known = {run.wms_id: run for run in request.known}
+        seen: dict[str, RunObservation] = {}
+        errors: list[str] = []
+        if self._traits.lists:
+            for report in await self.report(hist=self._history_days):
+                seen[report.wms_id or ""] = self._observed(report)
+            self._choose(seen, known)
+        else:
+            self._due.update(dict.fromkeys(self._own_live(known)))
+        self._due.update(dict.fromkeys(wms_id for wms_id in known if wms_id not in seen))
+        unseen: list[str] = []
+        for wms_id in list(self._due):
+            if time.monotonic() - began > request.deadline_s * DEADLINE_PART:
+                break
+            del self._due[wms_id]
+            try:
+                detailed = await self._detail(wms_id)
+            except WorkerError as exc:  # of this run; the others can still be asked for
+                errors.append(f"{wms_id}: {exc.message}")
+                continue
+            if detailed is None:
+                unseen.append(wms_id)
+            else:
+                seen[wms_id] = detailed
+        for wms_id, observation in seen.items():
+            if observation.state in TERMINAL:
+                self._over.add(wms_id)
+        return PollResult(
+            observations=tuple(seen.values()),
+            sources=(
+                SourceReport(
+                    name=SOURCE,
+                    status="partial" if errors else "ok",
+                    covers="what the plugin lists" if self._traits.lists else "the runs that were submitted here",
+                    cost_s=time.monotonic() - began,
+                    error="; ".join(errors[:3]),
+                ),
+            ),
+            absent=() if errors else tuple(w for w in unseen if w in known and self._may_be_absent(known[w])),
+        )
+
+    def _observed(self, report: WmsRunReport) -> RunObservation:
+        wms_id = report.wms_id or ""
+        entry = self._entries.of_id(wms_id) or (self._entries.of_id(report.path) if report.path else None)
+        state = settled(report.state, entry, wms_id, self._traits, self._entries.now, self._settle_s)
+        return as_observation(report, entry, state)
+
+    def _choose(self, seen: Mapping[str, RunObservation], known: Mapping[str, KnownRun]) -> None:
+        """Which runs to ask for job by job: those that changed, live ones not too often."""
+        pause = max(DETAIL_EVERY_S, DETAIL_COST_FACTOR * self._detail_cost_s)
+        for wms_id, observation in seen.items():
+            entry = self._entries.of_id(wms_id)
+            if wms_id not in known and (entry is None or wms_id in self._over):
+                continue  # somebody else's that ended long ago
+            shows = (observation.state, observation.attempt, tuple((observation.job_state_counts or {}).values()))
+            if shows == self._shown.get(wms_id):
+                continue
+            waited = time.monotonic() - self._detailed_at.get(wms_id, float("-inf"))
+            if observation.state in TERMINAL or waited > pause:
+                self._shown[wms_id] = shows
+                self._due[wms_id] = None
+
+    def _own_live(self, known: Mapping[str, KnownRun]) -> list[str]:
+        """The ids of our runs that are not known to be over, where the plugin lists none."""
+        return [
+            attempt.wms_id
+            for entry in self._entries.all()
+            if (attempt := entry.attempts.get(str(entry.last))) is not None
+            and attempt.wms_id is not None
+            and (attempt.wms_id in known or attempt.wms_id not in self._over)
+            and self._entries.now - attempt.time < max(self._history_days * 86_400.0, 1.0)
+        ]
+
+    async def _detail(self, wms_id: str) -> RunObservation | None:
+        began = time.monotonic()
+        reports = await self.report(wms_id, hist=max(2.0, self._history_days), return_exit_codes=True)
+        self._detailed_at[wms_id] = time.monotonic()
+        self._detail_cost_s = time.monotonic() - began
+        for report in reports:
+            observed = self._observed(msgspec.structs.replace(report, wms_id=wms_id))
+            if report.state not in (None, WmsStates.UNKNOWN):
+                return observed
+        return None
+
+    def _may_be_absent(self, run: KnownRun) -> bool:
+        """Neither among what the plugin lists, nor found by its id, and not only just submitted."""
+        return run.submit_time is None or self._entries.now - run.submit_time > self._settle_s
+
+    async def report(
+        self, wms_id: str | None = None, *, user: str | None = None, hist: float = 0, **more: Any
+    ) -> list[WmsRunReport]:
+        """The plugin's ``report``."""
+        arguments = {"wms_workflow_id": wms_id, "user": user, "hist": hist, **more}
+        reports, _ = await self._link.ask("plugin", self._deadline_s, method="report", arguments=arguments)
+        return convert_reports(reports)
+
+    async def summary(self, user: str | None, hist: float, pass_thru: str | None) -> list[WmsRunReport]:
+        """``report`` without an id; where the plugin lists nothing, one question for each of our runs."""
+        if self._traits.lists:
+            return await self.report(user=user, hist=hist, pass_thru=pass_thru)
+        await self._entries.refresh()
+        found = []
+        for entry in self._entries.all():
+            attempt = entry.attempts.get(str(entry.last))
+            if attempt is not None and attempt.wms_id is not None:
+                found += [r for r in await self.report(attempt.wms_id) if user is None or r.operator == user]
+        return [r for r in found if r.state not in TERMINAL or hist > 0]
+
+    async def status(self, wms_id: str, hist: float) -> tuple[WmsStates, str]:
+        """The plugin's ``get_status``, or else the state in its report."""
+        await self._entries.refresh()
+        try:
+            value, message = await self._link.ask(
+                "plugin",
+                self._deadline_s,
+                method="get_status",
+                arguments={"wms_workflow_id": wms_id, "hist": hist},
+            )
+            state = WmsStates(value)
+        except WorkerError as exc:
+            if exc.kind != "NotImplementedError":
+                raise
+            reports, message = await self.report(wms_id, hist=max(hist, 2.0)), ""
+            state = (reports[0].state if reports else None) or WmsStates.UNKNOWN
+        told = settled(state, self._entries.of_id(wms_id), wms_id, self._traits, self._entries.now, self._settle_s)
+        return told or (WmsStates.UNKNOWN if state is WmsStates.UNKNOWN else WmsStates.RUNNING), message or ""
+
+
+def convert_reports(reports: Any) -> list[WmsRunReport]:
+    """A worker's answer as reports.
+
+    Raises
+    ------
+    BackendUnavailable
+        If it is none.
+    """
+    try:
+        return msgspec.convert(reports, list[WmsRunReport], strict=False, str_keys=True)
+    except msgspec.ValidationError as exc:
+        raise BackendUnavailable(f"the plugin's report is not what a report looks like: {exc}") from exc
