@@ -38,6 +38,10 @@ DETAIL_COST_FACTOR = 10.0
 DEADLINE_PART = 0.6
 """The part of a poll's deadline after which no further run is asked for."""
 
+_SECONDS_PER_DAY = 86_400.0
+
+_CURSORS = msgspec.json.Decoder(list[str])
+
 _SAME = tuple(
     name
     for name in WmsRunReport.__struct_fields__
@@ -140,21 +144,23 @@ class BridgedRuns:
         self._shown: dict[str, tuple[Any, ...]] = {}
         self._detailed_at: dict[str, float] = {}
         self._detail_cost_s = 0.0
-        self._over: set[str] = set()
 
     async def poll(self, request: PollRequest) -> PollResult:
         """The plugin's summary, and the jobs of those runs that changed."""
         began = time.monotonic()
         await self._entries.refresh()
+        if request.cursor is None:  # the daemon knows nothing: it is told everything again
+            self._shown.clear()
         known = {run.wms_id: run for run in request.known}
+        over = self._told_over(request.cursor)
         seen: dict[str, RunObservation] = {}
         errors: list[str] = []
         if self._traits.lists:
             for report in await self.report(hist=self._history_days):
                 seen[report.wms_id or ""] = self._observed(report)
-            self._choose(seen, known)
+            self._choose(seen, known, over)
         else:
-            self._due.update(dict.fromkeys(self._own_live(known)))
+            self._due.update(dict.fromkeys(self._own_live(known, over)))
         self._due.update(dict.fromkeys(wms_id for wms_id in known if wms_id not in seen))
         unseen: list[str] = []
         for wms_id in list(self._due):
@@ -170,11 +176,11 @@ class BridgedRuns:
                 unseen.append(wms_id)
             else:
                 seen[wms_id] = detailed
-        for wms_id, observation in seen.items():
-            if observation.state in TERMINAL:
-                self._over.add(wms_id)
+                if detailed.state in TERMINAL:
+                    over.add(self._key(wms_id))
         return PollResult(
             observations=tuple(seen.values()),
+            cursor=msgspec.json.encode(sorted(over)).decode(),
             sources=(
                 SourceReport(
                     name=SOURCE,
@@ -187,19 +193,28 @@ class BridgedRuns:
             absent=() if errors else tuple(w for w in unseen if w in known and self._may_be_absent(known[w])),
         )
 
+    def _told_over(self, cursor: str | None) -> set[str]:
+        """Our runs whose end, with all their jobs, the daemon was told; those of long ago are not looked at at all."""
+        recent = {self._key(wms_id) for wms_id in self._own_ids()}
+        return set() if cursor is None else recent & set(_CURSORS.decode(cursor))
+
+    def _key(self, wms_id: str) -> str:
+        entry = self._entries.of_id(wms_id)
+        return f"{wms_id}#{0 if entry is None else entry.attempt_of(wms_id)}"
+
     def _observed(self, report: WmsRunReport) -> RunObservation:
         wms_id = report.wms_id or ""
         entry = self._entries.of_id(wms_id) or (self._entries.of_id(report.path) if report.path else None)
         state = settled(report.state, entry, wms_id, self._traits, self._entries.now, self._settle_s)
         return as_observation(report, entry, state)
 
-    def _choose(self, seen: Mapping[str, RunObservation], known: Mapping[str, KnownRun]) -> None:
+    def _choose(self, seen: Mapping[str, RunObservation], known: Mapping[str, KnownRun], over: set[str]) -> None:
         """Which runs to ask for job by job: those that changed, live ones not too often."""
         pause = max(DETAIL_EVERY_S, DETAIL_COST_FACTOR * self._detail_cost_s)
         for wms_id, observation in seen.items():
             entry = self._entries.of_id(wms_id)
-            if wms_id not in known and (entry is None or wms_id in self._over):
-                continue  # somebody else's that ended long ago
+            if self._key(wms_id) in over or (wms_id not in known and entry is None and observation.state in TERMINAL):
+                continue  # its end was told, or it is somebody else's that had ended before we came
             shows = (observation.state, observation.attempt, tuple((observation.job_state_counts or {}).values()))
             if shows == self._shown.get(wms_id):
                 continue
@@ -208,16 +223,19 @@ class BridgedRuns:
                 self._shown[wms_id] = shows
                 self._due[wms_id] = None
 
-    def _own_live(self, known: Mapping[str, KnownRun]) -> list[str]:
-        """The ids of our runs that are not known to be over, where the plugin lists none."""
+    def _own_ids(self) -> list[str]:
+        """The ids of the last attempts of our runs, if they were made not too long ago."""
         return [
             attempt.wms_id
             for entry in self._entries.all()
             if (attempt := entry.attempts.get(str(entry.last))) is not None
             and attempt.wms_id is not None
-            and (attempt.wms_id in known or attempt.wms_id not in self._over)
-            and self._entries.now - attempt.time < max(self._history_days * 86_400.0, 1.0)
+            and self._entries.now - attempt.time < self._history_days * _SECONDS_PER_DAY
         ]
+
+    def _own_live(self, known: Mapping[str, KnownRun], over: set[str]) -> list[str]:
+        """The ids of our runs whose end was not told yet, where the plugin lists none."""
+        return [wms_id for wms_id in self._own_ids() if wms_id in known or self._key(wms_id) not in over]
 
     async def _detail(self, wms_id: str) -> RunObservation | None:
         began = time.monotonic()
@@ -269,9 +287,11 @@ class BridgedRuns:
             if exc.kind != "NotImplementedError":
                 raise
             reports, message = await self.report(wms_id, hist=max(hist, 2.0)), ""
-            state = (reports[0].state if reports else None) or WmsStates.UNKNOWN
+            state = WmsStates.UNKNOWN if not reports or reports[0].state is None else reports[0].state
         told = settled(state, self._entries.of_id(wms_id), wms_id, self._traits, self._entries.now, self._settle_s)
-        return told or (WmsStates.UNKNOWN if state is WmsStates.UNKNOWN else WmsStates.RUNNING), message or ""
+        if told is None:  # it cannot tell, or tells of the attempt before
+            told = WmsStates.UNKNOWN if state is WmsStates.UNKNOWN else WmsStates.RUNNING
+        return told, message or ""
 
 
 def convert_reports(reports: Any) -> list[WmsRunReport]:

@@ -343,7 +343,10 @@ class _Watch:
 
     def _live(self, job: Any, future: Any) -> int:
         """The state of a job that Parsl has: its output begins when a worker takes it (parsl.app.bash)."""
-        status = getattr((getattr(future, "task_record", None) or {}).get("status"), "name", "")
+        record = getattr(future, "task_record", None)
+        if record is None:  # the future of another plugin
+            return RUNNING if future.running() or self._has_output(job) else UNREADY
+        status = getattr(record.get("status"), "name", "")
         if status in ("running", "running_ended") or (status == "launched" and self._has_output(job)):
             return RUNNING
         return PENDING if status == "launched" else UNREADY

@@ -303,12 +303,13 @@ class BpsPluginService(WmsService):
         with self._mapped("get_status"):
             if isinstance(self._runs, HostedRuns):
                 reports = await self._runs.reports(await self._hosted(wms_workflow_id, None, hist))
-                return (reports[0].state or WmsStates.UNKNOWN, "") if reports else (WmsStates.UNKNOWN, "")
+                state = reports[0].state if reports else None
+                return (WmsStates.UNKNOWN if state is None else state), ""
             self._check_id(wms_workflow_id)
-            state, message = await self._runs.status(wms_workflow_id, hist)
-        if state is WmsStates.UNKNOWN and self._entries.of_id(wms_workflow_id) is None:
+            told, message = await self._runs.status(wms_workflow_id, hist)
+        if told is WmsStates.UNKNOWN and self._entries.of_id(wms_workflow_id) is None:
             raise RunNotFound(f"backend {self.context.backend} knows no run {wms_workflow_id}: {message or 'no word'}")
-        return state, message
+        return told, message
 
     async def list_submitted_jobs(
         self,
