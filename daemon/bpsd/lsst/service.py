@@ -293,7 +293,7 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
             return 1, exc.message
         failed = [name for name, (status, _, _) in answers.items() if status]
         lines = [
-            f"{name}: {message or ('fine' if not status else 'no answer')}"
+            f"{name}: {message or ('fine' if not status else 'no answer')}" if len(answers) > 1 else message
             for name, (status, message, _) in answers.items()
         ]
         return len(failed), "\n".join(lines)
@@ -305,7 +305,7 @@ def _asked(verb: str, act: Callable[[Client], _T]) -> _T:
         with Client(name=f"bps {verb} ({Path(sys.argv[0]).name})") as client:
             return act(client)
     except ClientError as exc:
-        raise BpsdServiceError(f"bps {verb}: {exc}") from exc
+        raise BpsdServiceError(str(exc)) from exc
 
 
 def _choose_backend(client: Client, config: BpsConfig) -> str | None:
