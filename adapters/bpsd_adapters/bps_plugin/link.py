@@ -23,6 +23,9 @@ MAX_ANSWER_BYTES = 256 * 1024 * 1024
 
 DEPLOY_DEADLINE_S = 60.0
 
+_OF_THE_PLUGIN = frozenset({"plugin", "prepare", "submit", "restart"})
+"""Calls that need the plugin; to import it takes seconds, and has a deadline of its own."""
+
 _START = (
     'exec env -i HOME="$HOME" USER="${USER:-$(id -un)}" LOGNAME="${LOGNAME:-$(id -un)}" LANG=C.UTF-8 '
     'PATH=/usr/local/bin:/usr/bin:/bin "$@"'
@@ -138,6 +141,9 @@ class WorkerLink:
         """
         async with self._lock:
             await self._started()
+            if call in _OF_THE_PLUGIN and "implements" not in self.facts:
+                self.facts |= await self._exchange("import", {}, self._start_deadline_s)
+                self._log.info(LogEvent.PLUGIN_LOADED, purpose=self.purpose, **self.facts)
             self._last_asked = time.monotonic()
             return await self._exchange(call, arguments, deadline_s)
 
@@ -162,7 +168,7 @@ class WorkerLink:
         self._channel = await self._transport.converse(["/bin/sh", "-c", _START, "sh", *variables, *program])
         self._buffer.clear()
         order = {**self._order, "root": self._deployment.root}
-        self.facts = await self._exchange("load", order, self._start_deadline_s)
+        self.facts = await self._exchange("begin", order, self._start_deadline_s)
         self._log.info(LogEvent.PLUGIN_STARTED, purpose=self.purpose, **self.facts)
 
     async def _exchange(self, call: str, arguments: Mapping[str, Any], deadline_s: float) -> Any:
@@ -184,8 +190,8 @@ class WorkerLink:
                 await self._end(f"{call} came to no answer")
         if "error" in answer:
             error = answer["error"]
-            if call == "load":
-                await self._end("it could not load the plugin")
+            if call == "import":  # half of a package may be there: the next try begins anew
+                await self._end("it could not import the plugin")
             raise WorkerError(
                 f"{self._order['plugin']} on {self._transport.host} failed in {call}: {error['kind']}: {error['text']}",
                 error["kind"],

@@ -284,18 +284,29 @@ class Worker:
     ----------
     root : `~pathlib.Path`
         Under which each run has its folder.
-    plugin : `Plugin`
-        The plugin.
+    order : `dict`
+        The plugin's name and its settings. It is imported when it is wanted: that takes seconds, and a run log can be
+        read without it.
     hosts : `~types.ModuleType`
         Our module that starts and watches hosts (``host.py``).
     """
 
-    def __init__(self, root: Path, plugin: Plugin, hosts: Any) -> None:
-        self.root, self.plugin, self.hosts = root, plugin, hosts
+    def __init__(self, root: Path, order: dict[str, Any], hosts: Any) -> None:
+        self.root, self.order, self.hosts = root, order, hosts
+        self._plugin: Plugin | None = None
+
+    @property
+    def plugin(self) -> Plugin:
+        """The plugin."""
+        if self._plugin is None:
+            convert = importlib.import_module("bpsd_convert")
+            self._plugin = Plugin(self.order["plugin"], self.order["settings"], convert)
+        return self._plugin
 
     def calls(self) -> dict[str, Callable[..., Any]]:
         """The questions by name."""
         return {
+            "import": self.import_plugin,
             "plugin": self.ask_plugin,
             "prepare": self.prepare,
             "submit": self.submit,
@@ -308,6 +319,10 @@ class Worker:
             "host_looks": self.hosts.look,
             "host_cancel": self.host_cancel,
         }
+
+    def import_plugin(self) -> Any:
+        """Have the plugin at hand; what it is."""
+        return {"release": str(getattr(self.plugin.bps, "__version__", "")), "implements": self.plugin.implements}
 
     def ask_plugin(self, method: str, arguments: dict[str, Any]) -> Any:
         """One of upstream's methods, as it is; what ``NotImplementedError`` means is the daemon's to know."""
@@ -407,7 +422,7 @@ class Worker:
                 entry.data["run"] = describe(load_document(folder), facts)
             entry.data["cancelled"] = False
             entry.note(number, "begun")
-            self.hosts.begin(folder, number, {"plugin": self.plugin.name, "settings": self.plugin.settings})
+            self.hosts.begin(folder, number, self.order)
             entry.note(number, "done", str(folder))
             return str(folder)
 
@@ -507,20 +522,13 @@ def _tell_lines(fd: int, name: str, tell: Callable[[str, str], None]) -> None:
                 tell(name, text)
 
 
-def _load(order: dict[str, Any]) -> tuple[Worker, dict[str, Any]]:
+def _begun(order: dict[str, Any]) -> tuple[Worker, dict[str, Any]]:
     sys.path.insert(0, str(Path(__file__).parent))
-    convert, hosts = importlib.import_module("bpsd_convert"), importlib.import_module("bpsd_host")
-    root = Path(order["root"]).expanduser()
+    hosts = importlib.import_module("bpsd_host")
+    root = Path(order["root"])
     root.mkdir(parents=True, exist_ok=True)
-    plugin = Plugin(order["plugin"], order["settings"], convert)
-    facts = {
-        "python": platform.python_version(),
-        "release": getattr(plugin.bps, "__version__", ""),
-        "implements": plugin.implements,
-        "host": socket.gethostname(),
-        "root": str(root),
-        "pid": os.getpid(),
-    }
+    plugin = {"plugin": order["plugin"], "settings": order["settings"]}
+    facts = {"python": platform.python_version(), "host": socket.gethostname(), "pid": os.getpid()}
     return Worker(root, plugin, hosts), facts
 
 
@@ -541,7 +549,7 @@ def _answer(call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Load what the first line names, then answer questions, one after the other, until nobody asks any more."""
+    """Take the first line as what to work with, then answer questions, one by one, until nobody asks any more."""
     import queue
 
     waiting: list[tuple[str, str]] = []
@@ -556,15 +564,9 @@ def main() -> None:
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(hearing, requests), daemon=True, name="listen").start()
     first = requests.get()
-    loaded: list[Worker] = []
-
-    def load() -> dict[str, Any]:
-        worker, facts = _load(first["args"])
-        loaded.append(worker)
-        return facts
-
-    speaker.say({"id": first["id"], **_answer(load)})
-    calls = loaded[0].calls() if loaded else {}
+    worker, facts = _begun(first["args"])
+    speaker.say({"id": first["id"], "ok": facts})
+    calls = worker.calls()
     while True:
         request = requests.get()
         call = calls.get(request["call"])
