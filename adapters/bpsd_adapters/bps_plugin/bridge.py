@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SOURCE", "BridgedRuns", "as_observation", "settled"]
+__all__ = ["SOURCE", "BridgedRuns", "as_observation", "convert_reports", "counted", "settled"]
 
 import time
 from collections.abc import Mapping
@@ -68,6 +68,15 @@ def settled(
         if entry.cancelled and state is WmsStates.FAILED and traits.failed_if_cancelled:
             return WmsStates.DELETED
     return state
+
+
+def counted(report: WmsRunReport) -> bool:
+    """Whether a report of a run that succeeded counts any job that did.
+
+    Before DAGMan has written its first line, ctrl_bps_htcondor's report of a single run says SUCCEEDED of no jobs.
+    """
+    counts = report.job_state_counts
+    return counts is None or bool(sum(counts.values()))
 
 
 def as_observation(report: WmsRunReport, entry: Entry | None, state: WmsStates | None) -> RunObservation:
@@ -144,6 +153,7 @@ class BridgedRuns:
         self._shown: dict[str, tuple[Any, ...]] = {}
         self._detailed_at: dict[str, float] = {}
         self._detail_cost_s = 0.0
+        self._ended_at: dict[str, float] = {}
 
     async def poll(self, request: PollRequest) -> PollResult:
         """The plugin's summary, and the jobs of those runs that changed."""
@@ -163,6 +173,7 @@ class BridgedRuns:
             self._due.update(dict.fromkeys(self._own_live(known, over)))
         self._due.update(dict.fromkeys(wms_id for wms_id in known if wms_id not in seen))
         unseen: list[str] = []
+        again: dict[str, None] = {}
         for wms_id in list(self._due):
             if time.monotonic() - began > request.deadline_s * DEADLINE_PART:
                 break
@@ -174,10 +185,16 @@ class BridgedRuns:
                 continue
             if detailed is None:
                 unseen.append(wms_id)
-            else:
-                seen[wms_id] = detailed
-                if detailed.state in TERMINAL:
-                    over.add(self._key(wms_id))
+                continue
+            summed_up = seen.get(wms_id)
+            if summed_up is not None:  # the queue knows better than files whether a run goes on
+                detailed = msgspec.structs.replace(detailed, state=summed_up.state)
+            seen[wms_id] = detailed
+            if self._is_told(detailed):
+                over.add(self._key(wms_id))
+            elif detailed.state in TERMINAL:
+                again[wms_id] = None
+        self._due.update(again)
         return PollResult(
             observations=tuple(seen.values()),
             cursor=msgspec.json.encode(sorted(over)).decode(),
@@ -206,7 +223,16 @@ class BridgedRuns:
         wms_id = report.wms_id or ""
         entry = self._entries.of_id(wms_id) or (self._entries.of_id(report.path) if report.path else None)
         state = settled(report.state, entry, wms_id, self._traits, self._entries.now, self._settle_s)
+        if state is WmsStates.SUCCEEDED and not counted(report):
+            state = None
         return as_observation(report, entry, state)
+
+    def _is_told(self, seen: RunObservation) -> bool:
+        """Whether that was the last word on a run: it is over, and so are its jobs (or it is over for long enough)."""
+        if seen.state not in TERMINAL:
+            return False
+        ended = self._ended_at.setdefault(self._key(seen.wms_id), time.monotonic())
+        return all(job.state in TERMINAL for job in seen.jobs) or time.monotonic() - ended > self._settle_s
 
     def _choose(self, seen: Mapping[str, RunObservation], known: Mapping[str, KnownRun], over: set[str]) -> None:
         """Which runs to ask for job by job: those that changed, live ones not too often."""

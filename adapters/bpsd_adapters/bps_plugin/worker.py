@@ -65,6 +65,8 @@ RUN_FIELDS = (
     "specific_info",
 )  # fmt: skip
 
+_ATTRIBUTES = ("bps_project", "bps_campaign", "bps_operator", "bps_payload", "bps_runsite")
+
 RUN_ATTRIBUTES = ("project", "campaign", "payload", "operator")
 
 
@@ -232,8 +234,10 @@ class Plugin:
             return self._prepared[token]  # type: ignore[no-any-return]
         document = load_document(folder)
         workflow = self.convert.from_document(document)
-        workflow.run_attrs["bps_token"] = token
         config = self.config(self.run_settings(document, folder, workflow))
+        # What every workflow of ``bps prepare`` has (transform.py), and plugins rely on.
+        given = {**dict.fromkeys(_ATTRIBUTES, ""), "bps_isjob": "True", "bps_run": workflow.name}
+        workflow.run_attrs.update({**given, **workflow.run_attrs, "bps_token": token})
         service = self.kind(config)
         with contextlib.suppress(NotImplementedError):
             service.run_submission_checks()
