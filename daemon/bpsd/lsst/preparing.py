@@ -7,7 +7,7 @@ while it submits (the limit of memory scaling, the lines of ``profile``). Pure f
 
 from __future__ import annotations
 
-__all__ = ["CannotPrepare", "backend_setting", "prepared_document", "shell_environment"]
+__all__ = ["CannotPrepare", "backend_setting", "prepared_document", "searched", "shell_environment"]
 
 import fnmatch
 import logging
@@ -72,10 +72,29 @@ class CannotPrepare(ValueError):
 
 def backend_setting(config: BpsConfig) -> tuple[str | None, str | None]:
     """The backend that the configuration names, and its compute site."""
-    options = config.get_search_opts()
-    named = [config.search(name, opt=dict(options)) for name in (BACKEND_SETTING, "computeSite")]
-    backend, site = (str(value) if found and value else None for found, value in named)
-    return backend, site
+    backend, site = (searched(config, name) for name in (BACKEND_SETTING, "computeSite"))
+    return (str(backend) if backend else None), (str(site) if site else None)
+
+
+def searched(config: BpsConfig, name: str, label: str | None = None, default: Any = None) -> Any:
+    """A setting as jobs of a label find it: in their cluster, their task, the section of their own, their site, their
+    cloud, and then at the root. (``BpsConfig.get_search_opts`` does the same, but the release for 3.11 has none.)
+    """
+    options: dict[str, Any] = {"curvals": {}}
+    if label:
+        options["curvals"]["label"] = label
+        for section in ("cluster", "pipetask"):
+            if label in config[section]:
+                options["curvals"][f"curr_{section}"] = label
+                break
+        else:
+            if label in config:
+                options["searchobj"] = config[label]
+    for setting, section in (("computeSite", "curr_site"), ("computeCloud", "curr_cloud")):
+        found, value = config.search(setting, opt=options)
+        if found:
+            options["curvals"][section] = value
+    return config.search(name, opt={**options, "default": default})[1]
 
 
 def shell_environment(wanted: Any, environ: Mapping[str, str]) -> dict[str, str]:
@@ -130,7 +149,7 @@ def prepared_document(config: BpsConfig, workflow: GenericWorkflow, environ: Map
     for job in _payload_jobs(workflow):
         labels.apply(job)
     document = convert.to_document(workflow, config)
-    environment = shell_environment(config.search(ENVIRONMENT_SETTING, opt={"default": True})[1], environ)
+    environment = shell_environment(searched(config, ENVIRONMENT_SETTING, default=True), environ)
     if environment:
         document["environment"] = environment
     _expand(document, environment, lambda program: shutil.which(program, path=environ.get("PATH")))
@@ -154,18 +173,14 @@ class _LabelSettings:
         job.profile = {**job.profile, **lines}
 
     def _read(self, label: str) -> tuple[int | None, dict[str, Any]]:
-        def search(name: str) -> Any:
-            found, value = self._config.search(name, opt=self._config.get_search_opts(label))
-            return value if found else None
-
-        if search("bpsMakeCommand") in (False, "false", "False"):
+        if searched(self._config, "bpsMakeCommand", label) in (False, "false", "False"):
             raise CannotPrepare(
                 f"bpsMakeCommand is false for {label}: the plugin would have to put payloadCommand together, and bpsd "
                 "runs commands as bps makes them; set bpsMakeCommand to true, and environment or bpsdEnvironment to "
                 "what the jobs need"
             )
-        limit = search("memoryLimit")
-        profile = search("profile")
+        limit = searched(self._config, "memoryLimit", label)
+        profile = searched(self._config, "profile", label)
         lines = profile["condor"] if profile and "condor" in profile else {}
         return int(limit) if limit else None, dict(lines.items()) if lines else {}
 

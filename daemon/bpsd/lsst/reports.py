@@ -19,7 +19,8 @@ def run_state(name: str) -> WmsStates:
 
 
 def run_report(row: Mapping[str, Any], jobs: Iterable[Mapping[str, Any]] = ()) -> WmsRunReport:
-    """A run as ``bps report`` shows it; every field that a reader may count on is filled.
+    """A run as ``bps report`` shows it. Every field is filled: the last release for Python 3.11 cannot show `None`, and
+    lsst-dm/cm-service reads ``jobs`` unguarded.
 
     Parameters
     ----------
@@ -28,28 +29,28 @@ def run_report(row: Mapping[str, Any], jobs: Iterable[Mapping[str, Any]] = ()) -
     jobs : `~collections.abc.Iterable`, optional
         The run's `bpsd.messages.JobRow`, where one run was asked for.
     """
-    labels = row.get("labels")
+    labels = row.get("labels") or {}
     report = WmsRunReport(
         wms_id=row["id"],
         global_wms_id=row.get("global_wms_id") or f"{row['backend']}:{row['wms_id'] or row['id']}",
         path=row.get("path") or "",
-        label=row.get("label"),
+        label=row.get("label") or "",
         run=row["name"],
-        project=row.get("project"),
-        campaign=row.get("campaign"),
-        payload=row.get("payload"),
-        operator=row.get("operator") or row.get("owner"),
+        project=row.get("project") or "",
+        campaign=row.get("campaign") or "",
+        payload=row.get("payload") or "",
+        operator=row.get("operator") or row.get("owner") or "",
         run_summary=row.get("run_summary") or _summary(row.get("expected") or {}),
         state=run_state(row["state"]),
         jobs=[_job_report(job) for job in jobs],
         total_number_jobs=row.get("total") or 0,
         job_state_counts=_counts(row.get("counts") or {}),
-        job_summary={label: _counts(counts) for label, counts in (labels or {}).items()},
-        exit_code_summary=_exit_codes(row.get("exit_codes") or {}, labels or {}),
+        job_summary={label: _counts(counts) for label, counts in labels.items()},
+        exit_code_summary=_exit_codes(row.get("exit_codes") or {}, labels),
         specific_info=_specific_info(row),
     )
     if "site" in _FIELDS:  # not in the last release for Python 3.11
-        report.site = row.get("site")
+        report.site = row.get("site") or ""
     return report
 
 

@@ -129,18 +129,17 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
 
         ``bps prepare`` needs no daemon, so there only the configuration is checked.
         """
-        options = self.config.get_search_opts()
-        if self.config.search("bpsBatchSubmission", opt={**options, "default": False})[1]:
+        if preparing.searched(self.config, "bpsBatchSubmission"):
             raise BpsdServiceError(_NO_BATCH)
-        remote = self.config.search("remoteBuild", opt={**options, "default": {}})[1]
-        if remote and remote.search("enabled", opt={**options, "default": False})[1]:
+        remote = preparing.searched(self.config, "remoteBuild")
+        if remote and remote.search("enabled", opt={"default": False})[1]:
             raise BpsdServiceError(_NO_REMOTE_BUILD)
         context = click.get_current_context(silent=True)
         if context is None or context.info_name != "prepare":
-            _asked("check", lambda client: _choose_backend(client, self.config))
+            self._ask("check", lambda client: _choose_backend(client, self.config))
 
     def prepare(
-        self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | None = None
+        self, config: BpsConfig, generic_workflow: GenericWorkflow, out_prefix: str | os.PathLike[str] | None = None
     ) -> BpsdWorkflow:
         """Check a workflow and write it into the submit directory.
 
@@ -178,7 +177,7 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
                 _LOG.info("This directory was submitted before, as run %s", command["run"])
             return client.wait_command(command["id"])
 
-        command = _asked("submit", send)
+        command = self._ask("submit", send)
         if command["state"] != "DONE":
             raise BpsdServiceError(_outcome(command))
         workflow.run_id = command["run"]
@@ -202,7 +201,7 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
             status = client.status(command["run"])
             return status["id"], status["name"], ""
 
-        return _asked("restart", act)
+        return self._ask("restart", act)
 
     def cancel(self, wms_id: str, pass_thru: str | None = None) -> tuple[bool, str]:
         """Cancel a run; returns whether its backend agreed, and why not."""
@@ -217,7 +216,7 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
                 return False, str(exc)
             return command["state"] == "DONE", "" if command["state"] == "DONE" else _outcome(command)
 
-        return _asked("cancel", act)
+        return self._ask("cancel", act)
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
@@ -238,7 +237,7 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
             pages = client.pages(client.list_runs, "runs", None, user=[user] if user else [], active=True)
             return [row["id"] for page in pages for row in page["runs"]]
 
-        return _asked("list", act)
+        return self._ask("list", act)
 
     def report(
         self,
@@ -266,7 +265,7 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
                 messages = _messages(page)
             return found, messages
 
-        found, messages = _asked("report", act)
+        found, messages = self._ask("report", act)
         if pass_thru:
             messages.append(f"bpsd answers from what it knows; --pass-thru {pass_thru!r} was not used")
         return found, "\n".join(messages)
@@ -283,12 +282,12 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
                 return WmsStates.UNKNOWN, str(exc)
             return reports.run_state(row["state"]), row.get("note") or row.get("error") or ""
 
-        return _asked("status", act)
+        return self._ask("status", act)
 
     def ping(self, pass_thru: str | None = None) -> tuple[int, str]:
         """Whether the daemon and each backend answer: 0, or how many do not. ``pass_thru`` names one backend."""
         try:
-            answers = _asked("ping", lambda client: client.backend_ping(pass_thru or None)["answers"])
+            answers = self._ask("ping", lambda client: client.backend_ping(pass_thru or None)["answers"])
         except BpsdServiceError as exc:
             return 1, exc.message
         failed = [name for name, (status, _, _) in answers.items() if status]
@@ -298,14 +297,18 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
         ]
         return len(failed), "\n".join(lines)
 
+    # -- inside ------------------------------------------------------------------------------------------------------
 
-def _asked(verb: str, act: Callable[[Client], _T]) -> _T:
-    """Ask the daemon; what it refuses, or that it does not run, is an error of the ``bps`` command."""
-    try:
-        with Client(name=f"bps {verb} ({Path(sys.argv[0]).name})") as client:
-            return act(client)
-    except ClientError as exc:
-        raise BpsdServiceError(str(exc)) from exc
+    def _client(self, verb: str) -> Client:
+        return Client(name=f"bps {verb} ({Path(sys.argv[0]).name})")
+
+    def _ask(self, verb: str, act: Callable[[Client], _T]) -> _T:
+        """Ask the daemon; what it refuses, or that it does not run, is an error of the ``bps`` command."""
+        try:
+            with self._client(verb) as client:
+                return act(client)
+        except ClientError as exc:
+            raise BpsdServiceError(str(exc)) from exc
 
 
 def _choose_backend(client: Client, config: BpsConfig) -> str | None:
