@@ -141,7 +141,11 @@ class RunAttributes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
 
 
 class Workflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A whole workflow. ``name`` is the run's name (bps: ``uniqProcName`` or the output run)."""
+    """A whole workflow. ``name`` is the run's name (bps: ``uniqProcName`` or the output run).
+
+    ``bps_config`` is the ``BpsConfig`` that a workflow of LSST's ``bps`` was made with, for backends that are plugins
+    of ctrl_bps; nobody else reads it.
+    """
 
     bpsd: Literal[1] = 1
     name: str
@@ -154,6 +158,7 @@ class Workflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
     groups: list[Group] = []
     jobs: list[Job] = []
     final: Job | None = None
+    bps_config: dict[str, Any] = {}
 
 
 class WorkflowFile(msgspec.Struct, frozen=True, kw_only=True):

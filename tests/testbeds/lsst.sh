@@ -42,7 +42,7 @@ find_python() {
 make_bed() {
     local name=$1 folder="$beds/$1" list="$here/$1.txt" python
     shift
-    if [ -x "$folder/bin/bps" ] && cmp -s "$list" "$folder/made-from.txt"; then
+    if [ -x "$folder/bin/bps" ] && cmp -s "$list" "$folder/made-from.txt" && [ -d "$folder/upstream-tests" ]; then
         return 0
     fi
     python=$(find_python "$@") || return 1
@@ -51,7 +51,19 @@ make_bed() {
     "$python" -m venv "$folder" || return 1
     # The list is complete, so nothing is resolved; and what is never imported need not be compiled.
     "$folder/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-compile --requirement "$list" || return 1
+    upstream_tests "$folder" || return 1
     cp "$list" "$folder/made-from.txt"
+}
+
+# upstream_tests FOLDER: ctrl_bps's own unit tests, which only its source distribution has, in FOLDER/upstream-tests.
+upstream_tests() {
+    local folder=$1 version
+    version=$("$folder/bin/python" -c 'import importlib.metadata; print(importlib.metadata.version("lsst-ctrl-bps"))')
+    "$folder/bin/python" -m pip download -qq --disable-pip-version-check --no-deps --no-binary lsst-ctrl-bps \
+        --dest "$folder" "lsst-ctrl-bps==$version" || return 1
+    mkdir "$folder/upstream-tests"
+    tar --extract --gzip --file "$folder"/lsst_ctrl_bps-*.tar.gz --directory "$folder/upstream-tests" \
+        --strip-components 2 --wildcards '*/tests/test_*.py' --exclude '*/lsst/*'
 }
 
 (

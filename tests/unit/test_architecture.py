@@ -27,6 +27,9 @@ STANDARD_LIBRARY_ONLY = ("bpsd.cli.bpsctl", "bpsd.client.sync")
 OF_BPSD_ALLOWED = ("bpsd.cli", "bpsd.client", "bpsd.wire")
 """The packages and modules of bpsd that these may load."""
 
+NEED_LSST = ("bpsd.lsst.", "bpsd_adapters.bps_plugin.worker")
+"""Modules for another Python, where LSST's packages are (tests/testbeds/lsst.sh): here they are only read."""
+
 
 def _name(path: Path) -> str:
     source = next(source for source in SOURCES if path.is_relative_to(source))
@@ -100,16 +103,27 @@ def _is_public(name: str) -> bool:
     return MODULES[name].name not in {"__init__.py", "__main__.py"} and "._" not in name
 
 
+def _listed(tree: ast.Module) -> list[str]:
+    """What ``__all__`` is said to be, of a module that cannot be imported here."""
+    said = next(node.value for node in tree.body if isinstance(node, ast.Assign) and _is_all(node.targets))
+    return [str(name) for name in ast.literal_eval(said)]
+
+
+def _is_all(targets: list[ast.expr]) -> bool:
+    return any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets)
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if _is_public(name)])
 def test_all_names_what_is_public(name: str) -> None:
     """What a module defines without an underscore, and what others take from it, is what ``__all__`` lists."""
-    module = importlib.import_module(name)
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
-    listed = module.__all__
+    listed = _listed(tree) if name.startswith(NEED_LSST) else importlib.import_module(name).__all__
 
     assert len(listed) == len(set(listed))
-    assert [entry for entry in listed if entry.startswith("_") or not hasattr(module, entry)] == []
+    if not name.startswith(NEED_LSST):
+        module = importlib.import_module(name)
+        assert [entry for entry in listed if entry.startswith("_") or not hasattr(module, entry)] == []
     assert _defined(tree) - set(listed) == set(), "defined, public by name, and not in __all__"
     submodules = {other.rpartition(".")[2] for other in MODULES if other.rpartition(".")[0] == name}
     assert TAKEN_BY_OTHERS[name] - submodules - set(listed) == set(), "taken by other modules, and not in __all__"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 __all__ = [
     "MAX_OUTPUT_BYTES",
+    "Channel",
     "CommandFailed",
     "CommandMissing",
     "Completed",
@@ -33,7 +34,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import ClassVar, NamedTuple, Self
 
-from bpsd.errors import BackendAuthError, BackendUnavailable
+from bpsd.errors import BackendAuthError, BackendUnavailable, UnsupportedOperation
 
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
 """The most that a command may print, unless its caller says otherwise."""
@@ -104,6 +105,28 @@ class Completed(NamedTuple):
         return self
 
 
+class Channel(ABC):
+    """A program that goes on running while it is talked with: what it reads, and what it prints."""
+
+    @abstractmethod
+    async def send(self, data: bytes) -> None:
+        """Write to its standard input.
+
+        Raises
+        ------
+        Unreachable
+            If it reads no more.
+        """
+
+    @abstractmethod
+    async def receive(self) -> bytes:
+        """What it printed next; nothing (``b""``) when it prints no more."""
+
+    @abstractmethod
+    async def end(self) -> str:
+        """End it and its children there; returns the end of what it said on stderr. Safe to repeat."""
+
+
 class Transport(ABC):
     """A way to one host. An async context manager; many users may share one."""
 
@@ -142,6 +165,18 @@ class Transport(ABC):
         Unreachable, HostKeyRefused, LoginRefused, CommandMissing, OutputTooLarge, DeadlineExceeded
             See the module. After `Unreachable` and `DeadlineExceeded` it may have done its work all the same.
         """
+
+    async def converse(self, argv: Sequence[str]) -> Channel:
+        """Run a program without a shell, to talk with it until `Channel.end`.
+
+        Raises
+        ------
+        Unreachable, HostKeyRefused, LoginRefused, CommandMissing
+            See the module.
+        UnsupportedOperation
+            If this transport only runs programs to their end.
+        """
+        raise UnsupportedOperation(f"programs on {self.host} cannot be talked with")
 
     @abstractmethod
     async def stat(self, path: str) -> FileInfo | None:

@@ -20,11 +20,14 @@ from anyio.abc import ByteReceiveStream, Process
 from bpsd.errors import DeadlineExceeded
 from bpsd_adapters.transports.base import (
     MAX_OUTPUT_BYTES,
+    STDERR_CHARS,
+    Channel,
     CommandMissing,
     Completed,
     FileInfo,
     OutputTooLarge,
     Transport,
+    Unreachable,
 )
 
 
@@ -60,11 +63,27 @@ class LocalTransport(Transport):
         max_output_bytes: int = MAX_OUTPUT_BYTES,
     ) -> Completed:
         """See `Transport.run`."""
+        process = await self._open(argv, cwd)
+        room = _Room(max_output_bytes)
+        try:
+            with anyio.fail_after(deadline_s):
+                return await self._finish(process, argv, input, room)
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"{argv[0]} on {self.host} did not end within {deadline_s:g} s") from exc
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _end(process)
+
+    async def converse(self, argv: Sequence[str]) -> Channel:
+        """See `Transport.converse`."""
+        return _LocalChannel(await self._open(argv, None), argv[0])
+
+    async def _open(self, argv: Sequence[str], cwd: str | None) -> Process:
         environment = {**os.environ, **self._environment}
         if self._path:
             environment["PATH"] = ":".join((*self._path, environment.get("PATH", os.defpath)))
         try:
-            process = await anyio.open_process(
+            return await anyio.open_process(
                 argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -78,15 +97,6 @@ class LocalTransport(Transport):
                 f"{argv[0]} cannot be run on {self.host}: {exc.strerror}",
                 advice="install it, or tell where it is in the backend's settings",
             ) from exc
-        room = _Room(max_output_bytes)
-        try:
-            with anyio.fail_after(deadline_s):
-                return await self._finish(process, argv, input, room)
-        except TimeoutError as exc:
-            raise DeadlineExceeded(f"{argv[0]} on {self.host} did not end within {deadline_s:g} s") from exc
-        finally:
-            with anyio.CancelScope(shield=True):
-                await _end(process)
 
     async def _finish(self, process: Process, argv: Sequence[str], input: bytes, room: _Room) -> Completed:
         out, err = bytearray(), bytearray()
@@ -126,6 +136,48 @@ class LocalTransport(Transport):
             return []
 
 
+class _LocalChannel(Channel):
+    """A process of this machine."""
+
+    def __init__(self, process: Process, program: str) -> None:
+        self._process, self._program = process, program
+        self._open = True
+        self._said = ""
+
+    async def send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            await self._process.stdin.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            raise Unreachable(f"{self._program} has ended") from exc
+
+    async def receive(self) -> bytes:
+        assert self._process.stdout is not None
+        try:
+            return await self._process.stdout.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return b""
+
+    async def end(self) -> str:
+        if not self._open:  # its id may be another's by now
+            return self._said
+        self._open = False
+        process, said = self._process, bytearray()
+        assert process.stderr is not None
+        with anyio.CancelScope(shield=True):
+            _kill_group(process)
+            with anyio.move_on_after(1.0):  # what is left in the pipe; a child of another group may hold it open
+                try:
+                    async for chunk in process.stderr:
+                        said += chunk
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    pass
+            await process.wait()
+            await process.aclose()
+        self._said = " ".join(said.decode(errors="replace").split())[-STDERR_CHARS:]
+        return self._said
+
+
 class _Room:
     """How much may still be printed, by both streams together."""
 
@@ -157,12 +209,16 @@ async def _drain(stream: ByteReceiveStream, into: bytearray, room: _Room, progra
 
 async def _end(process: Process) -> None:
     """End the whole process group, also what the program left behind in it."""
+    _kill_group(process)
+    await process.wait()
+    await process.aclose()
+
+
+def _kill_group(process: Process) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)  # the leader is not reaped before `wait`, or the group is not empty
     except (ProcessLookupError, PermissionError):
         pass
-    await process.wait()
-    await process.aclose()
 
 
 def _read(path: str, offset: int, limit: int) -> bytes:

@@ -29,6 +29,8 @@ import asyncssh
 from bpsd.errors import DeadlineExceeded
 from bpsd_adapters.transports.base import (
     MAX_OUTPUT_BYTES,
+    STDERR_CHARS,
+    Channel,
     CommandMissing,
     Completed,
     FileInfo,
@@ -111,9 +113,9 @@ class SshTransport(Transport):
         assert self._link is not None, "the transport is not open"
         return self._link
 
-    def command_line(self, argv: Sequence[str], deadline_s: float, cwd: str | None) -> str:
-        """What the shell of the host is asked to run: every word quoted, under ``timeout``."""
-        words = ["timeout", "-k", "2", f"{max(1, math.ceil(deadline_s))}", "env"]
+    def command_line(self, argv: Sequence[str], deadline_s: float | None, cwd: str | None) -> str:
+        """What the shell of the host is asked to run: every word quoted, under ``timeout`` if there is a deadline."""
+        words = ["env"] if deadline_s is None else ["timeout", "-k", "2", f"{max(1, math.ceil(deadline_s))}", "env"]
         words += [f"{name}={value}" for name, value in sorted(self._environment.items())]
         line = " ".join(shlex.quote(word) for word in (*words, *argv))
         before = "" if cwd is None else f"cd {shlex.quote(cwd)} && "
@@ -157,6 +159,27 @@ class SshTransport(Transport):
             return await _run(await self.link.connected(), line, argv, input, limit)
         except _NotBegun:
             return await _run(await self.link.connected(), line, argv, input, limit)
+
+    async def converse(self, argv: Sequence[str]) -> Channel:
+        """See `Transport.converse`. It has one of the connection's channels until its end."""
+        line = self.command_line(argv, None, None)
+        link, borrower = self.link, object()
+        try:
+            with anyio.fail_after(self._settings.connect_timeout_s):
+                await link.limiter.acquire_on_behalf_of(borrower)
+        except TimeoutError as exc:
+            raise Unreachable(f"all {MAX_CHANNELS} channels to {self.host} are in use") from exc
+        try:
+            try:
+                process = await (await link.connected()).create_process(line, encoding=None)
+            except asyncssh.ChannelOpenError:  # it was dead before anything was asked on it
+                process = await (await link.connected()).create_process(line, encoding=None)
+        except BaseException as exc:
+            link.limiter.release_on_behalf_of(borrower)
+            if isinstance(exc, _BROKEN):
+                raise Unreachable(f"the connection to run {argv[0]} could not be used: {exc}") from exc
+            raise
+        return _SshChannel(process, argv[0], lambda: link.limiter.release_on_behalf_of(borrower))
 
     async def stat(self, path: str) -> FileInfo | None:
         """See `Transport.stat`."""
@@ -217,6 +240,42 @@ class SshTransport(Transport):
             raise Unreachable(f"the connection to {self.host} broke while its files were used: {exc}") from exc
 
 
+class _SshChannel(Channel):
+    """A process of the other machine."""
+
+    def __init__(self, process: Any, program: str, release: Callable[[], None]) -> None:
+        self._process, self._program, self._release = process, program, release
+        self._open = True
+        self._said = ""
+
+    async def send(self, data: bytes) -> None:
+        try:
+            self._process.stdin.write(data)
+            await self._process.stdin.drain()
+        except _BROKEN as exc:
+            raise Unreachable(f"{self._program} has ended, or the connection to it broke") from exc
+
+    async def receive(self) -> bytes:
+        try:
+            data: bytes = await self._process.stdout.read(_CHUNK_BYTES)
+        except _BROKEN:
+            return b""
+        return data
+
+    async def end(self) -> str:
+        if not self._open:
+            return self._said
+        self._open = False
+        with anyio.CancelScope(shield=True), contextlib.suppress(asyncssh.Error, OSError):
+            with anyio.move_on_after(1.0):
+                said = await self._process.stderr.read(_CHUNK_BYTES) if self._process.stdout.at_eof() else b""
+                self._said = " ".join(said.decode(errors="replace").split())[-STDERR_CHARS:]
+            self._process.send_signal("KILL")
+            self._process.close()
+        self._release()
+        return self._said
+
+
 class _NotBegun(Unreachable):
     """The connection was dead before the command could be asked for."""
 
@@ -229,7 +288,7 @@ class _Link:
         self.users = 0
         self.connects = 0
         self._clock = clock
-        self._limiter = anyio.CapacityLimiter(MAX_CHANNELS - 1)
+        self.limiter = anyio.CapacityLimiter(MAX_CHANNELS - 1)
         self._lock = anyio.Lock()
         self._connection: Any = None
         self._sftp: Any = None
@@ -244,7 +303,7 @@ class _Link:
     @contextlib.asynccontextmanager
     async def channel(self) -> AsyncIterator[None]:
         """The right to one channel."""
-        async with self._limiter:
+        async with self.limiter:
             yield
 
     async def sftp(self) -> Any:

@@ -42,6 +42,13 @@ class LogEvent(StrEnum):
     POLL_FAILED = "poll_failed"  # backend, failures, error
     RUN_LOGS_DAMAGED = "run_logs_damaged"  # errors, count: what the local adapter could not read
 
+    # -- plugins of bps --
+    PLUGIN_STARTED = "plugin_started"  # purpose, host, pid, python: a control worker is up
+    PLUGIN_LOADED = "plugin_loaded"  # purpose, host, pid, python, release, implements: it has imported the plugin
+    PLUGIN_ENDED = "plugin_ended"  # purpose, reason, stderr
+    PLUGIN_SAID = "plugin_said"  # purpose, stream, text: a line that the plugin printed or logged
+    PLUGIN_CALL_FAILED = "plugin_call_failed"  # call, error, trace
+
     # -- commands and storage --
     COMMAND_BROKE = "command_broke"  # command
     JOURNAL_WRITE_FAILED = "journal_write_failed"  # error, retry_s

@@ -1,0 +1,334 @@
+"""Runs that the plugin reports itself: its reports as observations, under what we know of our own runs."""
+
+from __future__ import annotations
+
+__all__ = ["SOURCE", "BridgedRuns", "as_observation", "convert_reports", "counted", "settled"]
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from bpsd.errors import BackendUnavailable
+from bpsd.models import (
+    TERMINAL,
+    JobObservation,
+    KnownRun,
+    PollRequest,
+    PollResult,
+    RunObservation,
+    SourceReport,
+    WmsRunReport,
+    WmsStates,
+    made_ready,
+)
+from bpsd_adapters.bps_plugin.entries import Entries, Entry
+from bpsd_adapters.bps_plugin.link import WorkerError, WorkerLink
+from bpsd_adapters.bps_plugin.settings import Traits
+
+SOURCE = "plugin"
+
+DETAIL_EVERY_S = 60.0
+"""How often, at most, the jobs of a run that goes on are asked for: with most plugins that is a costly question."""
+
+DETAIL_COST_FACTOR = 10.0
+"""... and never more often than so many times what it cost the last time."""
+
+DEADLINE_PART = 0.6
+"""The part of a poll's deadline after which no further run is asked for."""
+
+_SECONDS_PER_DAY = 86_400.0
+
+_CURSORS = msgspec.json.Decoder(list[str])
+
+_SAME = tuple(
+    name
+    for name in WmsRunReport.__struct_fields__
+    if name in RunObservation.__struct_fields__ and name not in {"jobs", "wms_id", "state"}
+)
+
+made_ready(list[WmsRunReport])
+
+
+def settled(
+    state: WmsStates | None, entry: Entry | None, wms_id: str, traits: Traits, now: float, settle_s: float
+) -> WmsStates | None:
+    """What a plugin's word on a run's state is worth.
+
+    Nothing if it cannot tell, and nothing if it speaks of the end of the attempt before: after a restart under the
+    same id the WMS shows the old end for a while. A run that we cancelled is DELETED where the WMS calls it failed.
+    """
+    if state is None or state is WmsStates.UNKNOWN:
+        return None
+    if entry is not None and state in TERMINAL:
+        restarted = entry.restarted_at(wms_id)
+        if restarted is not None and now - restarted < settle_s and state is not WmsStates.SUCCEEDED:
+            return None
+        if entry.cancelled and state is WmsStates.FAILED and traits.failed_if_cancelled:
+            return WmsStates.DELETED
+    return state
+
+
+def counted(report: WmsRunReport) -> bool:
+    """Whether a report of a run that succeeded counts any job that did.
+
+    Before DAGMan has written its first line, ctrl_bps_htcondor's report of a single run says SUCCEEDED of no jobs.
+    """
+    counts = report.job_state_counts
+    return counts is None or bool(sum(counts.values()))
+
+
+def as_observation(report: WmsRunReport, entry: Entry | None, state: WmsStates | None) -> RunObservation:
+    """A plugin's report as an observation, under the token of the run if it is ours."""
+    wms_id = report.wms_id or ""
+    values: dict[str, Any] = {name: getattr(report, name) for name in _SAME}
+    if entry is not None:
+        attempt = entry.attempt_of(wms_id)
+        values["attempt"] = attempt or None
+        values["path"] = entry.path if entry.ours else report.path
+        if entry.ours:
+            first = entry.attempts["1"]
+            values.update(token=entry.token, submit_time=first.time or None)
+            # Some plugins do not know what the run was filed under (PanDA); we do.
+            values.update({name: value for name, value in entry.run.items() if value is not None})
+    return RunObservation(
+        wms_id=wms_id,
+        source=SOURCE,
+        state=state,
+        jobs=tuple(_jobs(report)),
+        **{name: value for name, value in values.items() if value is not None},
+    )
+
+
+def _jobs(report: WmsRunReport) -> list[JobObservation]:
+    """The jobs of a report; an exit code is a job's where the label's failures leave no choice."""
+    codes = report.exit_code_summary or {}
+    failed: dict[str, int] = {}
+    for job in report.jobs or ():
+        if job.state is WmsStates.FAILED:
+            failed[job.label] = failed.get(job.label, 0) + 1
+    observations = []
+    for job in report.jobs or ():
+        code = None
+        known = codes.get(job.label, [])
+        if job.state is WmsStates.FAILED and len(known) == failed[job.label] and len(set(known)) == 1:
+            code = known[0]
+        observations.append(
+            JobObservation(name=job.name, label=job.label, state=job.state, wms_id=job.wms_id, exit_code=code)
+        )
+    return observations
+
+
+class BridgedRuns:
+    """The readers of a backend whose plugin reports.
+
+    Parameters
+    ----------
+    link : `WorkerLink`
+        The worker for questions.
+    entries : `Entries`
+        Our own runs.
+    traits : `Traits`
+        What the plugin is like.
+    deadline_s, settle_s, history_days : `float`
+        See `BpsPluginConfig`.
+    """
+
+    sources = (SOURCE,)
+
+    def __init__(
+        self,
+        link: WorkerLink,
+        entries: Entries,
+        traits: Traits,
+        *,
+        deadline_s: float,
+        settle_s: float,
+        history_days: float,
+    ) -> None:
+        self._link, self._entries, self._traits = link, entries, traits
+        self._deadline_s, self._settle_s, self._history_days = deadline_s, settle_s, history_days
+        self._due: dict[str, None] = {}
+        self._shown: dict[str, tuple[Any, ...]] = {}
+        self._detailed_at: dict[str, float] = {}
+        self._detail_cost_s = 0.0
+        self._ended_at: dict[str, float] = {}
+
+    async def poll(self, request: PollRequest) -> PollResult:
+        """The plugin's summary, and the jobs of those runs that changed."""
+        began = time.monotonic()
+        await self._entries.refresh()
+        if request.cursor is None:  # the daemon knows nothing: it is told everything again
+            self._shown.clear()
+        known = {run.wms_id: run for run in request.known}
+        over = self._told_over(request.cursor)
+        seen: dict[str, RunObservation] = {}
+        errors: list[str] = []
+        if self._traits.lists:
+            for report in await self.report(hist=self._history_days):
+                seen[report.wms_id or ""] = self._observed(report)
+            self._choose(seen, known, over)
+        else:
+            self._due.update(dict.fromkeys(self._own_live(known, over)))
+        self._due.update(dict.fromkeys(wms_id for wms_id in known if wms_id not in seen))
+        unseen: list[str] = []
+        again: dict[str, None] = {}
+        for wms_id in list(self._due):
+            if time.monotonic() - began > request.deadline_s * DEADLINE_PART:
+                break
+            del self._due[wms_id]
+            try:
+                detailed = await self._detail(wms_id)
+            except WorkerError as exc:  # of this run; the others can still be asked for
+                errors.append(f"{wms_id}: {exc.message}")
+                continue
+            if detailed is None:
+                unseen.append(wms_id)
+                continue
+            summed_up = seen.get(wms_id)
+            if summed_up is not None:  # the queue knows better than files whether a run goes on
+                detailed = msgspec.structs.replace(detailed, state=summed_up.state)
+            seen[wms_id] = detailed
+            if self._is_told(detailed):
+                over.add(self._key(wms_id))
+            elif detailed.state in TERMINAL:
+                again[wms_id] = None
+        self._due.update(again)
+        return PollResult(
+            observations=tuple(seen.values()),
+            cursor=msgspec.json.encode(sorted(over)).decode(),
+            sources=(
+                SourceReport(
+                    name=SOURCE,
+                    status="partial" if errors else "ok",
+                    covers="what the plugin lists" if self._traits.lists else "the runs that were submitted here",
+                    cost_s=time.monotonic() - began,
+                    error="; ".join(errors[:3]),
+                ),
+            ),
+            absent=() if errors else tuple(w for w in unseen if w in known and self._may_be_absent(known[w])),
+        )
+
+    def _told_over(self, cursor: str | None) -> set[str]:
+        """Our runs whose end, with all their jobs, the daemon was told; those of long ago are not looked at at all."""
+        recent = {self._key(wms_id) for wms_id in self._own_ids()}
+        return set() if cursor is None else recent & set(_CURSORS.decode(cursor))
+
+    def _key(self, wms_id: str) -> str:
+        entry = self._entries.of_id(wms_id)
+        return f"{wms_id}#{0 if entry is None else entry.attempt_of(wms_id)}"
+
+    def _observed(self, report: WmsRunReport) -> RunObservation:
+        wms_id = report.wms_id or ""
+        entry = self._entries.of_id(wms_id) or (self._entries.of_id(report.path) if report.path else None)
+        state = settled(report.state, entry, wms_id, self._traits, self._entries.now, self._settle_s)
+        if state is WmsStates.SUCCEEDED and not counted(report):
+            state = None
+        return as_observation(report, entry, state)
+
+    def _is_told(self, seen: RunObservation) -> bool:
+        """Whether that was the last word on a run: it is over, and so are its jobs (or it is over for long enough)."""
+        if seen.state not in TERMINAL:
+            return False
+        ended = self._ended_at.setdefault(self._key(seen.wms_id), time.monotonic())
+        return all(job.state in TERMINAL for job in seen.jobs) or time.monotonic() - ended > self._settle_s
+
+    def _choose(self, seen: Mapping[str, RunObservation], known: Mapping[str, KnownRun], over: set[str]) -> None:
+        """Which runs to ask for job by job: those that changed, live ones not too often."""
+        pause = max(DETAIL_EVERY_S, DETAIL_COST_FACTOR * self._detail_cost_s)
+        for wms_id, observation in seen.items():
+            entry = self._entries.of_id(wms_id)
+            if self._key(wms_id) in over or (wms_id not in known and entry is None and observation.state in TERMINAL):
+                continue  # its end was told, or it is somebody else's that had ended before we came
+            shows = (observation.state, observation.attempt, tuple((observation.job_state_counts or {}).values()))
+            if shows == self._shown.get(wms_id):
+                continue
+            waited = time.monotonic() - self._detailed_at.get(wms_id, float("-inf"))
+            if observation.state in TERMINAL or waited > pause:
+                self._shown[wms_id] = shows
+                self._due[wms_id] = None
+
+    def _own_ids(self) -> list[str]:
+        """The ids of the last attempts of our runs, if they were made not too long ago."""
+        return [
+            attempt.wms_id
+            for entry in self._entries.all()
+            if (attempt := entry.attempts.get(str(entry.last))) is not None
+            and attempt.wms_id is not None
+            and self._entries.now - attempt.time < self._history_days * _SECONDS_PER_DAY
+        ]
+
+    def _own_live(self, known: Mapping[str, KnownRun], over: set[str]) -> list[str]:
+        """The ids of our runs whose end was not told yet, where the plugin lists none."""
+        return [wms_id for wms_id in self._own_ids() if wms_id in known or self._key(wms_id) not in over]
+
+    async def _detail(self, wms_id: str) -> RunObservation | None:
+        began = time.monotonic()
+        reports = await self.report(wms_id, hist=max(2.0, self._history_days), return_exit_codes=True)
+        self._detailed_at[wms_id] = time.monotonic()
+        self._detail_cost_s = time.monotonic() - began
+        for report in reports:
+            observed = self._observed(msgspec.structs.replace(report, wms_id=wms_id))
+            if report.state not in (None, WmsStates.UNKNOWN):
+                return observed
+        return None
+
+    def _may_be_absent(self, run: KnownRun) -> bool:
+        """Neither among what the plugin lists, nor found by its id, and not only just submitted."""
+        return run.submit_time is None or self._entries.now - run.submit_time > self._settle_s
+
+    async def report(
+        self, wms_id: str | None = None, *, user: str | None = None, hist: float = 0, **more: Any
+    ) -> list[WmsRunReport]:
+        """The plugin's ``report``."""
+        arguments = {"wms_workflow_id": wms_id, "user": user, "hist": hist, **more}
+        reports, _ = await self._link.ask("plugin", self._deadline_s, method="report", arguments=arguments)
+        return convert_reports(reports)
+
+    async def summary(self, user: str | None, hist: float, pass_thru: str | None) -> list[WmsRunReport]:
+        """``report`` without an id; where the plugin lists nothing, one question for each of our runs."""
+        if self._traits.lists:
+            return await self.report(user=user, hist=hist, pass_thru=pass_thru)
+        await self._entries.refresh()
+        found = []
+        for entry in self._entries.all():
+            attempt = entry.attempts.get(str(entry.last))
+            if attempt is not None and attempt.wms_id is not None:
+                found += [r for r in await self.report(attempt.wms_id) if user is None or r.operator == user]
+        return [r for r in found if r.state not in TERMINAL or hist > 0]
+
+    async def status(self, wms_id: str, hist: float) -> tuple[WmsStates, str]:
+        """The plugin's ``get_status``, or else the state in its report."""
+        await self._entries.refresh()
+        try:
+            value, message = await self._link.ask(
+                "plugin",
+                self._deadline_s,
+                method="get_status",
+                arguments={"wms_workflow_id": wms_id, "hist": hist},
+            )
+            state = WmsStates(value)
+        except WorkerError as exc:
+            if exc.kind != "NotImplementedError":
+                raise
+            reports, message = await self.report(wms_id, hist=max(hist, 2.0)), ""
+            state = WmsStates.UNKNOWN if not reports or reports[0].state is None else reports[0].state
+        told = settled(state, self._entries.of_id(wms_id), wms_id, self._traits, self._entries.now, self._settle_s)
+        if told is None:  # it cannot tell, or tells of the attempt before
+            told = WmsStates.UNKNOWN if state is WmsStates.UNKNOWN else WmsStates.RUNNING
+        return told, message or ""
+
+
+def convert_reports(reports: Any) -> list[WmsRunReport]:
+    """A worker's answer as reports.
+
+    Raises
+    ------
+    BackendUnavailable
+        If it is none.
+    """
+    try:
+        return msgspec.convert(reports, list[WmsRunReport], strict=False, str_keys=True)
+    except msgspec.ValidationError as exc:
+        raise BackendUnavailable(f"the plugin's report is not what a report looks like: {exc}") from exc

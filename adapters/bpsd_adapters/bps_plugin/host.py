@@ -1,0 +1,504 @@
+"""The host of one run whose plugin blocks until the end (Parsl): a process that is nobody's child.
+
+Sent beside ``worker.py`` as ``bpsd_host.py``: standard library (Python 3.10 or newer), and the plugin's own packages in
+the host process. The first half is for the control worker: `begin`, `look` and `cancel`; the second is the process.
+
+A host holds a lock on ``run.log`` for as long as it lives, so *held* means *alive*. The log is that of
+`bpsd_adapters.runlog`: each line has a CRC and a length before its JSON. Events are
+
+- ``{"e": "begin", "n": 1, "t": time, "pid": ...}``: an attempt began;
+- ``{"e": "jobs", "t": time, "jobs": [[name, label, state, exit code, note], ...]}``: what changed;
+- ``{"e": "end", "n": 1, "t": time, "state": ..., "note": ...}``: it is over.
+
+How jobs are doing is read off the plugin's own workflow where it looks like that of ``ctrl_bps_parsl``: a mapping
+``jobs`` of name to an object with ``generic`` (or ``label``), ``done`` and a ``future``, and perhaps a ``final`` one.
+"""
+
+from __future__ import annotations
+
+__all__ = ["begin", "cancel", "look", "main", "mark"]
+
+import base64
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+LOG = "run.log"
+MARK = "BPSD_PLUGIN_RUN"
+"""The variable by which the processes of a run are known (its folder)."""
+
+BEGIN_WAIT_S = 5.0
+"""How long to wait for the lock of a host that is just ending."""
+
+JOBS_PER_LINE = 1000
+LOOK_EVERY_S = 0.5
+"""How often a host looks at its jobs."""
+
+SUCCEEDED, UNREADY, READY, PENDING, RUNNING, DELETED, FAILED, PRUNED = 0, 12, 13, 14, 15, 16, 19, 20
+"""The values of ``WmsStates``."""
+
+TERMINAL = (SUCCEEDED, DELETED, FAILED, PRUNED)
+
+
+def mark(folder: Path) -> str:
+    """What the processes of a run have in their environment."""
+    return f"{MARK}={folder}"
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------
+
+
+def _append(fd: int, *events: dict[str, Any]) -> None:
+    """Append lines that are on the disk when this returns."""
+    data = b""
+    for event in events:
+        payload = json.dumps(event, separators=(",", ":")).encode()
+        data += b"%08x %06x %b\n" % (zlib.crc32(payload), len(payload), payload)
+    while data:
+        data = data[os.write(fd, data) :]
+    os.fdatasync(fd)
+
+
+def _lock(path: Path, patience_s: float) -> int | None:
+    """Open a log for writing and hold it; `None` if another holds it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                return None
+            time.sleep(0.02)
+        else:
+            _cut_torn_tail(fd)
+            return fd
+
+
+def _cut_torn_tail(fd: int) -> None:
+    """What a killed writer left of its last line would spoil the next one."""
+    size = os.fstat(fd).st_size
+    tail = os.pread(fd, 1024 * 1024, max(0, size - 1024 * 1024))
+    end = tail.rfind(b"\n") + 1
+    if end < len(tail):
+        os.ftruncate(fd, size - (len(tail) - end))
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _last(path: Path) -> tuple[int, int | None, bool]:
+    """The last attempt that a log tells of, the process that hosts it, and whether it is over."""
+    number, pid, over = 0, None, True
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line[16:])
+                if event["e"] == "begin":
+                    number, pid, over = event["n"], event["pid"], False
+                over = over or event["e"] == "end"
+    return number, pid, over
+
+
+def _succeeded(path: Path) -> frozenset[str]:
+    """The jobs that a log knows to have succeeded, in whatever attempt."""
+    names: set[str] = set()
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line[16:])
+                if event["e"] == "jobs":
+                    names.update(job[0] for job in event["jobs"] if job[2] == SUCCEEDED)
+    return frozenset(names)
+
+
+# -- for the control worker --------------------------------------------------------------------------------------------
+
+
+def begin(folder: Path, number: int, order: dict[str, Any]) -> None:
+    """Start the host of an attempt; when this returns, the attempt has begun and goes on without us.
+
+    Raises
+    ------
+    OSError
+        If it could not be started.
+    TimeoutError
+        If another attempt goes on.
+    """
+    fd = _lock(folder / LOG, BEGIN_WAIT_S)
+    if fd is None:
+        raise TimeoutError(f"an attempt of the run in {folder} goes on")
+    try:
+        _end_processes(folder)  # what a killed host left behind must not run beside the next one
+        half = folder / ".host.json.half"
+        half.write_text(json.dumps(order))
+        half.replace(folder / "host.json")
+        with (folder / "host.err").open("ab") as errors:
+            subprocess.Popen(
+                [sys.executable, __file__, str(folder), str(number), str(fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                cwd=folder,
+                env={**os.environ, MARK: str(folder)},
+                start_new_session=True,
+                pass_fds=[fd],
+            )
+        deadline = time.monotonic() + BEGIN_WAIT_S
+        while _last(folder / LOG)[0] < number and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        os.close(fd)
+    if _last(folder / LOG)[0] < number and not _is_held(folder / LOG):
+        raise OSError(f"the host did not begin; {folder / 'host.err'} may tell why")
+
+
+def look(wanted: dict[str, int], max_bytes: int) -> dict[str, Any]:
+    """What was appended to logs: by folder, from an offset; and whether its host lives (looked at before reading)."""
+    found, left = {}, max_bytes
+    for folder, offset in wanted.items():
+        path = Path(folder, LOG)
+        held = _is_held(path)
+        data, size = b"", max(left, 64 * 1024)
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+        left -= len(data)
+        found[folder] = {
+            "held": held or len(data) == size,  # what is not read yet may be its last word
+            "data": base64.b64encode(data).decode(),
+            "there": Path(folder).is_dir(),
+        }
+        if left <= 0:
+            break
+    return found
+
+
+def cancel(folder: Path, grace_s: float) -> str:
+    """Ask the host to end its run; after ``grace_s`` of asking, or if it is dead, end it here."""
+    log = folder / LOG
+    number, pid, over = _last(log)
+    if over and not _is_held(log):
+        return "it is over"
+    request = folder / f"cancel.{number}"
+    if _is_held(log) and pid is not None:
+        if not request.exists():
+            request.touch()
+            os.kill(pid, signal.SIGTERM)
+            return "its host was asked to end it"
+        if time.time() - request.stat().st_mtime < grace_s:
+            return "its host is ending it"
+        os.kill(pid, signal.SIGKILL)
+    fd = _lock(log, BEGIN_WAIT_S)
+    if fd is None:
+        return "its host does not let go of the log"
+    try:
+        _end_processes(folder)
+        if not _last(log)[2]:
+            _append(fd, {"e": "end", "n": number, "t": time.time(), "state": DELETED, "note": "its host was gone"})
+    finally:
+        os.close(fd)
+    return "what its host left was ended"
+
+
+def _end_processes(folder: Path, spare: int = 0) -> None:
+    """End every process of a run that is still there, but ``spare``."""
+    sign = mark(folder).encode()
+    for _ in range(3):  # a process may have been forked while we looked
+        found = False
+        for process in Path("/proc").iterdir():
+            if not process.name.isdecimal() or int(process.name) in (spare, os.getpid()):
+                continue
+            with contextlib.suppress(OSError):
+                if sign in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    found = True
+        if not found:
+            return
+        time.sleep(0.1)
+
+
+# -- the process -------------------------------------------------------------------------------------------------------
+
+
+class _Cancelled(BaseException):
+    """Somebody wants the end of this run."""
+
+
+class _Watch:
+    """Looks at the jobs of a workflow and writes down what changed.
+
+    Parameters
+    ----------
+    fd : `int`
+        The log.
+    jobs : `dict`
+        Name to the plugin's own object of a job.
+    parents : `dict`
+        Name to the names of jobs that have to succeed before.
+    final : `str`, optional
+        The job that runs in this process, at last.
+    since : `float`
+        When the attempt began (epoch seconds): output that is older is that of another attempt.
+    earlier : `frozenset` [`str`]
+        The jobs that succeeded in attempts before this one: Parsl does not run ``pipetaskInit`` again.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        jobs: dict[str, Any],
+        parents: dict[str, Any],
+        final: str | None,
+        since: float,
+        earlier: frozenset[str],
+    ) -> None:
+        self.fd, self.jobs, self.parents, self.final, self.since = fd, jobs, parents, final, since
+        self.earlier = earlier
+        self.seen: dict[str, tuple[int, int | None, str]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
+
+    def start(self) -> None:
+        """Look from time to time, from another thread."""
+        self.look()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(LOOK_EVERY_S):
+            self.look()
+
+    def look(self, ending: int | None = None) -> None:
+        """Write down what changed; with ``ending``, what has no end yet gets this one."""
+        changed = []
+        for name, job in self.jobs.items():
+            before = self.seen.get(name)
+            if before is not None and before[0] in TERMINAL:
+                continue
+            now = self._state(name, job)
+            if ending is not None and now[0] not in TERMINAL:
+                now = (ending if now[0] in (RUNNING, PENDING) else max(ending, PRUNED), None, "")
+            if now != before:
+                self.seen[name] = now
+                changed.append([name, _label(job), *now])
+        for at in range(0, len(changed), JOBS_PER_LINE):
+            _append(self.fd, {"e": "jobs", "t": time.time(), "jobs": changed[at : at + JOBS_PER_LINE]})
+
+    def _state(self, name: str, job: Any) -> tuple[int, int | None, str]:
+        """State, exit code and note of a job."""
+        if job.done:
+            return SUCCEEDED, 0, ""
+        future = job.future
+        if future is None:
+            return self._before(name, job)
+        if not future.done():
+            return self._live(job, future), None, ""
+        error = future.exception()
+        if error is None:
+            return SUCCEEDED, 0, ""
+        if type(error).__name__ == "DependencyError":
+            return PRUNED, None, ""
+        code = getattr(error, "exitcode", None)
+        return FAILED, code if isinstance(code, int) else None, f"{type(error).__name__}: {error}"[:500]
+
+    def _before(self, name: str, job: Any) -> tuple[int, int | None, str]:
+        """A job without a future: it waits, or it runs in this process (the first and the last)."""
+        if name == self.final:
+            return RUNNING if self._has_output(job) else UNREADY, None, ""
+        if name in self.earlier:
+            return SUCCEEDED, 0, ""
+        if not self.parents.get(name) and self._has_output(job):
+            return RUNNING, None, ""
+        waits = any(self.seen.get(parent, (UNREADY,))[0] != SUCCEEDED for parent in self.parents.get(name, ()))
+        return UNREADY if waits else READY, None, ""
+
+    def _live(self, job: Any, future: Any) -> int:
+        """The state of a job that Parsl has: its output begins when a worker takes it (parsl.app.bash)."""
+        record = getattr(future, "task_record", None)
+        if record is None:  # the future of another plugin
+            return RUNNING if future.running() or self._has_output(job) else UNREADY
+        status = getattr(record.get("status"), "name", "")
+        if status in ("running", "running_ended") or (status == "launched" and self._has_output(job)):
+            return RUNNING
+        return PENDING if status == "launched" else UNREADY
+
+    def _has_output(self, job: Any) -> bool:
+        try:
+            return Path(job.stderr).stat().st_mtime >= self.since
+        except (OSError, AttributeError, TypeError):
+            return False
+
+
+def _label(job: Any) -> str:
+    return str(getattr(getattr(job, "generic", job), "label", ""))
+
+
+def _watch(fd: int, workflow: Any, since: float, earlier: frozenset[str]) -> _Watch | None:
+    """A watch over the jobs of a workflow; `None` if it does not show them."""
+    jobs = getattr(workflow, "jobs", None)
+    if not isinstance(jobs, dict) or not all(hasattr(j, "future") and hasattr(j, "done") for j in jobs.values()):
+        return None
+    if not hasattr(workflow, "final"):  # the last that its constructor sets
+        return None
+    final = workflow.final
+    watched = dict(jobs)
+    if final is not None:
+        watched[final.name] = final
+    parents = getattr(workflow, "parents", {})
+    return _Watch(fd, watched, parents, None if final is None else final.name, since, earlier)
+
+
+def _note_outputs(folder: Path, jobs: Iterable[tuple[str, Any]]) -> None:
+    """Write down where the output of each job goes."""
+    paths = {name: [getattr(job, "stdout", None), getattr(job, "stderr", None)] for name, job in jobs}
+    half = folder / ".outputs.json.half"
+    half.write_text(json.dumps(paths))
+    half.replace(folder / "outputs.json")
+
+
+class _Host:
+    """One attempt of one run."""
+
+    def __init__(self, folder: Path, number: int, fd: int) -> None:
+        self.folder, self.number, self.fd = folder, number, fd
+        self.began = time.time()
+        self.watch: _Watch | None = None
+        self.workflow: Any = None
+        self._observing = threading.Lock()
+        self._earlier = _succeeded(folder / LOG)
+
+    def run(self) -> None:
+        """Run the plugin to its end and write down how it came out."""
+        _append(self.fd, {"e": "begin", "n": self.number, "t": self.began, "pid": os.getpid()})
+        state, note = FAILED, ""
+        try:
+            signal.signal(signal.SIGTERM, _raise_cancelled)
+            self._drive()
+            state, note = self._verdict()
+        except _Cancelled:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            state, note = DELETED, "cancelled"
+        except BaseException as exc:  # noqa: BLE001  # a plugin may raise anything: it is how the run came out
+            traceback.print_exc()
+            note = f"{type(exc).__name__}: {exc}"[:500]
+        self._observe()
+        if self.watch is not None:
+            self.watch.stop()
+        if state == DELETED:
+            self._end_all()
+        if self.watch is not None:
+            self.watch.look(DELETED if state == DELETED else FAILED)
+        if state != DELETED:
+            self._end_all()
+        _append(self.fd, {"e": "end", "n": self.number, "t": time.time(), "state": state, "note": note})
+
+    def _drive(self) -> None:
+        sys.path.insert(0, str(Path(__file__).parent))
+        worker, convert = importlib.import_module("bpsd_worker"), importlib.import_module("bpsd_convert")
+        order = json.loads((self.folder / "host.json").read_bytes())
+        plugin = worker.Plugin(order["plugin"], order["settings"], convert)
+        self._notice_workflows(plugin.bps.BaseWmsWorkflow)
+        threading.Thread(target=self._watch_when_ready, daemon=True, name="ready").start()
+        if self.number == 1:
+            service, workflow = plugin.prepare(self.folder, self.folder.name)
+            service.submit(workflow)
+        else:
+            plugin.service.restart(str(self.folder))
+
+    def _notice_workflows(self, base: Any) -> None:
+        """Have the plugin's workflow from the moment it is made: ``restart`` shows it to nobody."""
+        original = base.__init__
+
+        def noticing(workflow: Any, *arguments: Any, **keywords: Any) -> None:
+            original(workflow, *arguments, **keywords)
+            self.workflow = workflow
+
+        base.__init__ = noticing
+
+    def _watch_when_ready(self) -> None:
+        while self.watch is None:
+            self._observe()
+            time.sleep(0.05)
+
+    def _observe(self) -> None:
+        """Begin to look at the jobs, once the workflow shows them."""
+        with self._observing:
+            if self.watch is None and self.workflow is not None:
+                watch = _watch(self.fd, self.workflow, self.began, self._earlier)
+                if watch is not None:
+                    _note_outputs(self.folder, watch.jobs.items())
+                    watch.start()
+                    self.watch = watch
+
+    def _verdict(self) -> tuple[int, str]:
+        """How the run came out, now that the plugin came back."""
+        self._observe()
+        if self.watch is None:
+            return SUCCEEDED, "the plugin came back without an error; it tells nothing of jobs"
+        self.watch.look()
+        ended = [state for state, _, _ in self.watch.seen.values()]
+        bad = sum(state != SUCCEEDED for state in ended)
+        return (FAILED, f"{bad} of {len(ended)} jobs did not succeed") if bad else (SUCCEEDED, "")
+
+    def _end_all(self) -> None:
+        """Let the plugin end what it started, then end what is left of it on this host."""
+        shutdown = getattr(self.workflow, "shutdown", None)
+        if shutdown is not None and getattr(self.workflow, "dfk", None) is not None:
+            closing = threading.Thread(target=_quietly, args=(shutdown,), daemon=True)
+            closing.start()
+            closing.join(10.0)
+        _end_processes(self.folder, spare=os.getpid())
+
+
+def _quietly(call: Any) -> None:
+    try:
+        call()
+    except Exception:  # noqa: BLE001  # what it did not end is ended next
+        traceback.print_exc()
+
+
+def _raise_cancelled(_number: int, _frame: Any) -> None:
+    raise _Cancelled
+
+
+def main(arguments: list[str]) -> None:
+    """Host an attempt: folder, number, and the descriptor of the log, which whoever launched us holds."""
+    folder, number, fd = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    os.set_inheritable(fd, False)  # no child may hold the log: that would look as if we lived
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _Host(folder, number, fd).run()
+    sys.stdout.flush()
+    os._exit(0)  # no thread of a plugin keeps us
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,585 @@
+"""The control worker: a ``BaseWmsService`` plugin in a process of its own, asked over JSON lines.
+
+This file is *sent* to the interpreter that the backend's settings name, on another host perhaps: it needs the standard
+library (Python 3.10 or newer) and the ``lsst`` packages, nothing of bpsd. What the plugin prints, its logging and what
+its children write become log lines; it finds nothing on its standard input; `sys.exit` is an error like any other. The
+process ends when nobody listens any more.
+
+Lines to the worker are ``{"id": 1, "call": "report", "args": {...}}``, lines from it ``{"id": 1, "ok": ...}``,
+``{"id": 1, "error": {"kind": ..., "text": ..., "trace": ...}}`` or ``{"log": "stderr", "text": ...}``.
+
+Each run that we submit has a folder ``ROOT/TOKEN``: the workflow document, whatever the plugin writes (it is its submit
+path), and ``bpsd.json``, the *entry*: which attempts were begun and which of them the WMS took, under which id. It is
+written before and after the plugin is asked, under a lock, so that nothing is submitted twice.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Entry",
+    "Plugin",
+    "Refused",
+    "describe",
+    "error_of",
+    "load_document",
+    "locked",
+    "main",
+    "plain",
+    "take_streams",
+]
+
+import contextlib
+import fcntl
+import importlib
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+TEXT_CHARS = 8000
+"""The most that is sent of a text that somebody else wrote."""
+
+LINE_CHARS = 2000
+"""The most that is sent of one line that the plugin printed."""
+
+LOCK_PATIENCE_S = 2.0
+"""How long to wait for somebody who has the lock of a run."""
+
+METHODS = (
+    "prepare", "submit", "restart", "list_submitted_jobs", "report", "get_status", "cancel", "run_submission_checks",
+    "ping",
+)  # fmt: skip
+"""Upstream's methods; a plugin implements those that it does not inherit."""
+
+RUN_FIELDS = (
+    "wms_id", "global_wms_id", "path", "label", "run", "project", "campaign", "payload", "operator", "site",
+    "run_summary", "state", "jobs", "total_number_jobs", "job_state_counts", "job_summary", "exit_code_summary",
+    "specific_info",
+)  # fmt: skip
+
+_ATTRIBUTES = ("bps_project", "bps_campaign", "bps_operator", "bps_payload", "bps_runsite")
+
+RUN_ATTRIBUTES = ("project", "campaign", "payload", "operator")
+
+
+class Refused(Exception):
+    """We say no: ``kind`` tells the daemon which of its errors that is."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can say it: states become numbers, dataclasses dictionaries, what else there is its text."""
+    if hasattr(type(value), "__members__"):
+        return value.value
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, dict):
+        return {str(plain(key)): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "templates") and hasattr(value, "context"):
+        return {"templates": list(value.templates), "context": {key: str(v) for key, v in value.context.items()}}
+    if hasattr(value, "run_summary"):
+        report = {name: plain(getattr(value, name, None)) for name in RUN_FIELDS}
+        return {**report, "wms_id": None if value.wms_id is None else str(value.wms_id)}
+    if hasattr(value, "wms_id") and hasattr(value, "label"):
+        texts = {name: str(getattr(value, name)) for name in ("wms_id", "name", "label")}
+        return {**texts, "state": plain(value.state)}
+    return str(value)[:TEXT_CHARS]
+
+
+def error_of(exc: BaseException) -> dict[str, Any]:
+    """An exception as a reply."""
+    kind = exc.kind if isinstance(exc, Refused) else type(exc).__name__
+    text = f"sys.exit({exc.code!r})" if isinstance(exc, SystemExit) else str(exc)
+    trace = "" if isinstance(exc, Refused) else "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+    return {"kind": kind, "text": text[:TEXT_CHARS], "trace": trace[-TEXT_CHARS:]}
+
+
+def load_document(folder: Path) -> dict[str, Any]:
+    """The workflow document of a run."""
+    document: dict[str, Any] = json.loads((folder / "workflow.json").read_bytes())
+    return document
+
+
+# -- what we know of our runs ------------------------------------------------------------------------------------------
+
+
+class Entry:
+    """What is known of a run that we submitted, in its folder.
+
+    ``data`` has the token, ``run`` (the columns of a report), ``attempts`` (by number: ``state`` is ``begun``, ``done``
+    or ``failed``; ``wms_id``; ``time`` in epoch seconds of this host) and whether it was ``cancelled``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.data: dict[str, Any] = json.loads((folder / "bpsd.json").read_bytes())
+        except FileNotFoundError:
+            self.data = {"token": folder.name, "path": str(folder), "run": {}, "attempts": {}, "cancelled": False}
+
+    def attempt(self, number: int) -> dict[str, Any]:
+        """One attempt; empty if it was never begun."""
+        found: dict[str, Any] = self.data["attempts"].get(str(number), {})
+        return found
+
+    def note(self, number: int, state: str, wms_id: str | None = None) -> None:
+        """Write down what became of an attempt, on the disk before this returns."""
+        self.data["attempts"][str(number)] = {"state": state, "wms_id": wms_id, "time": time.time()}
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file as a whole."""
+        half = self.folder / ".bpsd.json.half"
+        with half.open("wb") as file:
+            file.write(json.dumps(self.data).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(self.folder / "bpsd.json")
+        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only one who submits, restarts or looks a run up.
+
+    Raises
+    ------
+    Refused
+        If somebody else is at it.
+    """
+    fd = os.open(folder / "bpsd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Refused("Busy", f"another process is submitting or restarting the run in {folder}") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
+
+
+# -- the plugin --------------------------------------------------------------------------------------------------------
+
+
+class Plugin:
+    """A plugin and what it is configured with.
+
+    Parameters
+    ----------
+    name : `str`
+        The class, with its module.
+    settings : `dict`
+        BPS settings that every run of this backend has.
+    convert : `~types.ModuleType`
+        Our conversion of documents (``bpsd/lsst/convert.py``).
+    """
+
+    def __init__(self, name: str, settings: dict[str, Any], convert: Any) -> None:
+        self.name, self.settings, self.convert = name, settings, convert
+        self.bps = importlib.import_module("lsst.ctrl.bps")
+        module, _, attribute = name.rpartition(".")
+        self.kind: type[Any] = getattr(importlib.import_module(module), attribute)
+        # A class of modules that re-export it is known by one name: the one of the settings.
+        self._service: Any = None
+        self._prepared: dict[str, Any] = {}
+
+    @property
+    def implements(self) -> list[str]:
+        """Which of upstream's methods the plugin does not inherit."""
+        base = self.bps.BaseWmsService
+        return [m for m in METHODS if getattr(self.kind, m, None) is not getattr(base, m, None)]
+
+    def config(self, more: dict[str, Any]) -> Any:
+        """A ``BpsConfig`` with upstream's defaults, the plugin's, the backend's settings, and more."""
+        config = self.bps.BpsConfig({"wmsServiceClass": self.name}, defaults=self.bps.BPS_DEFAULTS)
+        config.update(self.settings)
+        config.update(more)
+        return config
+
+    @property
+    def service(self) -> Any:
+        """The plugin for questions that are about no run in particular."""
+        if self._service is None:
+            self._service = self.kind(self.config({}))
+        return self._service
+
+    def prepare(self, folder: Path, token: str) -> tuple[Any, Any]:
+        """The plugin for a run, and the run as it made it; what was made for the same token before is taken again."""
+        if token in self._prepared:
+            return self._prepared[token]  # type: ignore[no-any-return]
+        document = load_document(folder)
+        workflow = self.convert.from_document(document)
+        config = self.config(self.run_settings(document, folder, workflow))
+        # What every workflow of ``bps prepare`` has (transform.py), and plugins rely on.
+        given = {**dict.fromkeys(_ATTRIBUTES, ""), "bps_isjob": "True", "bps_run": workflow.name}
+        workflow.run_attrs.update({**given, **workflow.run_attrs, "bps_token": token})
+        service = self.kind(config)
+        with contextlib.suppress(NotImplementedError):
+            service.run_submission_checks()
+        os.chdir(folder)  # plugins write beside themselves (Parsl: runinfo)
+        prepared = service.prepare(config, workflow, str(folder))
+        prepared.submit_path = prepared.submit_path or str(folder)
+        self._prepared = {token: (service, prepared)}  # only the last: a workflow may be large
+        return service, prepared
+
+    def run_settings(self, document: dict[str, Any], folder: Path, workflow: Any) -> dict[str, Any]:
+        """BPS settings of one run: those that ``bps prepare`` had, and where its files go here."""
+        run = document.get("run", {})
+        settings = dict(self.convert.config_from_document(document) or {})
+        settings.update({name: run[name] for name in ("project", "campaign", "operator") if run.get(name)})
+        settings.setdefault("payload", {})
+        if run.get("payload"):
+            settings["payload"] = {**settings["payload"], "payloadName": run["payload"]}
+        settings.update({"submitPath": str(folder), "uniqProcName": workflow.name.replace("/", "_")})
+        settings["wmsServiceClass"] = self.name
+        defined = dict(settings.get("bps_defined") or {})
+        settings["bps_defined"] = {
+            **defined,
+            "submitPath": str(folder),
+            "uniqProcName": settings["uniqProcName"],
+            "timestamp": defined.get("timestamp") or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
+        }
+        return settings
+
+
+def describe(document: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a report, for the entry."""
+    run = document.get("run", {})
+    return {
+        **{name: run.get(name) for name in (*RUN_ATTRIBUTES, "site", "label")},
+        "run": document["name"],
+        "run_summary": facts.get("run_summary"),
+        "total_number_jobs": facts.get("job_count"),
+    }
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """What the daemon may ask.
+
+    Parameters
+    ----------
+    root : `~pathlib.Path`
+        Under which each run has its folder.
+    order : `dict`
+        The plugin's name and its settings. It is imported when it is wanted: that takes seconds, and a run log can be
+        read without it.
+    hosts : `~types.ModuleType`
+        Our module that starts and watches hosts (``host.py``).
+    """
+
+    def __init__(self, root: Path, order: dict[str, Any], hosts: Any) -> None:
+        self.root, self.order, self.hosts = root, order, hosts
+        self._plugin: Plugin | None = None
+
+    @property
+    def plugin(self) -> Plugin:
+        """The plugin."""
+        if self._plugin is None:
+            convert = importlib.import_module("bpsd_convert")
+            self._plugin = Plugin(self.order["plugin"], self.order["settings"], convert)
+        return self._plugin
+
+    def calls(self) -> dict[str, Callable[..., Any]]:
+        """The questions by name."""
+        return {
+            "import": self.import_plugin,
+            "plugin": self.ask_plugin,
+            "prepare": self.prepare,
+            "submit": self.submit,
+            "restart": self.restart,
+            "find": self.find,
+            "settle": self.settle,
+            "entries": self.entries,
+            "note_cancel": self.note_cancel,
+            "host_begin": self.host_begin,
+            "host_looks": self.hosts.look,
+            "host_cancel": self.host_cancel,
+        }
+
+    def import_plugin(self) -> Any:
+        """Have the plugin at hand; what it is."""
+        return {"release": str(getattr(self.plugin.bps, "__version__", "")), "implements": self.plugin.implements}
+
+    def ask_plugin(self, method: str, arguments: dict[str, Any]) -> Any:
+        """One of upstream's methods, as it is; what ``NotImplementedError`` means is the daemon's to know."""
+        return plain(getattr(self.plugin.service, method)(**arguments))
+
+    def prepare(self, token: str, check_executables: bool) -> Any:
+        """Let the plugin make its files."""
+        if check_executables:
+            _check_executables(load_document(self.root / token))
+        _, prepared = self.plugin.prepare(self.root / token, token)
+        return {"name": prepared.name, "path": str(prepared.submit_path)}
+
+    def submit(self, token: str, facts: dict[str, Any]) -> Any:
+        """Hand a run to the WMS, once; the id that it has there."""
+        folder = self.root / token
+        with locked(folder):
+            entry = Entry(folder)
+            done = _done_before(entry, 1)
+            if done is not None:
+                return done
+            service, prepared = self.plugin.prepare(folder, token)
+            entry.data["run"] = describe(load_document(folder), facts)
+            entry.note(1, "begun")
+            try:
+                service.submit(prepared)
+            except NotImplementedError:
+                entry.note(1, "failed")  # after any other error nobody knows whether the WMS has the run
+                raise
+            wms_id = str(prepared.run_id if prepared.run_id is not None else folder)
+            entry.note(1, "done", wms_id)
+            return wms_id
+
+    def restart(self, wms_id: str, token: str, number: int) -> Any:
+        """The next attempt of a run, once; its id now, its name, and the plugin's message."""
+        folder = self.root / token
+        folder.mkdir(parents=True, exist_ok=True)  # a run of somebody else's has none yet
+        with locked(folder):
+            entry = Entry(folder)
+            done = _done_before(entry, number)
+            if done is not None:
+                return [done, entry.data["run"].get("run"), ""]
+            entry.note(number, "begun")
+            answer = plain(self.plugin.service.restart(wms_id))
+            new_id, name, message = answer[0], answer[1], answer[2]
+            if new_id is None:
+                entry.note(number, "failed")
+            else:
+                entry.note(number, "done", str(new_id))
+            return [None if new_id is None else str(new_id), name, message]
+
+    def find(self, token: str, number: int) -> Any:
+        """What is known of an attempt: its state (``none`` if it was never begun), its id, and the folder."""
+        folder = self.root / token
+        if not folder.is_dir():
+            return {"state": "none"}
+        with locked(folder):
+            attempt = Entry(folder).attempt(number)
+        return {"state": "none", **attempt, "path": str(folder)}
+
+    def settle(self, token: str, number: int, wms_id: str | None) -> Any:
+        """Write down what the daemon found out of an attempt whose end was not known: the WMS has it, or never did."""
+        folder = self.root / token
+        with locked(folder):
+            entry = Entry(folder)
+            if entry.attempt(number).get("state") == "begun":
+                entry.note(number, "failed" if wms_id is None else "done", wms_id)
+
+    def entries(self, since: float) -> Any:
+        """Every entry that was written at or after ``since`` (epoch seconds of this host), and the time here."""
+        now, found = time.time(), []
+        with contextlib.suppress(FileNotFoundError):
+            for folder in os.scandir(self.root):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+                    if Path(folder.path, "bpsd.json").stat().st_mtime >= since:
+                        found.append(Entry(Path(folder.path)).data)
+        return {"now": now, "entries": found}
+
+    def note_cancel(self, token: str) -> Any:
+        """Remember that we asked for the end of a run: some WMS call that a failure."""
+        with locked(self.root / token):
+            entry = Entry(self.root / token)
+            if not entry.data["cancelled"]:
+                entry.data["cancelled"] = True
+                entry.write()
+
+    def host_begin(self, token: str, number: int, facts: dict[str, Any]) -> Any:
+        """Begin an attempt of a run whose plugin blocks, in a host process; its id, which is its folder."""
+        folder = self.root / token
+        if not folder.is_dir():
+            raise Refused("RunNotFound", f"there is no folder {folder}")
+        with locked(folder):
+            entry = Entry(folder)
+            done = _done_before(entry, number)
+            if done is not None:
+                return done
+            if facts:
+                entry.data["run"] = describe(load_document(folder), facts)
+            entry.data["cancelled"] = False
+            entry.note(number, "begun")
+            self.hosts.begin(folder, number, self.order)
+            entry.note(number, "done", str(folder))
+            return str(folder)
+
+    def host_cancel(self, token: str, grace_s: float) -> Any:
+        """Let a host end its run, or do it in its place; what there is to say of it."""
+        folder = self.root / token
+        if not Entry(folder).data["attempts"]:
+            raise Refused("RunNotFound", f"no run was begun in {folder}")
+        return self.hosts.cancel(folder, grace_s)
+
+
+def _check_executables(document: dict[str, Any]) -> None:
+    """Look for the programs that jobs name by their paths.
+
+    Raises
+    ------
+    Refused
+        If one is not there.
+    """
+    declared = {e["name"]: e for e in document.get("executables", ())}
+    for job in [*document["jobs"], *([document["final"]] if document.get("final") else [])]:
+        name = job.get("executable") or ""
+        entry = declared.get(name, {})
+        path = (entry.get("src_uri") or name).removeprefix("file://")
+        if path.startswith("/") and "<" not in path and not os.access(path, os.X_OK):
+            raise Refused("WorkflowInvalid", f"job {job['name']}: there is no program {path} on {socket.gethostname()}")
+
+
+def _done_before(entry: Entry, number: int) -> str | None:
+    """The id under which an attempt was taken already.
+
+    Raises
+    ------
+    Refused
+        If it was begun and nobody wrote down what became of it.
+    """
+    attempt = entry.attempt(number)
+    if attempt.get("state") == "begun":
+        raise Refused("InDoubt", f"attempt {number} in {entry.folder} was begun before, and its end is not known")
+    wms_id = attempt.get("wms_id") if attempt.get("state") == "done" else None
+    return None if wms_id is None else str(wms_id)
+
+
+# -- the process -------------------------------------------------------------------------------------------------------
+
+
+class Speaker:
+    """The way to the daemon: whole lines, from any thread."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Send a line; if nobody listens any more, that is the end of this process."""
+        line = json.dumps(message).encode() + b"\n"
+        try:
+            with self._lock:
+                self._stream.write(line)
+                self._stream.flush()
+        except OSError:
+            os._exit(0)
+
+
+def take_streams(tell: Callable[[str, str], None]) -> tuple[BinaryIO, BinaryIO]:
+    """Put standard input, output and error aside for the protocol; what is written to them from now on is told.
+
+    Parameters
+    ----------
+    tell : callable
+        Takes the name of a stream and a line of it.
+
+    Returns
+    -------
+    hearing, speaking : file objects
+        What were standard input and output.
+    """
+    hearing = os.fdopen(os.dup(0), "rb")
+    speaking = os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        reading, writing = os.pipe()
+        os.dup2(writing, fd)
+        os.close(writing)
+        threading.Thread(target=_tell_lines, args=(reading, name, tell), daemon=True, name=name).start()
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115  # a descriptor, for the life of the process
+    return hearing, speaking
+
+
+def _tell_lines(fd: int, name: str, tell: Callable[[str, str], None]) -> None:
+    with os.fdopen(fd, "rb") as stream:
+        while line := stream.readline(LINE_CHARS):
+            text = line.decode(errors="replace").rstrip()
+            if text:
+                tell(name, text)
+
+
+def _begun(order: dict[str, Any]) -> tuple[Worker, dict[str, Any]]:
+    sys.path.insert(0, str(Path(__file__).parent))
+    hosts = importlib.import_module("bpsd_host")
+    root = Path(order["root"])
+    root.mkdir(parents=True, exist_ok=True)
+    plugin = {"plugin": order["plugin"], "settings": order["settings"]}
+    facts = {"python": platform.python_version(), "host": socket.gethostname(), "pid": os.getpid()}
+    return Worker(root, plugin, hosts), facts
+
+
+def _listen(hearing: BinaryIO, requests: Any) -> None:
+    """Hand requests on; when the daemon is gone, so are we, whatever the plugin is doing."""
+    while line := hearing.readline():
+        requests.put(json.loads(line))
+    os._exit(0)
+
+
+def _answer(call: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        return {"ok": call()}
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # noqa: BLE001  # a plugin may raise anything, SystemExit too: it is its answer
+        return {"error": error_of(exc)}
+
+
+def main() -> None:
+    """Take the first line as what to work with, then answer questions, one by one, until nobody asks any more."""
+    import queue
+
+    waiting: list[tuple[str, str]] = []
+    tell: list[Callable[[str, str], None]] = [lambda name, text: waiting.append((name, text))]
+    hearing, speaking = take_streams(lambda name, text: tell[0](name, text))
+    speaker = Speaker(speaking)
+    tell[0] = lambda name, text: speaker.say({"log": name, "text": text})
+    for name, text in waiting:
+        tell[0](name, text)
+    logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s: %(message)s")
+
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(hearing, requests), daemon=True, name="listen").start()
+    first = requests.get()
+    worker, facts = _begun(first["args"])
+    speaker.say({"id": first["id"], "ok": facts})
+    calls = worker.calls()
+    while True:
+        request = requests.get()
+        call = calls.get(request["call"])
+        if call is None:
+            answer = {"error": error_of(Refused("UnknownCall", f"this worker has no call {request['call']}"))}
+        else:
+            answer = _answer(lambda: call(**request["args"]))  # noqa: B023  # called before the next request
+        speaker.say({"id": request["id"], **answer})
+
+
+if __name__ == "__main__":
+    main()

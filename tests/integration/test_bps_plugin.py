@@ -1,0 +1,324 @@
+"""A plugin of ``bps`` as a backend: the contract of every adapter and what plugins get wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import structlog
+
+from bpsd.errors import BackendAuthError, BackendUnavailable, DeadlineExceeded, RunNotFound, WorkflowInvalid
+from bpsd.models import WmsStates
+from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
+from bpsd.testing.observer import document, shell_job
+from bpsd_adapters.bps_plugin.service import BpsPluginService
+from tests.leftovers import SESSION_VARIABLE
+
+WORLD = Path(__file__).parents[1] / "fixtures" / "plugin_world"
+
+
+def tiny_settings(folder: Path, plugin: str, **more: Any) -> dict[str, Any]:
+    """A backend's settings for one of the small plugins."""
+    wms = folder / "wms"
+    wms.mkdir(exist_ok=True)
+    return {
+        "plugin": f"tinywms.{plugin}",
+        "python": sys.executable,
+        "environment": {
+            "PYTHONPATH": str(WORLD),
+            "TINY_WMS": str(wms),
+            SESSION_VARIABLE: os.environ[SESSION_VARIABLE],
+        },
+        "submit_root": str(folder / "runs"),
+        "settle_s": 0.0,
+        **more,
+    }
+
+
+class SmallPlugin(AdapterContract):
+    """What these plugins do of what jobs may ask for."""
+
+    test_order_and_output = ExecutionContract.test_order_and_output
+    test_failure_prunes_and_restart_goes_on_from_there = (
+        ExecutionContract.test_failure_prunes_and_restart_goes_on_from_there
+    )
+    test_bad_workflows_are_refused_before_anything_runs = (
+        ExecutionContract.test_bad_workflows_are_refused_before_anything_runs
+    )
+
+
+class TestReportingPlugin(SmallPlugin):
+    @pytest.fixture
+    def bed(self, tmp_path: Path) -> Bed:
+        settings = tiny_settings(tmp_path, "TinyService", token_query="token={token}")
+        return Bed(BpsPluginService, settings, tmp_path)
+
+
+class TestBlockingPlugin(SmallPlugin):
+    @pytest.fixture
+    def bed(self, tmp_path: Path) -> Bed:
+        settings = tiny_settings(tmp_path, "BlockingService", blocks=True)
+        return Bed(BpsPluginService, settings, tmp_path)
+
+
+# -- what plugins get wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Bed:
+    return Bed(BpsPluginService, tiny_settings(tmp_path, "TinyService", token_query="token={token}"), tmp_path)
+
+
+@pytest.fixture
+def blocking(tmp_path: Path) -> Bed:
+    return Bed(BpsPluginService, tiny_settings(tmp_path, "BlockingService", blocks=True), tmp_path)
+
+
+def let(bed: Bed, method: str, what: str) -> None:
+    """Let a method of the plugin misbehave; an empty word mends it."""
+    (bed.folder / "wms" / f"fault.{method}").write_text(what)
+
+
+def environ_of(pid: int) -> str:
+    """A process's environment, parted by zero bytes."""
+    return Path(f"/proc/{pid}/environ").read_text()
+
+
+ONE_JOB = document(shell_job("only_1", "true"))
+
+
+async def test_exit_is_an_answer(tiny: Bed) -> None:
+    let(tiny, "report", "exit")
+    async with tiny.open() as observer:
+        with pytest.raises(BackendAuthError, match=r"sys\.exit\('no credentials'\)"):
+            await observer.service.report()
+        assert await observer.service.ping() == (0, "tiny is well"), "the worker is still there"
+
+
+async def test_nothing_is_typed_at_a_plugin(tiny: Bed) -> None:
+    let(tiny, "report", "ask")
+    async with tiny.open() as observer:
+        with pytest.raises(BackendUnavailable, match="EOF"):
+            await observer.service.report()
+
+
+async def test_an_error_of_a_plugin_fails_the_poll_and_the_next_is_good(tiny: Bed) -> None:
+    async with tiny.open() as observer:
+        let(tiny, "report", "raise")
+        with pytest.raises(BackendUnavailable, match="the WMS has a cold"):
+            await observer.poll()
+        let(tiny, "report", "")
+        await observer.poll()
+
+
+async def test_a_process_that_dies_is_started_again(tiny: Bed) -> None:
+    async with tiny.open() as observer:
+        let(tiny, "ping", "die")
+        status, message = await observer.service.ping()
+        assert status == 1
+        assert "ended" in message
+        let(tiny, "ping", "")
+        assert await observer.service.ping() == (0, "tiny is well")
+
+
+async def test_a_call_is_ended_by_its_deadline(tmp_path: Path) -> None:
+    bed = Bed(BpsPluginService, tiny_settings(tmp_path, "TinyService", call_deadline_s=2.0), tmp_path)
+    let(bed, "report", "hang")
+    async with bed.open() as observer:
+        with pytest.raises(DeadlineExceeded):
+            await observer.service.report()
+        let(bed, "report", "")
+        assert await observer.service.report() == ([], "")
+
+
+async def test_what_a_plugin_prints_is_logged_and_disturbs_nothing(tiny: Bed) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with tiny.open() as observer:
+            await observer.service.ping()
+            await observer.service.ping()
+    said = [log["text"] for log in logs if log["event"] == "plugin_said"]
+    assert said.count("tiny: ping") >= 1
+    assert said.count("a child of ping") >= 1
+
+
+async def test_a_plugin_has_the_backend_s_environment_and_no_other(tiny: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_DAEMON", "x")
+    async with tiny.open() as observer:
+        await observer.service.ping()
+        pid = observer.service._reading.facts["pid"]
+        variables = environ_of(pid).split("\0")
+    names = {variable.partition("=")[0] for variable in variables if variable}
+    configured = set(tiny.settings["environment"])
+    assert names - configured == {"HOME", "USER", "LOGNAME", "LANG", "PATH", "PWD"} & (names - configured)
+    assert "SECRET_OF_THE_DAEMON" not in names
+
+
+@pytest.mark.parametrize("fault", ["raise", "die", "exit"])
+async def test_a_submission_that_was_cut_off_is_found_by_its_token(tiny: Bed, fault: str) -> None:
+    """The WMS has the run, and the plugin did not come back: nothing is submitted twice."""
+    async with tiny.open() as observer:
+        workflow = await observer.workflow(ONE_JOB)
+        prepared = await observer.service.prepare({}, workflow)
+        let(tiny, "submit", fault)
+        with pytest.raises((BackendUnavailable, BackendAuthError)):
+            await observer.service.submit(prepared)
+        let(tiny, "submit", "")
+        with pytest.raises(BackendUnavailable, match="its end is not known"):
+            await observer.service.submit(prepared)
+        answer = await observer.service.find_by_token(workflow.token, time.time() - 60)
+        assert (answer.verdict, answer.wms_id) == ("found", "1")
+        await observer.service.submit(prepared)
+        assert prepared.run_id == "1"
+        run = await observer.until_over("1")
+        assert (run.state, run.token) == (WmsStates.SUCCEEDED, workflow.token)
+    assert len(list((tiny.folder / "wms").glob("*.json"))) == 1
+
+
+async def test_a_submission_that_never_arrived_is_tried_again(tiny: Bed) -> None:
+    async with tiny.open() as observer:
+        workflow = await observer.workflow(ONE_JOB)
+        prepared = await observer.service.prepare({}, workflow)
+        let(tiny, "submit", "die")
+        with pytest.raises(BackendUnavailable):
+            await observer.service.submit(prepared)
+        for run in (tiny.folder / "wms").glob("*.json"):
+            run.unlink()  # the WMS lost it: it answers completely, and does not have it
+        let(tiny, "submit", "")
+        assert (await observer.service.find_by_token(workflow.token, time.time() - 60)).verdict == "absent"
+        await observer.service.submit(prepared)
+        assert (await observer.until_over(str(prepared.run_id))).state is WmsStates.SUCCEEDED
+
+
+async def test_without_a_question_by_token_nobody_can_tell(tmp_path: Path) -> None:
+    bed = Bed(BpsPluginService, tiny_settings(tmp_path, "TinyService"), tmp_path)
+    async with bed.open() as observer:
+        workflow = await observer.workflow(ONE_JOB)
+        prepared = await observer.service.prepare({}, workflow)
+        let(bed, "submit", "die")
+        with pytest.raises(BackendUnavailable):
+            await observer.service.submit(prepared)
+        answer = await observer.service.find_by_token(workflow.token, 0.0)
+        assert answer.verdict == "cannot_tell"
+        assert "cannot be asked by token" in answer.reason
+
+
+async def test_what_a_plugin_cannot_prepare_is_a_mistake_of_the_workflow(tiny: Bed) -> None:
+    let(tiny, "prepare", "raise")
+    async with tiny.open() as observer:
+        with pytest.raises(WorkflowInvalid, match="the WMS has a cold"):
+            await observer.submit(ONE_JOB)
+
+
+async def test_a_plugin_that_lists_nothing_is_asked_for_our_runs(tmp_path: Path) -> None:
+    """As PanDA: no question goes out without an id."""
+    bed = Bed(BpsPluginService, tiny_settings(tmp_path, "TinyService", lists=False), tmp_path)
+    async with bed.open() as observer:
+        wms_id, workflow = await observer.submit(ONE_JOB)
+        run = await observer.until_over(wms_id)
+        assert (run.state, run.token) == (WmsStates.SUCCEEDED, workflow.token)
+        reports, _ = await observer.service.report(hist=2)
+        assert [report.wms_id for report in reports] == [wms_id]
+        assert await observer.service.list_submitted_jobs() == []
+
+
+def test_panda_is_not_started_without_its_servers() -> None:
+    settings = {"plugin": "lsst.ctrl.bps.panda.PanDAService", "python": "python3", "environment": {"PANDA_URL": "x"}}
+    with pytest.raises(msgspec.ValidationError, match="PANDA_URL_SSL, PANDA_API_URL, PANDA_API_URL_SSL"):
+        msgspec.convert(settings, BpsPluginService.Config)
+
+
+# -- hosts -------------------------------------------------------------------------------------------------------------
+
+
+def host_of(bed: Bed, token: str) -> int:
+    """The process that hosts a run."""
+    sign = f"BPSD_PLUGIN_RUN={bed.folder}/runs/{token}"
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                if (
+                    sign in (process / "environ").read_text().split("\0")
+                    and "bpsd_host" in (process / "cmdline").read_text()
+                ):
+                    return int(process.name)
+            except OSError:
+                continue
+    raise AssertionError(f"nobody hosts {token}")
+
+
+async def test_a_run_goes_on_without_the_daemon_and_its_workers(blocking: Bed) -> None:
+    gate = blocking.scratch / "gate"
+    async with blocking.open() as observer:
+        wms_id, workflow = await observer.submit(
+            document(shell_job("waits_1", f"while ! test -e {gate}; do sleep 0.05; done"))
+        )
+        await observer.until(wms_id, lambda run: observer.states(wms_id) == {"waits_1": "RUNNING"} or not run.live)
+        host = host_of(blocking, workflow.token)
+    assert host_of(blocking, workflow.token) == host
+    gate.touch()
+    async with blocking.open() as observer:
+        run = await observer.until_over(wms_id)
+        assert (run.state, run.token) == (WmsStates.SUCCEEDED, workflow.token)
+
+
+async def test_a_killed_host_is_noticed_and_a_restart_goes_on_from_there(blocking: Bed) -> None:
+    gate, trace = blocking.scratch / "gate", blocking.scratch / "trace"
+    async with blocking.open() as observer:
+        wms_id, workflow = await observer.submit(
+            document(
+                shell_job("before_1", f"echo before >> {trace}"),
+                shell_job(
+                    "waits_1", f"echo waits >> {trace}; until test -e {gate}; do sleep 0.05; done", parents=["before_1"]
+                ),
+            )
+        )
+        await observer.until(wms_id, lambda _: trace.exists() and "waits" in trace.read_text())
+        await observer.until(wms_id, lambda _: observer.states(wms_id).get("before_1") == "SUCCEEDED")
+        os.kill(host_of(blocking, workflow.token), signal.SIGKILL)
+        run = await observer.until_over(wms_id)
+        assert run.state is WmsStates.FAILED
+        assert "host process is gone" in str(run.note)
+
+        gate.touch()
+        again = await observer.restart(wms_id, workflow.token, 2)
+        run = await observer.until_over(again, attempt=2)
+        assert run.state is WmsStates.SUCCEEDED
+        assert trace.read_text().split() == ["before", "waits", "waits"]
+
+
+async def test_a_killed_host_is_cancelled_in_its_place(blocking: Bed) -> None:
+    """What a killed host left running is ended too."""
+    started = blocking.scratch / "started"
+    async with blocking.open() as observer:
+        wms_id, workflow = await observer.submit(document(shell_job("long_1", f"touch {started}; exec sleep 300")))
+        await observer.until(wms_id, lambda _: started.exists())
+        os.kill(host_of(blocking, workflow.token), signal.SIGKILL)
+        agreed, _ = await observer.service.cancel(wms_id)
+        assert agreed
+        assert (await observer.until_over(wms_id)).state is WmsStates.DELETED
+
+
+async def test_a_plugin_that_fails_at_once_is_a_failed_run(blocking: Bed) -> None:
+    let(blocking, "submit", "raise")
+    async with blocking.open() as observer:
+        wms_id, _ = await observer.submit(ONE_JOB)
+        run = await observer.until_over(wms_id)
+        assert run.state is WmsStates.FAILED
+        assert run.note == "RuntimeError: the WMS has a cold"
+
+
+async def test_a_run_that_goes_on_is_not_restarted(blocking: Bed) -> None:
+    async with blocking.open() as observer:
+        wms_id, workflow = await observer.submit(document(shell_job("long_1", "sleep 300")))
+        with pytest.raises(Exception, match="goes on"):
+            await observer.service.restart(wms_id, attempt_token=f"{workflow.token}.2")
+        with pytest.raises(RunNotFound):
+            await observer.service.get_status("/nowhere")
+        await observer.service.cancel(wms_id)
+        await observer.until_over(wms_id)

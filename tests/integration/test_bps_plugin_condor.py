@@ -1,0 +1,100 @@
+"""HTCondorService for real: upstream's plugin on the submit host of a pool, reached over SSH (`make soak`)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpsd.models import WmsStates
+from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
+from bpsd.testing.observer import document, shell_job
+from bpsd_adapters.bps_plugin.service import BpsPluginService
+from tests.figures import SOAK
+from tests.integration.condorbed import CondorBed
+from tests.integration.lsstbed import present_beds
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def middleware(pool: CondorBed) -> Path:
+    """The middleware's packages where the pool sees them; its Python and that of the bed are of one version."""
+    bed = next((bed for bed in present_beds() if bed.name == "lsst-current"), None)
+    assert bed is not None, "the pool's Python is 3.13, and there is no bed of the middleware for it"
+    made_from = hashlib.sha256((bed.folder / "made-from.txt").read_bytes()).hexdigest()[:12]
+    there = pool.share / f"lsst-site-{made_from}"
+    if not there.is_dir():
+        version = pool.run("python3", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])").strip()
+        packages = bed.folder / "lib" / version / "site-packages"
+        assert packages.is_dir(), f"the pool's Python is {version}, and there is no {packages}"
+        for old in pool.share.glob("lsst-site-*"):
+            shutil.rmtree(old)
+        half = there.with_name(f"{there.name}.half")
+        shutil.copytree(packages, half, copy_function=os.link)
+        half.replace(there)
+    return there
+
+
+def condor_settings(pool: CondorBed) -> dict[str, Any]:
+    return {
+        "plugin": "lsst.ctrl.bps.htcondor.HTCondorService",
+        "python": "/usr/bin/python3",
+        "ssh": pool.ssh(),
+        "environment": {"PYTHONPATH": str(middleware(pool))},
+        "submit_root": "~/plugin-runs",
+        "settle_s": 10.0,
+    }
+
+
+if SOAK:
+
+    @pytest.fixture
+    def bed(pool: CondorBed) -> Iterator[Bed]:
+        folder = pool.folder()
+        yield Bed(BpsPluginService, condor_settings(pool), folder, patience_s=240.0)
+        pool.remove([folder])
+
+    class TestHTCondorService(AdapterContract):
+        test_bad_workflows_are_refused_before_anything_runs = (
+            ExecutionContract.test_bad_workflows_are_refused_before_anything_runs
+        )
+
+    async def test_a_run_fails_and_is_restarted_to_its_end(bed: Bed) -> None:
+        """The final job of a run that failed has failed: ctrl_bps_htcondor has it so (final_post.sh)."""
+        mended, trace = bed.scratch / "mended", bed.scratch / "trace"
+        async with bed.open() as observer:
+            wms_id, workflow = await observer.submit(
+                document(
+                    shell_job("good_1", f"echo good_1 >> {trace}"),
+                    shell_job("bad_1", f"echo bad_1 >> {trace}; test -e {mended} || exit 3"),
+                    shell_job("after_1", f"echo after_1 >> {trace}", parents=["good_1", "bad_1"]),
+                    final=shell_job("final_1", f"echo final_1 >> {trace}"),
+                )
+            )
+            run = await observer.until_over(wms_id, timeout_s=bed.patience_s)
+            assert run.state is WmsStates.FAILED
+            assert observer.states(wms_id) == {
+                "good_1": "SUCCEEDED",
+                "bad_1": "FAILED",
+                "after_1": "PRUNED",
+                "final_1": "FAILED",
+            }
+            assert run.as_row(observer.jobs[wms_id], full=True).exit_codes["bad"] == {"3": 1}
+
+            mended.touch()
+            new_id = await observer.restart(wms_id, workflow.token, 2)
+            assert new_id != wms_id
+            run = await observer.until_over(new_id, attempt=2, timeout_s=bed.patience_s)
+            assert (run.state, run.token) == (WmsStates.SUCCEEDED, workflow.token)
+            ran = trace.read_text().split()
+            assert {name: ran.count(name) for name in set(ran)} == {
+                "good_1": 1,
+                "bad_1": 2,
+                "after_1": 1,
+                "final_1": 2,
+            }
