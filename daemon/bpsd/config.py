@@ -44,6 +44,7 @@ from msgspec import Meta
 from bpsd import documents, wire
 from bpsd.documents import Document
 from bpsd.errors import CannotStart, ConfigInvalid, nearest
+from bpsd.outlets import MetricsSettings, Notifications
 
 CONFIG_VARIABLE = "BPSD_CONFIG"
 SOCKET_VARIABLE = "BPSD_SOCKET"
@@ -228,6 +229,8 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     stop: Stop = Stop()
     logs: Logs = Logs()
     rights: Rights = Rights()
+    metrics: MetricsSettings = MetricsSettings()
+    notifications: Notifications = Notifications()
 
 
 class BackendConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -262,6 +265,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stop: Stop
     logs: Logs
     rights: Rights
+    metrics: MetricsSettings
+    notifications: Notifications
 
     def __repr__(self) -> str:
         backends = ", ".join(f"{backend.name} ({backend.type})" for backend in self.backends.values())
@@ -340,6 +345,11 @@ def _load(
     _check_polling(document, ("polling",), file.polling)
     if file.commands.doubt_retry_max_s < file.commands.doubt_retry_initial_s:
         document.add(("commands", "doubt_retry_max_s"), "is less than doubt_retry_initial_s")
+    if file.notifications.retry_max_s < file.notifications.retry_initial_s:
+        document.add(("notifications", "retry_max_s"), "is less than retry_initial_s")
+    for name, route in file.notifications.routes.items():
+        for unknown in sorted({*route.backends} - {*(file.backends or {DEFAULT_BACKEND[0]: None})}):
+            document.add(("notifications", "routes", name, "backends"), f"there is no backend {unknown!r}")
     if file.history.keep_days < file.history.hot_days:
         document.add(("history", "keep_days"), "is less than hot_days")
     if file.rights.others and file.mode == "user" and not document.is_bad(("mode",)):
@@ -362,6 +372,8 @@ def _load(
         stop=file.stop,
         logs=file.logs,
         rights=file.rights,
+        metrics=file.metrics,
+        notifications=file.notifications,
     )
     document.check()
     return config

@@ -45,6 +45,8 @@ class Backend:
         Makes the service from a `~bpsd.interface.ServiceContext`.
     settings : `~bpsd.config.BackendConfig`
         Its section of the configuration.
+    polled : callable
+        Told of every poll that ended: the backend, ``ok``, ``partial`` or ``failed``, and how many seconds it took.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Backend:
         cache: Cache,
         state_dir: Path,
         log: Any,
+        polled: Callable[[str, str, float], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._tell_polled = polled
         self.name, self.uid, self.type = settings.name, uid, settings.type
         self.settings = settings
         self._make, self._cache, self._state_dir, self._clock = make, cache, state_dir, clock
@@ -234,6 +238,7 @@ class Backend:
 
     async def _poll_once(self, service: WmsService) -> None:
         self._asking = True
+        began, outcome = time.monotonic(), "failed"
         self._last_attempt = self._clock()
         self._polls += 1
         try:
@@ -247,12 +252,14 @@ class Backend:
             self._log.error(LogEvent.POLL_BROKE, backend=self.name, error=repr(exc), exc_info=exc)
             await self._failed("down", exc)
         else:
+            outcome = "ok" if all(source.status == "ok" for source in self._sources) else "partial"
             self._pace = self._pace._replace(
                 changed=changed > 0, failures=0, live_runs=self._cache.live_runs(self.name)
             )
             await self._change_state("up", "")
         finally:
             self._asking = False
+            self._tell_polled(self.name, outcome, time.monotonic() - began)
             self._finish_poll()
 
     async def _ask(self, service: WmsService) -> int:

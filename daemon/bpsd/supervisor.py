@@ -37,10 +37,13 @@ from bpsd.interface import ServiceContext, WmsService
 from bpsd.journal import CommandRecord, Journal, Sighting
 from bpsd.logs.events import LogEvent
 from bpsd.messages import Hello
+from bpsd.metrics import Metrics
 from bpsd.models import RunObservation
+from bpsd.monitor import Monitor, open_files
 from bpsd.peers import Policy
 from bpsd.poller import Backend
 from bpsd.registry import adapter
+from bpsd.scrape import Exposition
 from bpsd.sdnotify import SystemdNotifier
 from bpsd.server import Listener, SocketServer, open_listener
 from bpsd.spool import Spool
@@ -78,12 +81,14 @@ class Daemon:
         self._config, self._config_path, self._reload = config, config_path, reload
         self._log, self._clock = log, clock
         self._systemd = SystemdNotifier(os.environ)
-        self._meter = LoopMeter(self._systemd)
+        self._metrics = Metrics(version=__version__)
+        self._meter = LoopMeter(self._systemd, self._metrics.loop_delay_s.observe)
         self._state = Path(config.state_dir)
         self._backends: dict[str, Backend] = {}
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._stop = anyio.Event()
         self._started_at = clock()
+        self._metrics.started_at.set(self._started_at)
 
     def __repr__(self) -> str:
         return f"<Daemon {self._config.socket} with {', '.join(self._backends) or 'no backend yet'}>"
@@ -234,6 +239,8 @@ class Daemon:
             gc.freeze()  # what is there now stays: collections need not walk over it again
             self._group.start_soon(self._meter.run, name="loop meter")
             self._group.start_soon(self._upkeep().run, name="upkeep")
+            self._exposition = Exposition(self._make_monitor(), self._config.metrics, log=self._log)
+            self._group.start_soon(self._exposition.run, name="metrics")
             self._group.start_soon(self._signals, name="signals")
             await self._group.start(self._server.serve, listener)
             self._ready()
@@ -305,6 +312,17 @@ class Daemon:
             log=self._log,
         )
 
+    def _make_monitor(self) -> Monitor:
+        return Monitor(
+            metrics=self._metrics,
+            cache=self._cache,
+            engine=self._engine,
+            backends=self._backends,
+            figures=self._figures,
+            waiting=dict,
+            clock=self._clock,
+        )
+
     def _upkeep(self) -> Upkeep:
         return Upkeep(
             config=lambda: self._config,
@@ -317,7 +335,13 @@ class Daemon:
             clock=self._clock,
         )
 
+    def _polled(self, backend: str, outcome: str, seconds: float) -> None:
+        self._metrics.polls.labels(backend, outcome).inc()
+        self._metrics.poll_s.labels(backend).observe(seconds)
+
     async def _command_over(self, command: CommandRecord) -> None:
+        self._metrics.commands.labels(command.verb, command.state).inc()
+        self._metrics.command_s.labels(command.verb).observe(max(0.0, self._clock() - command.accepted_at))
         if command.verb == "submit" and command.token is not None:
             await anyio.to_thread.run_sync(self._workflows.drop, command.token)
 
@@ -326,6 +350,11 @@ class Daemon:
         return {
             **self._meter.figures(),
             "memory_bytes": memory_bytes(),
+            "open_files": open_files(),
+            "journal_waiting_jobs": float(self._journal.statistics.waiting),
+            "journal_read_only": float(self._journal.status.read_only),
+            "store_waiting_bytes": float(self._store.waiting_bytes),
+            "config_refused": float(bool(self._deps.refused)),
             "runs_hot": float(sum(of["hot"] for of in counts.values())),
             "runs_live": float(sum(of["live"] for of in counts.values())),
             "jobs_known": float(sum(of["jobs"] for of in counts.values())),
@@ -353,6 +382,7 @@ class Daemon:
             state_dir=folder,
             log=self._log,
             clock=self._clock,
+            polled=self._polled,
         )
         self._backends[settings.name] = backend
         scope = self._scopes[settings.name] = anyio.CancelScope()
@@ -365,6 +395,7 @@ class Daemon:
     def _remove_backend(self, name: str) -> None:
         self._scopes.pop(name).cancel()
         del self._backends[name]
+        self._metrics.forget_backend(name)
 
     # -- reload ------------------------------------------------------------------------------------------------------
 
@@ -375,10 +406,12 @@ class Daemon:
             new = await anyio.to_thread.run_sync(self._reload)
             self._refuse_what_needs_a_restart(new)
         except BpsdError as exc:
+            self._deps.refused = exc.message
             self._log.error(LogEvent.CONFIG_REFUSED, error=str(exc))
             await self._cache.announce("daemon.reload", ok=False, error=exc.message)
         else:
             await self._take(new)
+            self._deps.refused = ""
             self._log.info(LogEvent.CONFIG_RELOADED, backends=list(self._backends))
             await self._cache.announce("daemon.reload", ok=True, backends=list(self._backends))
         self._systemd.ready()
@@ -397,6 +430,7 @@ class Daemon:
         self._engine.settings = new.commands
         self._server.set_limits(new.limits)
         self._server.set_policy(Policy(os.getuid(), frozenset(new.rights.others)))
+        self._exposition.use(new.metrics)
         for name, settings in old.backends.items():
             if new.backends.get(name) != settings:
                 self._remove_backend(name)

@@ -39,8 +39,8 @@ DAY_S = 86_400.0
 class LoopMeter:
     """How late the loop comes to what is due: its lag is what every client feels."""
 
-    def __init__(self, systemd: SystemdNotifier) -> None:
-        self._systemd = systemd
+    def __init__(self, systemd: SystemdNotifier, observe: Callable[[float], None]) -> None:
+        self._systemd, self._observe = systemd, observe
         self._lags: deque[float] = deque(maxlen=LAG_WINDOW)
 
     async def run(self) -> None:
@@ -51,6 +51,7 @@ class LoopMeter:
             await anyio.sleep(TICK_S)
             now = time.monotonic()
             self._lags.append(max(0.0, now - due))
+            self._observe(self._lags[-1])
             if self._systemd.watchdog_s is not None and now - fed >= self._systemd.watchdog_s / 2:
                 self._systemd.watchdog()
                 fed = now

@@ -23,7 +23,9 @@ from bpsd.store import Store
 
 @dataclass(slots=True)
 class Deps:
-    """Everything that a method may use. ``figures`` gives the daemon's own figures for `health`."""
+    """Everything that a method may use. ``figures`` gives the daemon's own figures for `health`; ``refused`` says why
+    the last reload was refused (empty: it was not).
+    """
 
     config: Config
     config_path: str | None
@@ -38,6 +40,7 @@ class Deps:
     clock: Callable[[], float]
     started_at: float
     log: Any
+    refused: str = ""
 
     def backend(self, name: str | None) -> Backend:
         """The backend called ``name``, or the only one.
