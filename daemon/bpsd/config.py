@@ -25,7 +25,6 @@ __all__ = [
     "Logs",
     "Polling",
     "PollingOverrides",
-    "Rights",
     "Stop",
     "default_config",
     "find_config",
@@ -45,6 +44,7 @@ from bpsd import documents, wire
 from bpsd.documents import Document
 from bpsd.errors import CannotStart, ConfigInvalid, nearest
 from bpsd.outlets import MetricsSettings, Notifications
+from bpsd.roles import Rights, Who
 
 CONFIG_VARIABLE = "BPSD_CONFIG"
 SOCKET_VARIABLE = "BPSD_SOCKET"
@@ -163,15 +163,6 @@ class Logs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = "auto"
 
 
-class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may do what; the daemon's owner and root may do everything."""
-
-    others: Annotated[
-        list[Literal["read", "submit", "command"]],
-        Meta(description="what everybody else may do (mode system only); nothing: they are not let in"),
-    ] = []
-
-
 def _overrides(section: type[msgspec.Struct], name: str) -> type[msgspec.Struct]:
     """The same settings with their limits, each of which may be left out."""
     fields: list[Any] = [
@@ -198,6 +189,12 @@ class BackendCommon(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     commands_deadline_s: (
         Annotated[float, Meta(ge=1, description="the longest that it may take over one (default: as for all)")] | None
     ) = None
+    submitters: Annotated[
+        Who, Meta(description="who may submit to it (mode system; nobody by default; the user '*': everybody)")
+    ] = Who()
+    accounts: Annotated[
+        dict[str, str], Meta(description="accounts of the WMS, each with the local user whose its runs are")
+    ] = {}
 
 
 class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -242,6 +239,13 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     polling: Polling
     commands_at_once: int
     commands_deadline_s: float
+    submitters: Who = Who()
+    accounts: dict[str, str] = {}
+
+    @property
+    def apart_from_people(self) -> BackendConfig:
+        """What its adapter has to do with: a change of anything else disturbs it not."""
+        return msgspec.structs.replace(self, submitters=Who(), accounts={})
 
     def __repr__(self) -> str:
         return f"<BackendConfig {self.name} ({self.type})>"
@@ -352,8 +356,8 @@ def _load(
             document.add(("notifications", "routes", name, "backends"), f"there is no backend {unknown!r}")
     if file.history.keep_days < file.history.hot_days:
         document.add(("history", "keep_days"), "is less than hot_days")
-    if file.rights.others and file.mode == "user" and not document.is_bad(("mode",)):
-        document.add(("rights", "others"), "only a daemon in mode system serves others")
+    if file.rights.names_anybody and file.mode == "user" and not document.is_bad(("mode",)):
+        document.add(("rights",), "only a daemon in mode system serves others", at_key=True)
     backends = {
         backend.name: backend
         for name, tree in _named_backends(document).items()
@@ -444,6 +448,8 @@ def _backend(
         polling=polling,
         commands_at_once=whole.commands_at_once or file.commands.at_once_per_backend,
         commands_deadline_s=whole.commands_deadline_s or file.commands.deadline_s,
+        submitters=whole.submitters,
+        accounts=whole.accounts,
     )
 
 

@@ -14,6 +14,7 @@ import fcntl
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -40,7 +41,9 @@ from bpsd.messages import Hello
 from bpsd.metrics import Metrics
 from bpsd.models import RunObservation
 from bpsd.monitor import Monitor, open_files
+from bpsd.notifier import Notifier
 from bpsd.peers import Policy
+from bpsd.permissions import policy_of
 from bpsd.poller import Backend
 from bpsd.registry import adapter
 from bpsd.scrape import Exposition
@@ -56,6 +59,12 @@ GC_THRESHOLDS = (5_000, 5, 1_000)
 SWITCH_INTERVAL_S = 0.0005
 """How long the loop may wait for the interpreter's lock while a thread (storage, a helper) holds it: 5 ms is Python's
 own choice, and each message read or written is such a wait."""
+
+NAMES_WAIT_S = 10.0
+"""How long start and reload wait for the users and groups that the configuration names."""
+
+NAMES_RETRY_S = 60.0
+"""How often those that nobody had are asked for again."""
 
 
 class Daemon:
@@ -87,6 +96,8 @@ class Daemon:
         self._backends: dict[str, Backend] = {}
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._stop = anyio.Event()
+        self._policy = Policy(os.getuid())
+        self._names_unknown: list[str] = []
         self._started_at = clock()
         self._metrics.started_at.set(self._started_at)
 
@@ -229,8 +240,11 @@ class Daemon:
                 clock=self._clock,
                 finished=self._command_over,
             )
+            await self._know_people()
             self._deps = self._make_deps()
             self._server = self._make_server()
+            self._notifier = self._make_notifier()
+            await self._group.start(self._notifier.run)
             for settings in self._config.backends.values():
                 await self._add_backend(settings)
             await self._group.start(self._engine.run)
@@ -241,6 +255,7 @@ class Daemon:
             self._group.start_soon(self._upkeep().run, name="upkeep")
             self._exposition = Exposition(self._make_monitor(), self._config.metrics, log=self._log)
             self._group.start_soon(self._exposition.run, name="metrics")
+            self._group.start_soon(self._ask_for_people, name="people")
             self._group.start_soon(self._signals, name="signals")
             await self._group.start(self._server.serve, listener)
             self._ready()
@@ -278,6 +293,27 @@ class Daemon:
                 else:
                     self.stop(signal.Signals(number).name)
 
+    # -- people ------------------------------------------------------------------------------------------------------
+
+    async def _know_people(self) -> None:
+        """Find those whom the configuration names. A name service that does not answer must not keep the daemon."""
+        self._names_unknown = ["all of them: the name service does not answer"]
+        with anyio.move_on_after(NAMES_WAIT_S):
+            self._policy, self._names_unknown = await anyio.to_thread.run_sync(
+                policy_of, self._config, os.getuid(), abandon_on_cancel=True
+            )
+        if self._names_unknown:
+            self._log.warning(LogEvent.NAMES_UNKNOWN, names=self._names_unknown, retry_s=NAMES_RETRY_S)
+
+    async def _ask_for_people(self) -> None:
+        """Ask again for names that nobody had: they may be made later, or their server may be back."""
+        while True:
+            await anyio.sleep(NAMES_RETRY_S)
+            if self._names_unknown:
+                await self._know_people()
+                self._deps.policy = self._policy
+                self._server.set_policy(self._policy)
+
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _make_server(self) -> SocketServer:
@@ -291,7 +327,7 @@ class Daemon:
                 mode=self._config.mode,
                 max_message_bytes=wire.MAX_MESSAGE_BYTES,
             ),
-            policy=Policy(os.getuid(), frozenset(self._config.rights.others)),
+            policy=self._policy,
             log=self._log,
         )
 
@@ -307,6 +343,7 @@ class Daemon:
             spool=self._spool,
             workflows=self._workflows,
             figures=self._figures,
+            policy=self._policy,
             clock=self._clock,
             started_at=self._started_at,
             log=self._log,
@@ -319,7 +356,7 @@ class Daemon:
             engine=self._engine,
             backends=self._backends,
             figures=self._figures,
-            waiting=dict,
+            waiting=self._notifier.waiting,
             clock=self._clock,
         )
 
@@ -331,6 +368,19 @@ class Daemon:
             journal=self._journal,
             spool=self._spool,
             pinned=self._engine.pinned_blobs,
+            log=self._log,
+            clock=self._clock,
+        )
+
+    def _make_notifier(self) -> Notifier:
+        return Notifier(
+            self._config.notifications,
+            path=self._state / "notified.json",
+            cache=self._cache,
+            backends=self._backends,
+            timeline=lambda after, limit: self._store.timeline(after_seq=after, limit=limit),
+            metrics=self._metrics,
+            daemon=socket.gethostname(),
             log=self._log,
             clock=self._clock,
         )
@@ -429,10 +479,13 @@ class Daemon:
         self._deps.config = new
         self._engine.settings = new.commands
         self._server.set_limits(new.limits)
-        self._server.set_policy(Policy(os.getuid(), frozenset(new.rights.others)))
+        await self._know_people()
+        self._deps.policy = self._policy
+        self._server.set_policy(self._policy)
         self._exposition.use(new.metrics)
+        self._notifier.use(new.notifications)
         for name, settings in old.backends.items():
-            if new.backends.get(name) != settings:
+            if name not in new.backends or new.backends[name].apart_from_people != settings.apart_from_people:
                 self._remove_backend(name)
         for name, settings in new.backends.items():
             if name not in self._backends:

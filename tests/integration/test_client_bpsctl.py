@@ -265,7 +265,7 @@ def test_commands(daemon: FakeDaemon) -> None:
         "Run:      rbcdfghjk on here",
         "State:    FAILED: not cancelled: it is over",
         "By:       alice (uid 1000, process 4242)",
-        "With:     me",
+        "It says:  me",
     ]
     assert one.out.endswith("Advice:   look\n")
 

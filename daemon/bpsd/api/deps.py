@@ -15,6 +15,7 @@ from bpsd.config import Config
 from bpsd.errors import RunAmbiguous, RunNotFound, UnknownBackend, nearest
 from bpsd.jobtable import JobTable
 from bpsd.journal import Journal
+from bpsd.peers import Policy
 from bpsd.poller import Backend
 from bpsd.runs import RunRecord, decode_record
 from bpsd.spool import Spool
@@ -37,6 +38,7 @@ class Deps:
     spool: Spool
     workflows: Workflows
     figures: Callable[[], dict[str, float]]
+    policy: Policy
     clock: Callable[[], float]
     started_at: float
     log: Any

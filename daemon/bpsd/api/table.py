@@ -10,6 +10,7 @@ from bpsd.api.admin import Admin
 from bpsd.api.bulk import Bulk
 from bpsd.api.deps import Deps
 from bpsd.api.health import Health
+from bpsd.api.muting import Muting
 from bpsd.api.orders import Orders
 from bpsd.api.reads import Reads
 from bpsd.api.watches import Watches
@@ -36,13 +37,16 @@ def method_table(deps: Deps) -> Mapping[str, MethodSpec]:
         "validate": MethodSpec(bulk.validate, "submit"),
         # What has begun to be accepted is accepted, also if the client goes away meanwhile.
         "submit": MethodSpec(orders.submit, "submit", finish=True),
-        "cancel": MethodSpec(orders.cancel, "command", finish=True),
-        "restart": MethodSpec(orders.restart, "command", finish=True),
-        "hold": MethodSpec(orders.hold, "command", finish=True),
-        "release": MethodSpec(orders.release, "command", finish=True),
+        # Whether the run is the caller's own, or anybody's to command, is seen when it is found.
+        "cancel": MethodSpec(orders.cancel, "read", finish=True),
+        "restart": MethodSpec(orders.restart, "read", finish=True),
+        "hold": MethodSpec(orders.hold, "read", finish=True),
+        "release": MethodSpec(orders.release, "read", finish=True),
+        "mute": MethodSpec(muting.mute, "command", finish=True),
+        "unmute": MethodSpec(muting.unmute, "command", finish=True),
         "commands": MethodSpec(orders.commands, "read"),
         "commands.wait": MethodSpec(orders.wait, "read"),
-        "commands.resolve": MethodSpec(orders.resolve, "command", finish=True),
+        "commands.resolve": MethodSpec(orders.resolve, "read", finish=True),
         "refresh": MethodSpec(reads.refresh, "read"),
         "health": MethodSpec(health.health, "read"),
         "admin": MethodSpec(Admin(deps).admin, "admin", finish=True),

@@ -19,6 +19,7 @@ class LogEvent(StrEnum):
     DAEMON_STOPPING = "daemon_stopping"  # reason
     DAEMON_STOPPED = "daemon_stopped"
     CONFIG_RELOADED = "config_reloaded"
+    NAMES_UNKNOWN = "names_unknown"  # names, retry_s: users and groups of the configuration that nobody has now
     CONFIG_REFUSED = "config_refused"  # a new configuration has mistakes; the old one goes on
     LIBRARY_MESSAGE = "library_message"  # logger, text: what a library said through `logging`, or a warning
     LOG_LINES_DROPPED = "log_lines_dropped"  # count: nobody read stderr
@@ -32,6 +33,7 @@ class LogEvent(StrEnum):
     CLIENT_REFUSED = "client_refused"  # uid, pid, code, reason
     CLIENT_DROPPED = "client_dropped"  # connection, uid, pid, code, reason
     MESSAGE_REFUSED = "message_refused"  # connection, code: it was no request
+    REQUEST_DENIED = "request_denied"  # method, uid, pid, user, reason: somebody may not do that
     REQUEST_BROKE = "request_broke"  # method, reference (the client was told it)
     CLOSE_CALLBACK_BROKE = "close_callback_broke"  # connection
 
@@ -43,6 +45,7 @@ class LogEvent(StrEnum):
     RUN_LOGS_DAMAGED = "run_logs_damaged"  # errors, count: what the local adapter could not read
 
     # -- commands and storage --
+    COMMAND_ACCEPTED = "command_accepted"  # command, verb, backend, run, uid, pid, user
     COMMAND_BROKE = "command_broke"  # command
     JOURNAL_WRITE_FAILED = "journal_write_failed"  # error, retry_s
     STORE_EMPTIED = "store_emptied"  # reason, set_aside: it is filled again from the backends
@@ -50,4 +53,6 @@ class LogEvent(StrEnum):
     RUN_UNREADABLE = "run_unreadable"  # run: its record in the store is damaged; it is seen anew
     INFO_FILE_NOT_WRITTEN = "info_file_not_written"  # backend, error: a file for other tools; the run is none the worse
     METRICS_FAILED = "metrics_failed"  # what (a file or an address), error: it is tried again
+    NOTIFICATION_FAILED = "notification_failed"  # route, causes, error: it is tried again
+    NOTIFICATION_DROPPED = "notification_dropped"  # route, causes, error: it was tried for too long
     UPKEEP_FAILED = "upkeep_failed"  # what, error
