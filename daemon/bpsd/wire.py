@@ -89,6 +89,8 @@ METHODS = (
     "restart",
     "hold",
     "release",
+    "mute",
+    "unmute",
     "commands",
     "commands.wait",
     "commands.resolve",

@@ -20,6 +20,7 @@ from bpsd.server import MethodSpec
 def method_table(deps: Deps) -> Mapping[str, MethodSpec]:
     """All methods (the keys are `bpsd.wire.METHODS`)."""
     reads, orders, bulk, watches, health = Reads(deps), Orders(deps), Bulk(deps), Watches(deps), Health(deps)
+    muting = Muting(deps)
     return {
         "ping": MethodSpec(reads.ping, "none"),
         "version": MethodSpec(reads.version, "read"),
