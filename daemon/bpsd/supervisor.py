@@ -91,7 +91,7 @@ class Daemon:
         self._log, self._clock = log, clock
         self._systemd = SystemdNotifier(os.environ)
         self._metrics = Metrics(version=__version__)
-        self._meter = LoopMeter(self._systemd, self._metrics.loop_delay_s.observe)
+        self._meter = LoopMeter(self._systemd, self._metrics.loop_delay_s.observe, self._stuck_backends, log)
         self._state = Path(config.state_dir)
         self._backends: dict[str, Backend] = {}
         self._scopes: dict[str, anyio.CancelScope] = {}
@@ -441,6 +441,9 @@ class Daemon:
     async def _run_backend(self, backend: Backend, scope: anyio.CancelScope) -> None:
         with scope:
             await backend.run()
+
+    def _stuck_backends(self) -> list[str]:
+        return [name for name, backend in self._backends.items() if backend.is_stuck()]
 
     def _remove_backend(self, name: str) -> None:
         self._scopes.pop(name).cancel()

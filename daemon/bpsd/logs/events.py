@@ -21,6 +21,7 @@ class LogEvent(StrEnum):
     CONFIG_RELOADED = "config_reloaded"
     NAMES_UNKNOWN = "names_unknown"  # names, retry_s: users and groups of the configuration that nobody has now
     CONFIG_REFUSED = "config_refused"  # a new configuration has mistakes; the old one goes on
+    WATCHDOG_NOT_FED = "watchdog_not_fed"  # stuck: backends whose tasks keep no deadline; systemd restarts the daemon
     LIBRARY_MESSAGE = "library_message"  # logger, text: what a library said through `logging`, or a warning
     LOG_LINES_DROPPED = "log_lines_dropped"  # count: nobody read stderr
 
