@@ -159,7 +159,8 @@ class Logs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Literal["debug", "info", "warning", "error"], Meta(description="the least important that is written")
     ] = "info"
     format: Annotated[
-        Literal["auto", "console", "json"], Meta(description="auto: console on a terminal, JSON lines otherwise")
+        Literal["auto", "console", "journald", "json"],
+        Meta(description="auto: console on a terminal, journald where systemd's journal reads it, else JSON lines"),
     ] = "auto"
 
 
