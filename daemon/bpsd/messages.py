@@ -43,6 +43,8 @@ __all__ = [
     "ListRow",
     "LogsParams",
     "LogsResult",
+    "MuteParams",
+    "MuteResult",
     "Nothing",
     "Params",
     "PingResult",

@@ -10,12 +10,12 @@ not told at all. A cause that there was before is told as ``again``, until it wa
 
 from __future__ import annotations
 
-__all__ = ["Digest", "Group", "Memory", "Message", "Notice", "Remembered", "cause_of", "compose", "notices_of"]
+__all__ = ["Digest", "Group", "Memory", "Message", "Notice", "Remembered", "Told", "cause_of", "compose", "notices_of"]
 
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -165,15 +165,14 @@ def _of_run(event: Event, record: RunRecord, exit_codes: Mapping[str, Mapping[st
 def cause_of(note: str, exit_codes: Mapping[str, Mapping[str, int]]) -> str:
     """Why a run failed, so that runs which failed alike have the same cause."""
     parts = [
-        f"{label}: exit code {', '.join(sorted(codes, key=_number))}" for label, codes in exit_codes.items() if codes
+        f"{label}: exit code {', '.join(sorted(codes, key=lambda code: (len(code), code)))}"
+        for label, codes in exit_codes.items()
+        if codes
     ]
     if parts:
-        return "; ".join(parts[:MAX_CAUSE_LABELS]) + ("; ..." if len(parts) > MAX_CAUSE_LABELS else "")
+        more = "; ..." if len(parts) > MAX_CAUSE_LABELS else ""
+        return redact_text("; ".join(parts[:MAX_CAUSE_LABELS]) + more)[:CAUSE_CHARS]
     return _likened(note)
-
-
-def _number(code: str) -> tuple[int, str]:
-    return (int(code) if code.lstrip("-").isdigit() else 0, code)
 
 
 def _likened(text: str) -> str:
@@ -181,6 +180,14 @@ def _likened(text: str) -> str:
 
 
 # -- what was told ---------------------------------------------------------------------------------------------------
+
+
+class Told(NamedTuple):
+    """How a notice is told; ``open_before``: the subject had a problem of this kind already."""
+
+    outcome: Outcome
+    cause: str
+    open_before: bool = True
 
 
 class Remembered(msgspec.Struct):
@@ -197,13 +204,14 @@ class Memory:
         self._open: OrderedDict[str, str] = OrderedDict(kept.open if kept else ())
         self._causes: OrderedDict[str, float] = OrderedDict(kept.causes if kept else ())
 
-    def outcome(self, notice: Notice, again_after_s: float) -> tuple[Outcome, str] | None:
-        """How to tell it, and its cause; `None` if there is nothing to tell."""
+    def outcome(self, notice: Notice, again_after_s: float) -> Told | None:
+        """How to tell it; `None` if there is nothing to tell."""
         subject = f"{notice.kind} {notice.subject}"
+        before = self._open.get(subject)
         if notice.recovered:
-            cause = self._open.pop(subject, None)
-            return None if cause is None else ("recovered", cause)
-        if notice.run is None and self._open.get(subject) == notice.cause:
+            self._open.pop(subject, None)
+            return None if before is None else Told("recovered", before)
+        if notice.run is None and before == notice.cause:
             return None  # a backend that is still down, after a restart of ours
         if notice.kind != "finished":
             self._open[subject] = notice.cause
@@ -213,7 +221,8 @@ class Memory:
         self._causes[key] = notice.time
         _forget_oldest(self._causes)
         # A clock that was set back makes nothing new.
-        return ("first" if last is None or notice.time - last > again_after_s else "again"), notice.cause
+        first = last is None or notice.time - last > again_after_s
+        return Told("first" if first else "again", notice.cause, before is not None)
 
     def open_subjects(self, kind: NotificationKind) -> list[str]:
         """What has a problem of this kind that is not over."""
@@ -229,12 +238,19 @@ def _forget_oldest(of: OrderedDict[str, Any]) -> None:
         of.popitem(last=False)
 
 
+class _Member(NamedTuple):
+    """A problem in a digest: its group, and whether people believe from an earlier message that there is one."""
+
+    key: tuple[str, str, str, str]
+    told_before: bool
+
+
 class Digest:
     """What is collected for one message."""
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, str, str, str], Group] = {}
-        self._members: OrderedDict[str, tuple[str, str, str, str]] = OrderedDict()
+        self._members: OrderedDict[str, _Member] = OrderedDict()
         self.omitted = 0
         self.first_seq: int | None = None
 
@@ -247,40 +263,47 @@ class Digest:
     def __repr__(self) -> str:
         return f"<Digest of {len(self._groups)} causes, {self.omitted} omitted>"
 
-    def add(self, notice: Notice, outcome: Outcome, cause: str) -> None:
-        """Take one more. A problem that is over before it was told is taken out instead."""
+    def add(self, notice: Notice, told: Told) -> None:
+        """Take one more. A problem that is over before it was told is taken out instead, and a new one replaces it."""
         subject = f"{notice.kind} {notice.subject}"
-        if outcome == "recovered" and self._retract(subject):
+        replaced = self._retract(subject)
+        told_before = told.open_before if replaced is None else replaced.told_before
+        if told.outcome == "recovered" and not told_before:
             return
         if self.first_seq is None:
             self.first_seq = notice.seq
-        key = (notice.kind, "recovered" if outcome == "recovered" else "problem", notice.backend, cause)
+        key = (notice.kind, "recovered" if told.outcome == "recovered" else "problem", notice.backend, told.cause)
         group = self._groups.get(key)
         if group is None:
             if len(self._groups) >= MAX_GROUPS:
                 self.omitted += 1
                 return
             group = self._groups[key] = Group(
-                kind=notice.kind, outcome=outcome, backend=notice.backend, cause=cause, first_at=notice.time, runs=[]
+                kind=notice.kind,
+                outcome=told.outcome,
+                backend=notice.backend,
+                cause=told.cause,
+                first_at=notice.time,
+                runs=[],
             )
         group.count += 1
         group.last_at = notice.time
         if notice.run is not None and len(group.runs) < MAX_EXAMPLES:
             group.runs.append(notice.run)
-        if outcome != "recovered" and notice.kind != "finished":
-            self._members[subject] = key
+        if told.outcome != "recovered" and notice.kind != "finished":
+            self._members[subject] = _Member(key, told_before)
             _forget_oldest(self._members)
 
-    def _retract(self, subject: str) -> bool:
-        key = self._members.pop(subject, None)
-        if key is None:
-            return False
-        group = self._groups[key]
+    def _retract(self, subject: str) -> _Member | None:
+        member = self._members.pop(subject, None)
+        if member is None:
+            return None
+        group = self._groups[member.key]
         group.count -= 1
         group.runs = [run for run in group.runs if not subject.endswith(f" run {run['id']}")]
         if not group.count:
-            del self._groups[key]
-        return True
+            del self._groups[member.key]
+        return member
 
     def groups(self) -> list[Group]:
         """All causes, the worst news first."""

@@ -77,7 +77,7 @@ class _Lane:
             return
         told = self.memory.outcome(notice, again_after_s)
         if told is not None:
-            self.digest.add(notice, *told)
+            self.digest.add(notice, told)
             if self.digest:
                 self.wanted.set()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 __all__ = ["Muting"]
 
 from bpsd.api.deps import Deps
+from bpsd.errors import PermissionDenied
 from bpsd.messages import MuteParams, MuteResult
+from bpsd.peers import may_command
 from bpsd.runs import Change, RunRecord
 from bpsd.server import Call
 
@@ -26,6 +28,12 @@ class Muting:
 
     async def _set(self, call: Call, params: MuteParams, *, muted: bool) -> MuteResult:
         record, _, hot = await self._deps.find(params.run, params.backend)
+        if not may_command(call.peer, self._deps.policy, uid=record.uid, backend=record.backend, account=record.owner):
+            raise PermissionDenied(
+                f"{call.peer.user} may not mute run {record.run_id}, which is somebody else's",
+                advice="ask its owner, or an operator (`rights` in the daemon's configuration)",
+                right="command",
+            )
         if not hot:
             await self._deps.cache.thaw([record.run_id])
 

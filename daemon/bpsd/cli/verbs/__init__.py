@@ -23,6 +23,8 @@ GROUPS = {
         "restart": "restart runs from where they failed",
         "hold": "put runs on hold",
         "release": "release held runs",
+        "mute": "notify nobody of runs any more",
+        "unmute": "notify of runs again",
         "commands resolve": "say what became of a command in doubt",
     },
     "The daemon": {
