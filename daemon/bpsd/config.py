@@ -57,8 +57,13 @@ DEFAULT_BACKEND = ("here", "local")
 SOCKET_MAX_BYTES = 107
 """The longest path of a Unix socket (unix(7): 108 bytes with the NUL)."""
 
-_USER_MODE_ONLY = ("local",)
-"""Types whose runs would run as the daemon's own user, whoever submitted them."""
+_RUNS_HERE = ("local",)
+"""Types whose runs would run as the daemon's own user, whoever submitted them, unless their settings say otherwise."""
+
+_RUNS_AS = {
+    "user": "run_as: submitter is for a daemon in mode system; here all runs are yours",
+    "system": "in mode system it needs run_as: submitter, or everybody's runs would run as the daemon's user",
+}
 
 _BACKEND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
@@ -141,6 +146,9 @@ class History(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     hot_days: Annotated[float, Meta(ge=0, description="runs that ended are answered from memory for so long")] = 7.0
     keep_days: Annotated[float, Meta(ge=1, description="and then from the disk until so long after their end")] = 400.0
     timeline_events_per_run: Annotated[int, Meta(ge=100, description="entries in the timeline of one run")] = 10_000
+    store_bytes: Annotated[
+        int, Meta(ge=1024**2, description="the history on the disk; beyond it goes what ended first, whatever its age")
+    ] = 4 * 1024**3
     backups: Annotated[int, Meta(ge=1, le=1000, description="daily copies of the journal")] = 7
 
 
@@ -427,8 +435,8 @@ def _backend(
         document.add((*where, "type"), _unknown_type(kind, known_adapters))
         document.part(where, tree, _AnyBackend)
         return None
-    if file.mode == "system" and kind in _USER_MODE_ONLY:
-        document.add((*where, "type"), f"{kind} is for mode user: everybody's runs would run as the daemon's user")
+    if kind in _RUNS_HERE and (file.mode == "system") != (tree.get("run_as") == "submitter"):
+        document.add((*where, "type"), _RUNS_AS[file.mode])
     settings_type = adapter_config(kind)
     before = document.total
     whole: Any = document.part(where, tree, _joined(settings_type))

@@ -422,7 +422,7 @@ class Daemon:
         kind = adapter(settings.type)
 
         def make(context: ServiceContext) -> WmsService:
-            return kind(settings.settings, context)
+            return kind.made(settings.settings, context)
 
         backend = Backend(
             uid=folder.name,
