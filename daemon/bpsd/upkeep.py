@@ -132,7 +132,8 @@ class Upkeep:
     async def _prune(self) -> None:
         history = self._config().history
         before = self._clock() - history.keep_days * DAY_S
-        await self._store.prune(before, history.timeline_events_per_run)
+        if await self._store.prune(before, history.timeline_events_per_run, history.store_bytes):
+            await self._store.vacuum()
         if not self._journal.status.read_only:
             await self._journal.prune(before)
 
