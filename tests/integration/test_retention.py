@@ -16,6 +16,7 @@ from tests.fixtures.state import BACKENDS, KEPT, restore
 from tests.integration.bpsctl import bpsctl
 from tests.integration.daemons import FAST, RunningDaemon, document, true_job, until
 
+RUNS = 500
 DAY_S = 86_400.0
 FOR_EVER = {"hot_days": 30_000.0, "keep_days": 36_500.0}
 
@@ -83,13 +84,12 @@ def test_history_beyond_its_size_goes_oldest_first_and_the_file_shrinks(state_di
     with RunningDaemon(state_dir, BACKENDS, history={"hot_days": 0.001}) as daemon:
         wms = daemon.wms("toy")
         with wms.edit() as file:
-            for number in range(12):
-                ended = time.time() - DAY_S * (20 - number)
-                run = add_run(file, f"u/her/run{number:02}", jobs=4000, state="SUCCEEDED", end_time=ended)
-                for job in run.jobs:
-                    job.state = "SUCCEEDED"
+            for number in range(RUNS):
+                ended = time.time() - DAY_S * (20 - number / RUNS)
+                note = f"{number} " + "x" * 4000
+                add_run(file, f"u/her/run{number:03}", state="SUCCEEDED", end_time=ended, note=note)
         with daemon.client() as client:
-            until(lambda: len(rows_of(client, 30)) == 12, "all are seen")
+            until(lambda: len(rows_of(client, 30)) == RUNS, "all are seen")
         with wms.edit() as file:
             file.runs.clear()
         assert daemon.stop() == 0
@@ -98,11 +98,11 @@ def test_history_beyond_its_size_goes_oldest_first_and_the_file_shrinks(state_di
         daemon.configure({**FAST, "backends": BACKENDS, "history": {"hot_days": 0.001, "store_bytes": mib}})
         daemon.start()
         with daemon.client() as client:
-            left = until(lambda: (rows := rows_of(client, 30)) and len(rows) < 12 and rows, "some are forgotten")
+            left = until(lambda: (rows := rows_of(client, 30)) and len(rows) < RUNS and rows, "some are forgotten")
             until(lambda: store.stat().st_size <= 1.1 * mib, "the file is smaller")
             left = rows_of(client, 30)
-            assert {row["name"] for row in left} == {f"u/her/run{n:02}" for n in range(12 - len(left), 12)}
-            assert 0 < len(left) < 12
+            assert {row["name"] for row in left} == {f"u/her/run{n:03}" for n in range(RUNS - len(left), RUNS)}
+            assert 0 < len(left) < RUNS
             assert client.admin("check")["problems"] == []
 
 
