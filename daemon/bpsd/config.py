@@ -25,7 +25,6 @@ __all__ = [
     "Logs",
     "Polling",
     "PollingOverrides",
-    "Rights",
     "Stop",
     "default_config",
     "find_config",
@@ -44,6 +43,8 @@ from msgspec import Meta
 from bpsd import documents, wire
 from bpsd.documents import Document
 from bpsd.errors import CannotStart, ConfigInvalid, nearest
+from bpsd.outlets import MetricsSettings, Notifications
+from bpsd.roles import Rights, Who
 
 CONFIG_VARIABLE = "BPSD_CONFIG"
 SOCKET_VARIABLE = "BPSD_SOCKET"
@@ -56,8 +57,13 @@ DEFAULT_BACKEND = ("here", "local")
 SOCKET_MAX_BYTES = 107
 """The longest path of a Unix socket (unix(7): 108 bytes with the NUL)."""
 
-_USER_MODE_ONLY = ("local",)
-"""Types whose runs would run as the daemon's own user, whoever submitted them."""
+_RUNS_HERE = ("local",)
+"""Types whose runs would run as the daemon's own user, whoever submitted them, unless their settings say otherwise."""
+
+_RUNS_AS = {
+    "user": "run_as: submitter is for a daemon in mode system; here all runs are yours",
+    "system": "in mode system it needs run_as: submitter, or everybody's runs would run as the daemon's user",
+}
 
 _BACKEND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
@@ -140,6 +146,9 @@ class History(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     hot_days: Annotated[float, Meta(ge=0, description="runs that ended are answered from memory for so long")] = 7.0
     keep_days: Annotated[float, Meta(ge=1, description="and then from the disk until so long after their end")] = 400.0
     timeline_events_per_run: Annotated[int, Meta(ge=100, description="entries in the timeline of one run")] = 10_000
+    store_bytes: Annotated[
+        int, Meta(ge=1024**2, description="the history on the disk; beyond it goes what ended first, whatever its age")
+    ] = 4 * 1024**3
     backups: Annotated[int, Meta(ge=1, le=1000, description="daily copies of the journal")] = 7
 
 
@@ -158,17 +167,9 @@ class Logs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Literal["debug", "info", "warning", "error"], Meta(description="the least important that is written")
     ] = "info"
     format: Annotated[
-        Literal["auto", "console", "json"], Meta(description="auto: console on a terminal, JSON lines otherwise")
+        Literal["auto", "console", "journald", "json"],
+        Meta(description="auto: console on a terminal, journald where systemd's journal reads it, else JSON lines"),
     ] = "auto"
-
-
-class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may do what; the daemon's owner and root may do everything."""
-
-    others: Annotated[
-        list[Literal["read", "submit", "command"]],
-        Meta(description="what everybody else may do (mode system only); nothing: they are not let in"),
-    ] = []
 
 
 def _overrides(section: type[msgspec.Struct], name: str) -> type[msgspec.Struct]:
@@ -197,6 +198,12 @@ class BackendCommon(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     commands_deadline_s: (
         Annotated[float, Meta(ge=1, description="the longest that it may take over one (default: as for all)")] | None
     ) = None
+    submitters: Annotated[
+        Who, Meta(description="who may submit to it (mode system; nobody by default; the user '*': everybody)")
+    ] = Who()
+    accounts: Annotated[
+        dict[str, str], Meta(description="accounts of the WMS, each with the local user whose its runs are")
+    ] = {}
 
 
 class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -228,6 +235,8 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     stop: Stop = Stop()
     logs: Logs = Logs()
     rights: Rights = Rights()
+    metrics: MetricsSettings = MetricsSettings()
+    notifications: Notifications = Notifications()
 
 
 class BackendConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -239,6 +248,13 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     polling: Polling
     commands_at_once: int
     commands_deadline_s: float
+    submitters: Who = Who()
+    accounts: dict[str, str] = {}
+
+    @property
+    def apart_from_people(self) -> BackendConfig:
+        """What its adapter has to do with: a change of anything else disturbs it not."""
+        return msgspec.structs.replace(self, submitters=Who(), accounts={})
 
     def __repr__(self) -> str:
         return f"<BackendConfig {self.name} ({self.type})>"
@@ -262,6 +278,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stop: Stop
     logs: Logs
     rights: Rights
+    metrics: MetricsSettings
+    notifications: Notifications
 
     def __repr__(self) -> str:
         backends = ", ".join(f"{backend.name} ({backend.type})" for backend in self.backends.values())
@@ -340,10 +358,15 @@ def _load(
     _check_polling(document, ("polling",), file.polling)
     if file.commands.doubt_retry_max_s < file.commands.doubt_retry_initial_s:
         document.add(("commands", "doubt_retry_max_s"), "is less than doubt_retry_initial_s")
+    if file.notifications.retry_max_s < file.notifications.retry_initial_s:
+        document.add(("notifications", "retry_max_s"), "is less than retry_initial_s")
+    for name, route in file.notifications.routes.items():
+        for unknown in sorted({*route.backends} - {*(file.backends or {DEFAULT_BACKEND[0]: None})}):
+            document.add(("notifications", "routes", name, "backends"), f"there is no backend {unknown!r}")
     if file.history.keep_days < file.history.hot_days:
         document.add(("history", "keep_days"), "is less than hot_days")
-    if file.rights.others and file.mode == "user" and not document.is_bad(("mode",)):
-        document.add(("rights", "others"), "only a daemon in mode system serves others")
+    if file.rights.names_anybody and file.mode == "user" and not document.is_bad(("mode",)):
+        document.add(("rights",), "only a daemon in mode system serves others", at_key=True)
     backends = {
         backend.name: backend
         for name, tree in _named_backends(document).items()
@@ -362,6 +385,8 @@ def _load(
         stop=file.stop,
         logs=file.logs,
         rights=file.rights,
+        metrics=file.metrics,
+        notifications=file.notifications,
     )
     document.check()
     return config
@@ -410,8 +435,8 @@ def _backend(
         document.add((*where, "type"), _unknown_type(kind, known_adapters))
         document.part(where, tree, _AnyBackend)
         return None
-    if file.mode == "system" and kind in _USER_MODE_ONLY:
-        document.add((*where, "type"), f"{kind} is for mode user: everybody's runs would run as the daemon's user")
+    if kind in _RUNS_HERE and (file.mode == "system") != (tree.get("run_as") == "submitter"):
+        document.add((*where, "type"), _RUNS_AS[file.mode])
     settings_type = adapter_config(kind)
     before = document.total
     whole: Any = document.part(where, tree, _joined(settings_type))
@@ -432,6 +457,8 @@ def _backend(
         polling=polling,
         commands_at_once=whole.commands_at_once or file.commands.at_once_per_backend,
         commands_deadline_s=whole.commands_deadline_s or file.commands.deadline_s,
+        submitters=whole.submitters,
+        accounts=whole.accounts,
     )
 
 

@@ -131,6 +131,11 @@ class WmsService(ABC):
         self.config = config
         self.context = context
 
+    @classmethod
+    def made(cls, config: Any, context: ServiceContext) -> WmsService:
+        """Make the service of a backend; an adapter may choose another class of its own by its settings."""
+        return cls(config, context)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -150,7 +155,10 @@ class WmsService(ABC):
     async def prepare(
         self, config: Mapping[str, Any], generic_workflow: WorkflowFile, out_prefix: str | None = None
     ) -> WmsWorkflow:
-        """Make what ``submit`` needs. Repeating it for the same token gives the same submission."""
+        """Make what ``submit`` needs. Repeating it for the same token gives the same submission.
+
+        ``config`` holds, if a person submitted, that person's user id by the kernel's word as ``submitter_uid``.
+        """
 
     @abstractmethod
     async def submit(self, workflow: WmsWorkflow, **kwargs: Any) -> None:

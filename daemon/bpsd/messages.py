@@ -46,6 +46,8 @@ __all__ = [
     "ListRow",
     "LogsParams",
     "LogsResult",
+    "MuteParams",
+    "MuteResult",
     "Nothing",
     "Params",
     "PingResult",
@@ -183,7 +185,7 @@ class RunRow(Result, kw_only=True):
     ``last_known`` and ``note`` ("not in queue, history, files"). ``flag`` is that of `bps report`; ``percent`` its
     ``%S``. ``observed_at`` is the last time a source confirmed the row, ``source`` which one; ``history`` rows come
     from our own records. ``labels``, ``expected``, ``exit_codes`` (label to code to count), ``attempts`` and ``info``
-    are there when a single run was asked for.
+    are there when a single run was asked for. Of a ``muted`` run nobody is notified.
     """
 
     id: str
@@ -216,6 +218,7 @@ class RunRow(Result, kw_only=True):
     last_known: StateName | None = None
     last_known_at: float | None = None
     command: str | None = None
+    muted: bool = False
     labels: dict[str, Counts] | None = None
     expected: dict[str, int] | None = None
     exit_codes: dict[str, dict[str, int]] | None = None
@@ -278,10 +281,10 @@ class CommandRow(Result, kw_only=True):
 class Event(Result, kw_only=True):
     """Something that happened, in the order of ``seq``.
 
-    ``kind``: ``run.seen``, ``run.state``, ``run.attempt``, ``run.conflict``, ``run.progress`` (watchers only),
-    ``job.state`` (watchers that ask), ``watch.lost`` (this client reads too slowly), ``backend.state``,
-    ``command.state``, ``daemon.start``, ``daemon.reload``, ``daemon.storage``. To watchers, ``data`` of a ``run.``
-    event also holds the run's ``row`` (a `RunRow`).
+    ``kind``: ``run.seen``, ``run.state``, ``run.attempt``, ``run.conflict``, ``run.muted``, ``run.progress``
+    (watchers only), ``job.state`` (watchers that ask), ``watch.lost`` (this client reads too slowly),
+    ``backend.state``, ``command.state``, ``daemon.start``, ``daemon.reload``, ``daemon.storage``. To watchers,
+    ``data`` of a ``run.`` event also holds the run's ``row`` (a `RunRow`).
     """
 
     seq: int
@@ -651,6 +654,20 @@ class RunCommand(Params, kw_only=True):
     client: Annotated[str, Meta(max_length=1024)] = ""
 
 
+class MuteParams(Params, kw_only=True):
+    """``mute`` or ``unmute``: whether the notifications of the configuration tell of a run."""
+
+    run: RunName
+    backend: Name | None = None
+
+
+class MuteResult(Result, kw_only=True):
+    """The run, by our id, and whether it is muted now."""
+
+    run: str
+    muted: bool
+
+
 class CommandsParams(Params, kw_only=True):
     """Commands, the newest first."""
 
@@ -755,6 +772,8 @@ PARAMS: dict[str, type[Params]] = {
     "restart": RunCommand,
     "hold": RunCommand,
     "release": RunCommand,
+    "mute": MuteParams,
+    "unmute": MuteParams,
     "commands": CommandsParams,
     "commands.wait": CommandsWait,
     "commands.resolve": CommandsResolve,
@@ -784,6 +803,8 @@ RESULTS: dict[str, type[Result]] = {
     "restart": CommandRow,
     "hold": CommandRow,
     "release": CommandRow,
+    "mute": MuteResult,
+    "unmute": MuteResult,
     "commands": CommandsResult,
     "commands.wait": CommandRow,
     "commands.resolve": CommandRow,

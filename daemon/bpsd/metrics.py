@@ -10,7 +10,7 @@ from __future__ import annotations
 
 __all__ = ["Metrics"]
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 POLL_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 LOOP_BUCKETS_S = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0)
+COMMAND_BUCKETS_S = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 PREFIX = "bpsd_"
 
@@ -35,28 +36,45 @@ class Metrics:
     def __init__(self, *, version: str) -> None:
         self._registry = CollectorRegistry()
         self.started_at = self._gauge("start_time_seconds", "When the daemon started, in seconds since 1970")
-        self.loop_delay_s = Histogram(
-            f"{PREFIX}loop_delay_seconds",
-            "How much later than asked the event loop came back, sampled",
-            buckets=LOOP_BUCKETS_S,
-            registry=self._registry,
+        self.collected_at = self._gauge("collected_timestamp_seconds", "When these figures were taken")
+        self.loop_delay_s = self._histogram(
+            "loop_delay_seconds", "How much later than asked the event loop came back, sampled", LOOP_BUCKETS_S
         )
         self.polls = self._counter("polls", "Polls that ended, by outcome: ok, partial or failed", "backend", "outcome")
-        self.poll_s = Histogram(
-            f"{PREFIX}poll_seconds",
-            "How long polls took",
-            labelnames=("backend",),
-            buckets=POLL_BUCKETS_S,
-            registry=self._registry,
-        )
+        self.poll_s = self._histogram("poll_seconds", "How long polls took", POLL_BUCKETS_S, "backend")
         self.backend_up = self._gauge("backend_up", "1 if the last poll of the backend went well", "backend")
+        self.backend_state = self._gauge("backend_state", "1 for the state that the backend is in", "backend", "state")
+        self.backend_breaker = self._gauge(
+            "backend_breaker", "1 for the state that the breaker of the backend is in", "backend", "state"
+        )
+        self.backend_stale = self._gauge(
+            "backend_stale", "1 if the backend was not seen well for longer than polling.stale_after_s", "backend"
+        )
         self.backend_last_good_at = self._gauge(
             "backend_last_good_timestamp_seconds", "When the backend was last polled well", "backend"
         )
+        self.backend_last_good_age_s = self._gauge(
+            "backend_last_good_age_seconds", "How long ago that was when these figures were taken", "backend"
+        )
+        self.backend_cost_s = self._gauge(
+            "backend_poll_cost_seconds", "What the last poll cost the WMS, by its own account", "backend"
+        )
+        self.backend_interval_s = self._gauge(
+            "backend_poll_interval_seconds", "How long the daemon waits between polls at present", "backend"
+        )
         self.runs = self._gauge("runs", "Hot runs by state", "backend", "state")
-        self.jobs = self._gauge("jobs", "Jobs of live runs by state", "backend", "state")
+        self.jobs = self._gauge("jobs", "Jobs of hot runs by state", "backend", "state")
         self.commands = self._counter("commands", "Commands that are over, by verb and last state", "verb", "state")
+        self.command_s = self._histogram(
+            "command_seconds", "From the acceptance of a command to its end", COMMAND_BUCKETS_S, "verb"
+        )
         self.commands_open = self._gauge("commands_open", "Commands that are not over, by state", "state")
+        self.notifications = self._counter(
+            "notifications", "Messages by route and outcome: sent, retried or dropped", "route", "outcome"
+        )
+        self.notifications_waiting = self._gauge(
+            "notifications_waiting", "Causes that wait to be told, by route", "route"
+        )
         self._gauge("build_info", "1, labelled with the daemon's version", "version").labels(version).set(1)
 
     def add(self, read: Callable[[], Mapping[str, float]], *, counters: Iterable[str], help: Mapping[str, str]) -> None:
@@ -73,12 +91,35 @@ class Metrics:
         """
         self._registry.register(_Figures(read, frozenset(counters), dict(help)))
 
+    def forget_backend(self, name: str) -> None:
+        """Count nothing more of a backend that was taken out of the configuration."""
+        self.polls.remove_by_labels({"backend": name})
+        self.poll_s.remove_by_labels({"backend": name})
+
+    def of_backends(self) -> tuple[Gauge, ...]:
+        """What is told of each backend as it is now (by `bpsd.monitor`), not counted."""
+        return (
+            self.backend_up,
+            self.backend_state,
+            self.backend_breaker,
+            self.backend_stale,
+            self.backend_last_good_at,
+            self.backend_last_good_age_s,
+            self.backend_cost_s,
+            self.backend_interval_s,
+            self.runs,
+            self.jobs,
+        )
+
     def render(self) -> bytes:
         """Return all figures in the Prometheus text format."""
         return generate_latest(self._registry)
 
     def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
         return Gauge(PREFIX + name, help, labelnames=labels, registry=self._registry)
+
+    def _histogram(self, name: str, help: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(PREFIX + name, help, labelnames=labels, buckets=buckets, registry=self._registry)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, help, labelnames=labels, registry=self._registry)

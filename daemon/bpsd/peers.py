@@ -6,7 +6,19 @@ from that and the daemon's `Policy` alone. Whatever else a client says of itself
 
 from __future__ import annotations
 
-__all__ = ["ALL_RIGHTS", "Peer", "Policy", "Right", "UserNames", "claimed_command_line", "peer_of", "rights_of"]
+__all__ = [
+    "ALL_RIGHTS",
+    "Members",
+    "Peer",
+    "Policy",
+    "Right",
+    "UserNames",
+    "claimed_command_line",
+    "may_command",
+    "may_submit",
+    "peer_of",
+    "rights_of",
+]
 
 import pwd
 import shlex
@@ -43,18 +55,77 @@ class Peer(msgspec.Struct, frozen=True):
     user: str
 
 
+class Members(msgspec.Struct, frozen=True):
+    """People by the kernel's numbers: users, and members of groups."""
+
+    uids: frozenset[int] = frozenset()
+    gids: frozenset[int] = frozenset()
+    everybody: bool = False
+
+    def has(self, peer: Peer) -> bool:
+        """Whether a peer is one of them."""
+        return self.everybody or peer.uid in self.uids or not self.gids.isdisjoint((peer.gid, *peer.groups))
+
+
+_NOBODY = Members()
+
+
 class Policy(msgspec.Struct, frozen=True):
-    """Who may do what: the owner and root everything, others what ``others`` says (nothing: they are not let in)."""
+    """Who may do what: the owner, root and admins everything, others what ``others`` says (nothing: not let in).
+
+    Viewers read; operators also command all runs; who is named in ``submitters`` (by backend) reads, and submits there.
+    ``accounts`` maps (backend, WMS account) to the user whose the runs of that account are.
+    """
 
     owner_uid: int
     others: frozenset[Right] = frozenset()
+    viewers: Members = _NOBODY
+    operators: Members = _NOBODY
+    admins: Members = _NOBODY
+    submitters: dict[str, Members] = {}
+    accounts: dict[tuple[str, str], int] = {}
 
 
 def rights_of(peer: Peer, policy: Policy) -> frozenset[Right]:
-    """Decide what a peer may do; an empty answer means that it may not even connect."""
-    if peer.uid in (policy.owner_uid, 0):
+    """Decide what a peer may do at all; an empty answer means that it may not even connect."""
+    if peer.uid in (policy.owner_uid, 0) or policy.admins.has(peer):
         return ALL_RIGHTS
-    return policy.others | {"none"} if policy.others else frozenset()
+    rights: set[Right] = set(policy.others)
+    if policy.viewers.has(peer):
+        rights.add("read")
+    if policy.operators.has(peer):
+        rights |= {"read", "command"}
+    if any(members.has(peer) for members in policy.submitters.values()):
+        # Where others are not let in, "everybody" is nobody: who is meant by it are those who are let in otherwise.
+        named = any(msgspec.structs.replace(m, everybody=False).has(peer) for m in policy.submitters.values())
+        rights |= {"read", "submit"} if rights or named else set()
+    return frozenset(rights | {"none"}) if rights else frozenset()
+
+
+def may_submit(peer: Peer, policy: Policy, backend: str) -> bool:
+    """Whether a peer may submit to a backend."""
+    rights = rights_of(peer, policy)
+    everywhere = "admin" in rights or "submit" in policy.others
+    return everywhere or ("submit" in rights and policy.submitters.get(backend, _NOBODY).has(peer))
+
+
+def may_command(peer: Peer, policy: Policy, *, uid: int | None, backend: str, account: str | None) -> bool:
+    """Whether a peer may cancel, restart, hold or release a run.
+
+    Parameters
+    ----------
+    peer : `Peer`
+        Who asks.
+    policy : `Policy`
+        What holds.
+    uid : `int` or `None`
+        Who submitted the run, if it was submitted by this daemon: it is theirs then.
+    backend, account : `str`
+        Else it is theirs to whom the configuration gives this account of the WMS.
+    """
+    owner = uid if uid is not None else policy.accounts.get((backend, account or ""))
+    rights = rights_of(peer, policy)
+    return "command" in rights or ("read" in rights and owner == peer.uid)
 
 
 def peer_of(connection: socket.socket, user: str = "") -> Peer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["Backend"]
 
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -30,6 +31,9 @@ from bpsd.pacing import Pace, breaker, next_delay, soonest
 ERROR_CHARS = 500
 """How much of an error's text a row of a backend shows."""
 
+STUCK_AFTER_S = 60.0
+"""How long after its own deadline a backend that does nothing more counts as stuck: the loop may be busy meanwhile."""
+
 MAX_DETAIL_ROUNDS = 1000
 """How many results in a row a backend may ask to be followed up at once (``more``), before it is a failure."""
 
@@ -45,6 +49,8 @@ class Backend:
         Makes the service from a `~bpsd.interface.ServiceContext`.
     settings : `~bpsd.config.BackendConfig`
         Its section of the configuration.
+    polled : callable
+        Told of every poll that ended: the backend, ``ok``, ``partial`` or ``failed``, and how many seconds it took.
     """
 
     def __init__(
@@ -56,8 +62,10 @@ class Backend:
         cache: Cache,
         state_dir: Path,
         log: Any,
+        polled: Callable[[str, str, float], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._tell_polled = polled
         self.name, self.uid, self.type = settings.name, uid, settings.type
         self.settings = settings
         self._make, self._cache, self._state_dir, self._clock = make, cache, state_dir, clock
@@ -72,6 +80,7 @@ class Backend:
         self._last_good_mono: float | None = None
         self._last_attempt: float | None = None
         self._next_poll: float | None = None
+        self._due = math.inf  # monotonic: when what goes on now is to be over
         self._sources: list[SourceRow] = []
         self._wanted = anyio.Event()
         self._polled = anyio.Event()
@@ -132,6 +141,10 @@ class Backend:
         patience = max(self.settings.polling.stale_after_s, 2 * self._pace.delay_s)
         return time.monotonic() - self._last_good_mono > patience
 
+    def is_stuck(self) -> bool:
+        """Whether its task keeps its own deadlines no more. A WMS that times out makes it not so: that is progress."""
+        return time.monotonic() > self._due + STUCK_AFTER_S
+
     def row(self) -> BackendRow:
         """The backend as a client sees it."""
         counts = self._cache.counts().get(self.name, {})
@@ -181,6 +194,7 @@ class Backend:
         opened_failures = 0
         while True:
             self._state = "starting"
+            self._due = math.inf  # an adapter opens as slowly as its host answers; it shows as starting
             began = time.monotonic()
             try:
                 await self._live_once()
@@ -208,6 +222,7 @@ class Backend:
         self._finish_poll()
         delay = next_delay(self.settings.polling, Pace(failures=failures), random.random)
         self._next_poll = self._clock() + delay
+        self._due = time.monotonic() + delay
         await anyio.sleep(delay)
 
     def _context(self, group: TaskGroup) -> ServiceContext:
@@ -227,6 +242,7 @@ class Backend:
             delay = next_delay(self.settings.polling, self._pace, random.random)
             self._pace = self._pace._replace(delay_s=delay)
             self._next_poll = self._clock() + delay
+            self._due = time.monotonic() + delay
             floor = soonest(service.capabilities.poll_floor_s, self._pace.cost_s)
             await anyio.sleep(min(floor, delay))
             with anyio.move_on_after(max(0.0, delay - floor)):
@@ -234,6 +250,7 @@ class Backend:
 
     async def _poll_once(self, service: WmsService) -> None:
         self._asking = True
+        began, outcome = time.monotonic(), "failed"
         self._last_attempt = self._clock()
         self._polls += 1
         try:
@@ -247,12 +264,14 @@ class Backend:
             self._log.error(LogEvent.POLL_BROKE, backend=self.name, error=repr(exc), exc_info=exc)
             await self._failed("down", exc)
         else:
+            outcome = "ok" if all(source.status == "ok" for source in self._sources) else "partial"
             self._pace = self._pace._replace(
                 changed=changed > 0, failures=0, live_runs=self._cache.live_runs(self.name)
             )
             await self._change_state("up", "")
         finally:
             self._asking = False
+            self._tell_polled(self.name, outcome, time.monotonic() - began)
             self._finish_poll()
 
     async def _ask(self, service: WmsService) -> int:
@@ -261,6 +280,7 @@ class Backend:
         began_mono = time.monotonic()
         deadline = self.settings.polling.deadline_s
         for _ in range(MAX_DETAIL_ROUNDS):
+            self._due = time.monotonic() + deadline
             result = await self._within(
                 deadline,
                 service.poll(

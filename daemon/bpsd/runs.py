@@ -93,6 +93,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     info: str | None = None
     attempts: list[AttemptRow] = []
     command: str | None = None
+    muted: bool = False
 
     # -- what it is --------------------------------------------------------------------------------------------------
 
@@ -351,6 +352,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             last_known=_name(self.last_known),  # type: ignore[arg-type]  # the names are those of StateName
             last_known_at=self.last_known_at,
             command=self.command,
+            muted=self.muted,
             observed_at=self.observed_at,
             source=self.source,
         )

@@ -24,10 +24,11 @@ from typing import Literal, Self
 import anyio
 import msgspec
 
-from bpsd import sqlitefile
+from bpsd import sqlitefile, storecare
 from bpsd.database import Database, Statistics
 from bpsd.errors import StorageError
 from bpsd.sqlitefile import Damaged, Schema, text
+from bpsd.storecare import ENDED
 from bpsd.writebehind import Batch, Pending, StoredRun, TimelineEvent
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
@@ -47,15 +48,6 @@ CARE_DEADLINE_S = 60.0
 
 MAX_CANDIDATES = 50
 """Runs that `Store.find` returns at most."""
-
-PRUNE_RUNS_STEP = 100
-"""Runs that one transaction of `Store.prune` removes at most."""
-
-PRUNE_EVENTS_STEP = 2_000
-"""Events that one transaction of `Store.prune` removes at most."""
-
-VACUUM_PAGES_STEP = 1_000
-"""Free pages that one transaction of `Store.vacuum` gives back at most (4 MB)."""
 
 SCHEMA = Schema(
     name="store",
@@ -109,9 +101,6 @@ SCHEMA = Schema(
         """,
     ),
 )
-
-_ENDED = "coalesce(ended_at, updated_at)"
-"""When a run ended, as far as anybody knows: the expression of the index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,30 +369,40 @@ class Store:
 
     # -- care --------------------------------------------------------------------------------------------------------
 
-    async def prune(self, keep_before: float, timeline_events_per_run: int) -> int:
+    async def prune(self, keep_before: float, timeline_events_per_run: int, max_bytes: int) -> int:
         """Forget runs that ended before a time, and the oldest events of those that have too many, in small steps.
 
-        Events that belong to no run (of backends and of the daemon) count as those of one run.
+        Events that belong to no run (of backends and of the daemon) count as those of one run. What is then still
+        larger than ``max_bytes`` loses the runs that ended first; live ones stay, whatever they take.
 
         Returns
         -------
         removed : `int`
             How many runs and events are gone.
         """
+        run = self._database.run
         removed = 0
-        while count := await self._database.run(partial(_prune_runs, keep_before=keep_before)):
+        while count := await run(partial(storecare.prune_runs, keep_before=keep_before)):
             removed += count
-        crowded = await self._database.read(partial(_crowded, most=timeline_events_per_run), deadline_s=CARE_DEADLINE_S)
+        crowded = await self._database.read(
+            partial(storecare.crowded, most=timeline_events_per_run), deadline_s=CARE_DEADLINE_S
+        )
         for run_id, first_kept in crowded:
-            while count := await self._database.run(partial(_prune_events, run_id=run_id, first_kept=first_kept)):
+            while count := await run(partial(storecare.prune_events, run_id=run_id, first_kept=first_kept)):
                 removed += count
+        while await self.used_bytes() > max_bytes and (count := await run(storecare.prune_oldest_runs)):
+            removed += count
         return removed
+
+    async def used_bytes(self) -> int:
+        """What the history takes, without the free pages of its file."""
+        return await self._database.read(storecare.used_bytes)
 
     async def vacuum(self) -> int:
         """Give free pages back to the file system, in small steps; returns how many bytes."""
         total = 0
-        while pages := await self._database.run(_vacuum):
-            total += pages
+        while freed := await self._database.run(storecare.vacuum):
+            total += freed
         return total
 
     async def check(self) -> list[str]:
@@ -436,7 +435,7 @@ def _load(connection: sqlite3.Connection, ended_after: float) -> Loaded:
         _run(row)
         for row in connection.execute(
             f"SELECT {_RUN_COLUMNS} FROM runs WHERE live"  # noqa: S608 - our own literals
-            f" UNION ALL SELECT {_RUN_COLUMNS} FROM runs WHERE NOT live AND {_ENDED} > ?",
+            f" UNION ALL SELECT {_RUN_COLUMNS} FROM runs WHERE NOT live AND {ENDED} > ?",
             (ended_after,),
         )
     ]
@@ -491,19 +490,19 @@ def _history(
 ) -> list[StoredRun]:
     conditions: list[tuple[str, Sequence[object]]] = [("NOT live", ())]
     if ended_after is not None:
-        conditions.append((f"{_ENDED} > ?", (ended_after,)))
+        conditions.append((f"{ENDED} > ?", (ended_after,)))
     if ended_before is not None:
-        conditions.append((f"{_ENDED} < ?", (ended_before,)))
+        conditions.append((f"{ENDED} < ?", (ended_before,)))
     if backends:
         conditions.append((f"backend IN ({', '.join('?' * len(backends))})", backends))
     if states:
         conditions.append((f"state IN ({', '.join('?' * len(states))})", states))
     if after is not None:
-        conditions.append((f"({_ENDED}, run_id) < (SELECT {_ENDED}, run_id FROM runs WHERE run_id = ?)", (after,)))  # noqa: S608
+        conditions.append((f"({ENDED}, run_id) < (SELECT {ENDED}, run_id FROM runs WHERE run_id = ?)", (after,)))  # noqa: S608
     where = " AND ".join(condition for condition, _ in conditions)
     values = [value for _, some in conditions for value in some]
     rows = connection.execute(
-        f"SELECT {_RUN_COLUMNS} FROM runs WHERE {where} ORDER BY {_ENDED} DESC, run_id DESC LIMIT ?",  # noqa: S608
+        f"SELECT {_RUN_COLUMNS} FROM runs WHERE {where} ORDER BY {ENDED} DESC, run_id DESC LIMIT ?",  # noqa: S608
         (*values, limit),
     )
     return [_run(row) for row in rows]
@@ -536,46 +535,9 @@ def _find(connection: sqlite3.Connection, name: str) -> list[StoredRun]:
     beginning = ("name >= ? AND name < ? || char(1114111)",)
     for condition in (*exact, *beginning):
         rows = connection.execute(
-            f"SELECT {_RUN_COLUMNS} FROM runs WHERE {condition} ORDER BY {_ENDED} DESC LIMIT ?",  # noqa: S608
+            f"SELECT {_RUN_COLUMNS} FROM runs WHERE {condition} ORDER BY {ENDED} DESC LIMIT ?",  # noqa: S608
             (*([name] * condition.count("?")), MAX_CANDIDATES),
         )
         for row in rows:
             found.setdefault(row[0], _run(row))
     return list(found.values())[:MAX_CANDIDATES]
-
-
-def _prune_runs(connection: sqlite3.Connection, keep_before: float) -> int:
-    rows = connection.execute(
-        f"SELECT run_id FROM runs WHERE NOT live AND {_ENDED} < ? LIMIT ?",  # noqa: S608
-        (keep_before, PRUNE_RUNS_STEP),
-    ).fetchall()
-    Pending(Batch(forget=[run_id for (run_id,) in rows])).write(connection)
-    return len(rows)
-
-
-def _crowded(connection: sqlite3.Connection, most: int) -> list[tuple[str | None, int]]:
-    """Runs with more events than ``most``, each with the number of the first event to keep."""
-    crowded = connection.execute("SELECT run_id FROM timeline GROUP BY run_id HAVING count(*) > ?", (most,)).fetchall()
-    return [
-        (
-            run_id,
-            connection.execute(
-                "SELECT seq FROM timeline WHERE run_id IS ? ORDER BY seq DESC LIMIT 1 OFFSET ?", (run_id, most - 1)
-            ).fetchone()[0],
-        )
-        for (run_id,) in crowded
-    ]
-
-
-def _prune_events(connection: sqlite3.Connection, run_id: str | None, first_kept: int) -> int:
-    return connection.execute(
-        "DELETE FROM timeline WHERE seq IN (SELECT seq FROM timeline WHERE run_id IS ? AND seq < ? LIMIT ?)",
-        (run_id, first_kept, PRUNE_EVENTS_STEP),
-    ).rowcount
-
-
-def _vacuum(connection: sqlite3.Connection) -> int:
-    free = int(connection.execute("PRAGMA freelist_count").fetchone()[0])
-    connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES_STEP})").fetchall()
-    left = int(connection.execute("PRAGMA freelist_count").fetchone()[0])
-    return (free - left) * int(connection.execute("PRAGMA page_size").fetchone()[0])

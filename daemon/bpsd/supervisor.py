@@ -14,6 +14,7 @@ import fcntl
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -37,10 +38,15 @@ from bpsd.interface import ServiceContext, WmsService
 from bpsd.journal import CommandRecord, Journal, Sighting
 from bpsd.logs.events import LogEvent
 from bpsd.messages import Hello
+from bpsd.metrics import Metrics
 from bpsd.models import RunObservation
+from bpsd.monitor import Monitor, open_files
+from bpsd.notifier import Notifier
 from bpsd.peers import Policy
+from bpsd.permissions import policy_of
 from bpsd.poller import Backend
 from bpsd.registry import adapter
+from bpsd.scrape import Exposition
 from bpsd.sdnotify import SystemdNotifier
 from bpsd.server import Listener, SocketServer, open_listener
 from bpsd.spool import Spool
@@ -53,6 +59,12 @@ GC_THRESHOLDS = (5_000, 5, 1_000)
 SWITCH_INTERVAL_S = 0.0005
 """How long the loop may wait for the interpreter's lock while a thread (storage, a helper) holds it: 5 ms is Python's
 own choice, and each message read or written is such a wait."""
+
+NAMES_WAIT_S = 10.0
+"""How long start and reload wait for the users and groups that the configuration names."""
+
+NAMES_RETRY_S = 60.0
+"""How often those that nobody had are asked for again."""
 
 
 class Daemon:
@@ -78,12 +90,16 @@ class Daemon:
         self._config, self._config_path, self._reload = config, config_path, reload
         self._log, self._clock = log, clock
         self._systemd = SystemdNotifier(os.environ)
-        self._meter = LoopMeter(self._systemd)
+        self._metrics = Metrics(version=__version__)
+        self._meter = LoopMeter(self._systemd, self._metrics.loop_delay_s.observe, self._stuck_backends, log)
         self._state = Path(config.state_dir)
         self._backends: dict[str, Backend] = {}
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._stop = anyio.Event()
+        self._policy = Policy(os.getuid())
+        self._names_unknown: list[str] = []
         self._started_at = clock()
+        self._metrics.started_at.set(self._started_at)
 
     def __repr__(self) -> str:
         return f"<Daemon {self._config.socket} with {', '.join(self._backends) or 'no backend yet'}>"
@@ -224,8 +240,11 @@ class Daemon:
                 clock=self._clock,
                 finished=self._command_over,
             )
+            await self._know_people()
             self._deps = self._make_deps()
             self._server = self._make_server()
+            self._notifier = self._make_notifier()
+            await self._group.start(self._notifier.run)
             for settings in self._config.backends.values():
                 await self._add_backend(settings)
             await self._group.start(self._engine.run)
@@ -234,6 +253,9 @@ class Daemon:
             gc.freeze()  # what is there now stays: collections need not walk over it again
             self._group.start_soon(self._meter.run, name="loop meter")
             self._group.start_soon(self._upkeep().run, name="upkeep")
+            self._exposition = Exposition(self._make_monitor(), self._config.metrics, log=self._log)
+            self._group.start_soon(self._exposition.run, name="metrics")
+            self._group.start_soon(self._ask_for_people, name="people")
             self._group.start_soon(self._signals, name="signals")
             await self._group.start(self._server.serve, listener)
             self._ready()
@@ -271,6 +293,27 @@ class Daemon:
                 else:
                     self.stop(signal.Signals(number).name)
 
+    # -- people ------------------------------------------------------------------------------------------------------
+
+    async def _know_people(self) -> None:
+        """Find those whom the configuration names. A name service that does not answer must not keep the daemon."""
+        self._names_unknown = ["all of them: the name service does not answer"]
+        with anyio.move_on_after(NAMES_WAIT_S):
+            self._policy, self._names_unknown = await anyio.to_thread.run_sync(
+                policy_of, self._config, os.getuid(), abandon_on_cancel=True
+            )
+        if self._names_unknown:
+            self._log.warning(LogEvent.NAMES_UNKNOWN, names=self._names_unknown, retry_s=NAMES_RETRY_S)
+
+    async def _ask_for_people(self) -> None:
+        """Ask again for names that nobody had: they may be made later, or their server may be back."""
+        while True:
+            await anyio.sleep(NAMES_RETRY_S)
+            if self._names_unknown:
+                await self._know_people()
+                self._deps.policy = self._policy
+                self._server.set_policy(self._policy)
+
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _make_server(self) -> SocketServer:
@@ -284,7 +327,7 @@ class Daemon:
                 mode=self._config.mode,
                 max_message_bytes=wire.MAX_MESSAGE_BYTES,
             ),
-            policy=Policy(os.getuid(), frozenset(self._config.rights.others)),
+            policy=self._policy,
             log=self._log,
         )
 
@@ -300,9 +343,21 @@ class Daemon:
             spool=self._spool,
             workflows=self._workflows,
             figures=self._figures,
+            policy=self._policy,
             clock=self._clock,
             started_at=self._started_at,
             log=self._log,
+        )
+
+    def _make_monitor(self) -> Monitor:
+        return Monitor(
+            metrics=self._metrics,
+            cache=self._cache,
+            engine=self._engine,
+            backends=self._backends,
+            figures=self._figures,
+            waiting=self._notifier.waiting,
+            clock=self._clock,
         )
 
     def _upkeep(self) -> Upkeep:
@@ -317,7 +372,26 @@ class Daemon:
             clock=self._clock,
         )
 
+    def _make_notifier(self) -> Notifier:
+        return Notifier(
+            self._config.notifications,
+            path=self._state / "notified.json",
+            cache=self._cache,
+            backends=self._backends,
+            timeline=lambda after, limit: self._store.timeline(after_seq=after, limit=limit),
+            metrics=self._metrics,
+            daemon=socket.gethostname(),
+            log=self._log,
+            clock=self._clock,
+        )
+
+    def _polled(self, backend: str, outcome: str, seconds: float) -> None:
+        self._metrics.polls.labels(backend, outcome).inc()
+        self._metrics.poll_s.labels(backend).observe(seconds)
+
     async def _command_over(self, command: CommandRecord) -> None:
+        self._metrics.commands.labels(command.verb, command.state).inc()
+        self._metrics.command_s.labels(command.verb).observe(max(0.0, self._clock() - command.accepted_at))
         if command.verb == "submit" and command.token is not None:
             await anyio.to_thread.run_sync(self._workflows.drop, command.token)
 
@@ -326,6 +400,11 @@ class Daemon:
         return {
             **self._meter.figures(),
             "memory_bytes": memory_bytes(),
+            "open_files": open_files(),
+            "journal_waiting_jobs": float(self._journal.statistics.waiting),
+            "journal_read_only": float(self._journal.status.read_only),
+            "store_waiting_bytes": float(self._store.waiting_bytes),
+            "config_refused": float(bool(self._deps.refused)),
             "runs_hot": float(sum(of["hot"] for of in counts.values())),
             "runs_live": float(sum(of["live"] for of in counts.values())),
             "jobs_known": float(sum(of["jobs"] for of in counts.values())),
@@ -343,7 +422,7 @@ class Daemon:
         kind = adapter(settings.type)
 
         def make(context: ServiceContext) -> WmsService:
-            return kind(settings.settings, context)
+            return kind.made(settings.settings, context)
 
         backend = Backend(
             uid=folder.name,
@@ -353,6 +432,7 @@ class Daemon:
             state_dir=folder,
             log=self._log,
             clock=self._clock,
+            polled=self._polled,
         )
         self._backends[settings.name] = backend
         scope = self._scopes[settings.name] = anyio.CancelScope()
@@ -362,9 +442,13 @@ class Daemon:
         with scope:
             await backend.run()
 
+    def _stuck_backends(self) -> list[str]:
+        return [name for name, backend in self._backends.items() if backend.is_stuck()]
+
     def _remove_backend(self, name: str) -> None:
         self._scopes.pop(name).cancel()
         del self._backends[name]
+        self._metrics.forget_backend(name)
 
     # -- reload ------------------------------------------------------------------------------------------------------
 
@@ -375,10 +459,12 @@ class Daemon:
             new = await anyio.to_thread.run_sync(self._reload)
             self._refuse_what_needs_a_restart(new)
         except BpsdError as exc:
+            self._deps.refused = exc.message
             self._log.error(LogEvent.CONFIG_REFUSED, error=str(exc))
             await self._cache.announce("daemon.reload", ok=False, error=exc.message)
         else:
             await self._take(new)
+            self._deps.refused = ""
             self._log.info(LogEvent.CONFIG_RELOADED, backends=list(self._backends))
             await self._cache.announce("daemon.reload", ok=True, backends=list(self._backends))
         self._systemd.ready()
@@ -396,9 +482,13 @@ class Daemon:
         self._deps.config = new
         self._engine.settings = new.commands
         self._server.set_limits(new.limits)
-        self._server.set_policy(Policy(os.getuid(), frozenset(new.rights.others)))
+        await self._know_people()
+        self._deps.policy = self._policy
+        self._server.set_policy(self._policy)
+        self._exposition.use(new.metrics)
+        self._notifier.use(new.notifications)
         for name, settings in old.backends.items():
-            if new.backends.get(name) != settings:
+            if name not in new.backends or new.backends[name].apart_from_people != settings.apart_from_people:
                 self._remove_backend(name)
         for name, settings in new.backends.items():
             if name not in self._backends:

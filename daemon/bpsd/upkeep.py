@@ -7,7 +7,7 @@ __all__ = ["DAY_S", "LoopMeter", "Upkeep", "memory_bytes"]
 import resource
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,28 @@ DAY_S = 86_400.0
 
 
 class LoopMeter:
-    """How late the loop comes to what is due: its lag is what every client feels."""
+    """How late the loop comes to what is due: its lag is what every client feels. Feeds systemd's watchdog.
 
-    def __init__(self, systemd: SystemdNotifier) -> None:
-        self._systemd = systemd
+    Parameters
+    ----------
+    systemd : `~bpsd.sdnotify.SystemdNotifier`
+        Whom to tell that all is well.
+    observe : callable
+        Told of each lag, in seconds.
+    stuck : callable
+        Names the tasks that keep their own deadlines no more: while there are any, the watchdog is not fed.
+    log : `object`
+        A logger.
+    """
+
+    def __init__(
+        self,
+        systemd: SystemdNotifier,
+        observe: Callable[[float], None],
+        stuck: Callable[[], Sequence[str]],
+        log: Any,
+    ) -> None:
+        self._systemd, self._observe, self._stuck, self._log = systemd, observe, stuck, log
         self._lags: deque[float] = deque(maxlen=LAG_WINDOW)
 
     async def run(self) -> None:
@@ -51,9 +69,13 @@ class LoopMeter:
             await anyio.sleep(TICK_S)
             now = time.monotonic()
             self._lags.append(max(0.0, now - due))
+            self._observe(self._lags[-1])
             if self._systemd.watchdog_s is not None and now - fed >= self._systemd.watchdog_s / 2:
-                self._systemd.watchdog()
                 fed = now
+                if stuck := self._stuck():
+                    self._log.error(LogEvent.WATCHDOG_NOT_FED, stuck=list(stuck))
+                else:
+                    self._systemd.watchdog()
 
     def figures(self) -> dict[str, float]:
         """Mean and greatest lag of the last minute, in seconds."""
@@ -110,7 +132,8 @@ class Upkeep:
     async def _prune(self) -> None:
         history = self._config().history
         before = self._clock() - history.keep_days * DAY_S
-        await self._store.prune(before, history.timeline_events_per_run)
+        if await self._store.prune(before, history.timeline_events_per_run, history.store_bytes):
+            await self._store.vacuum()
         if not self._journal.status.read_only:
             await self._journal.prune(before)
 

@@ -90,6 +90,8 @@ METHODS = (
     "restart",
     "hold",
     "release",
+    "mute",
+    "unmute",
     "commands",
     "commands.wait",
     "commands.resolve",

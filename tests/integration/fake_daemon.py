@@ -375,6 +375,12 @@ class FakeDaemon:
     def _release(self, params: messages.RunCommand) -> messages.CommandRow:
         return self._command("release", params)
 
+    def _mute(self, params: messages.MuteParams) -> messages.MuteResult:
+        return messages.MuteResult(run=params.run, muted=True)
+
+    def _unmute(self, params: messages.MuteParams) -> messages.MuteResult:
+        return messages.MuteResult(run=params.run, muted=False)
+
     def _command(self, verb: str, params: messages.RunCommand) -> messages.CommandRow:
         run = self._find(params.run).id
         if params.dry_run:

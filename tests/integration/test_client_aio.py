@@ -81,6 +81,8 @@ async def test_everything_that_it_can_say(daemon: FakeDaemon, client: AsyncClien
             await client.restart(RUN),
             await client.hold(RUN),
             await client.release(RUN, dry_run=True, label="isr", group="h1"),
+            await client.mute(RUN),
+            await client.mute(RUN, muted=False),
             await client.commands(),
             await client.wait_command("c1"),
             await client.commands_resolve("c1", "done", wms_id="1234.0"),

@@ -199,12 +199,22 @@ def test_questions_about_the_daemon(daemon: FakeDaemon) -> None:
 @pytest.mark.parametrize(("status", "word"), [(0, "OK"), (1, "WARNING"), (2, "CRITICAL"), (3, "UNKNOWN")])
 def test_health_is_a_monitoring_plugin(daemon: FakeDaemon, status: int, word: str) -> None:
     daemon.answers["health"] = lambda _: messages.HealthResult(
-        status=status, message=f"{word}: lyon is down", checks=[], figures={"runs": 3.0, "lag_s": 0.25, "bytes": 4.2e9}
+        status=status,
+        message=f"{word}: lyon is down | or not",
+        checks=[],
+        figures={"runs": 3.0, "lag_s": 0.25, "memory_bytes": 4.2e9},
     )
 
     done = bpsctl(daemon.path, "health")
 
-    assert (done.code, done.out) == (status, f"BPSD {word} - lyon is down | runs=3 lag_s=0.25 bytes=4200000000\n")
+    assert (done.code, done.out) == (
+        status,
+        f"BPSD {word} - lyon is down / or not | runs=3 lag_s=0.25s memory_bytes=4200000000B\n",
+    )
+
+
+def test_health_asked_wrongly_is_unknown(socket_path: Path) -> None:
+    assert bpsctl(socket_path, "health", "--jsno").code == 3
 
 
 def test_health_without_a_daemon_is_critical(socket_path: Path) -> None:
@@ -255,7 +265,7 @@ def test_commands(daemon: FakeDaemon) -> None:
         "Run:      rbcdfghjk on here",
         "State:    FAILED: not cancelled: it is over",
         "By:       alice (uid 1000, process 4242)",
-        "With:     me",
+        "It says:  me",
     ]
     assert one.out.endswith("Advice:   look\n")
 

@@ -713,7 +713,11 @@ async def test_rights_are_checked_before_a_handler_is_asked(socket_path: Path, m
         assert allowed == {"none": True, "read": True, "submit": False, "command": False, "admin": False}
         assert {peer.user for peer in called} == {"#54321"}
 
+        served.server.set_policy(Policy(owner_uid=os.getuid(), others=frozenset({"read", "submit"})))
+        assert "permission_denied" not in str(await client.ask("submit"))  # who is connected has new rights at once
+
         served.server.set_policy(Policy(owner_uid=os.getuid()))
+        assert await client.farewell() == "permission_denied"
         async with connecting(socket_path) as next_one:
             assert await next_one.farewell() == "permission_denied"
 

@@ -131,7 +131,7 @@ def test_paths_may_begin_at_home_and_the_environment_names_the_socket_last(tmp_p
         ("commands: {doubt_retry_max_s: 1}", ["1 commands.doubt_retry_max_s: is less than doubt_retry_initial_s"]),
         ("history: {keep_days: 2}", ["1 history.keep_days: is less than hot_days"]),
         ("rights: {others: [read, write]}",
-         ["1 rights.others: only a daemon in mode system serves others",
+         ["1 rights: only a daemon in mode system serves others",
           "1 rights.others[1]: expected one of 'command', 'read', 'submit', got the text 'write'"]),
         ("socket: run/s", ["1 socket: 'run/s' is not absolute (it may begin with ~/)"]),
         (f"socket: /{'s' * 107}", ["1 socket: is 108 bytes long; a Unix socket takes 107"]),
@@ -141,7 +141,8 @@ def test_paths_may_begin_at_home_and_the_environment_names_the_socket_last(tmp_p
          ["1 backends: there is no backend; leave the section out for the one that is there by default"]),
         ("mode: system", ["1 backends: a daemon in mode system needs at least one backend"]),
         ("mode: system\nbackends: {a: {type: local}}",
-         ["2 backends.a.type: local is for mode user: everybody's runs would run as the daemon's user"]),
+         [("2 backends.a.type: in mode system it needs run_as: submitter, or everybody's runs would run as the daemon's "
+          "user")]),
         ("backends:\n  Here: {type: local}",
          ["2 backends.Here: a name of a backend is a-z, then up to 31 of a-z, 0-9, _ and -"]),
         ("backends:\n  a: {type: lokal, pol: 5, poll: {jitter: 7}}",

@@ -9,6 +9,8 @@ import fcntl
 import json
 import logging
 import os
+import re
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpsd.logs import LogEvent, LogSink, get_logger, log_context, log_to, redact
+from bpsd.logs import LogEvent, LogSink, get_logger, journald, log_context, log_to, redact
 from bpsd.logs.redaction import MAX_ITEMS, MAX_TEXT_CHARS, REDACTED, redact_text
 
 ROOT = Path(__file__).parents[2]
@@ -387,3 +389,71 @@ def test_improvised_events_would_be_found(tmp_path: Path, monkeypatch: pytest.Mo
     source.write_text("self._log.info('poll_failed')\nlog.error('something odd')\nmath.log.x('y')\n")
 
     assert list(improvised(source)) == ["x.py:2: something odd"]
+
+
+# -- systemd's journal -----------------------------------------------------------------------------------------------
+
+
+def fields_of(data: bytes) -> dict[str, str]:
+    """Read a datagram as journald does (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
+    fields = {}
+    while data:
+        line, _, rest = data.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            size = int.from_bytes(rest[:8], "little")
+            value, rest = rest[8 : 8 + size], rest[8 + size :]
+            assert rest[:1] == b"\n"
+            rest = rest[1:]
+        fields[name.decode()] = value.decode()
+        data = rest
+    return fields
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text() | st.integers() | st.lists(st.text()), max_size=6))
+def test_the_journal_gets_fields_and_nothing_forges_one(facts: dict[str, Any]) -> None:
+    facts = {k: v for k, v in facts.items() if k not in ("event", "level", "exception", "stack", "timestamp")}
+
+    fields = fields_of(journald.datagram({"event": "poll_failed", "level": "error", **facts}))
+
+    assert fields["BPSD_EVENT"] == "poll_failed" or "EVENT" in {name.upper() for name in facts}
+    assert fields["PRIORITY"] == "3"
+    assert fields["MESSAGE"].startswith("poll_failed")
+    names = {re.sub("[^A-Z0-9_]", "_", f"BPSD_{name}".upper())[:64] for name in facts}
+    assert set(fields) - {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "BPSD_EVENT"} <= names
+
+
+def test_events_go_to_the_journal_where_stderr_does(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal, (state_dir / "stderr").open("wb") as stderr:
+        journal.bind(str(state_dir / "j"))
+        journal.settimeout(30)
+        status = os.fstat(stderr.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        monkeypatch.setattr(journald.send_lines, "__defaults__", (str(state_dir / "j"),))
+        with log_to(stderr.fileno()):
+            get_logger().warning(LogEvent.POLL_FAILED, backend="here", failures=2, error="two\nlines", password="x1")
+        fields = fields_of(journal.recv(65536))
+
+    assert (state_dir / "stderr").read_bytes() == b""
+    assert fields == {
+        "MESSAGE": "poll_failed backend=here failures=2 error=two\\nlines password=[redacted]",
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "bpsd",
+        "BPSD_EVENT": "poll_failed",
+        "BPSD_BACKEND": "here",
+        "BPSD_FAILURES": "2",
+        "BPSD_ERROR": "two\\nlines",
+        "BPSD_PASSWORD": REDACTED,
+    }
+
+
+def test_what_is_too_long_for_a_datagram_is_told_in_short(state_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(state_dir / "j"))
+        line = json.dumps({"event": "poll_broke", "level": "error", "error": "x" * 10_000_000}).encode() + b"\n"
+
+        journald.send_lines(line, str(state_dir / "j"))
+
+        fields = fields_of(journal.recv(65536))
+    assert fields["BPSD_EVENT"] == "poll_broke"
+    assert fields["MESSAGE"].startswith("poll_broke error=xxx")

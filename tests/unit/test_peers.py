@@ -15,7 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpsd import peers
-from bpsd.peers import ALL_RIGHTS, Peer, Policy, UserNames, claimed_command_line, peer_of, rights_of
+from bpsd.peers import (
+    ALL_RIGHTS,
+    Members,
+    Peer,
+    Policy,
+    UserNames,
+    claimed_command_line,
+    may_command,
+    may_submit,
+    peer_of,
+    rights_of,
+)
 
 uids = st.integers(min_value=0, max_value=2**32 - 2)
 
@@ -41,6 +52,73 @@ def test_others_have_what_the_policy_gives_them(uid: int, owner: int, others: fr
     rights = rights_of(peer(uid), Policy(owner_uid=owner, others=others))
 
     assert rights == (ALL_RIGHTS if uid in (owner, 0) else others | {"none"})
+
+
+ROLES = Policy(
+    owner_uid=5,
+    viewers=Members(uids=frozenset({10})),
+    operators=Members(gids=frozenset({200})),
+    admins=Members(uids=frozenset({30})),
+    submitters={"a": Members(uids=frozenset({40})), "b": Members(everybody=True)},
+    accounts={("a", "svc"): 10},
+)
+
+
+def member(uid: int, *groups: int) -> Peer:
+    return Peer(pid=1, uid=uid, gid=uid, groups=(uid, *groups), user="")
+
+
+@pytest.mark.parametrize(
+    ("who", "rights"),
+    [
+        (member(5), ALL_RIGHTS),
+        (member(0), ALL_RIGHTS),
+        (member(30), ALL_RIGHTS),
+        (member(10), {"none", "read", "submit"}),  # b is open to everybody who is let in
+        (member(11, 200), {"none", "read", "command", "submit"}),
+        (member(40), {"none", "read", "submit"}),
+        (member(99), set()),  # a backend that is open to everybody lets nobody in who is not let in otherwise
+    ],
+)
+def test_roles_give_rights(who: Peer, rights: set[peers.Right]) -> None:
+    assert rights_of(who, ROLES) == rights
+
+
+def test_submitting_is_allowed_per_backend() -> None:
+    assert {
+        (uid, b) for uid in (5, 0, 30, 10, 40, 99) for b in ("a", "b", "c") if may_submit(member(uid), ROLES, b)
+    } == {
+        *((uid, b) for uid in (5, 0, 30) for b in ("a", "b", "c")),
+        (40, "a"),
+        (40, "b"),
+        (10, "b"),
+    }
+    assert may_submit(member(99), Policy(5, frozenset({"read", "submit"})), "any")
+    assert not may_submit(member(99), Policy(5, frozenset({"read", "command"})), "any")
+
+
+def test_people_command_their_own_runs_and_operators_all() -> None:
+    def may(who: Peer, uid: int | None, account: str | None = None) -> bool:
+        return may_command(who, ROLES, uid=uid, backend="a", account=account)
+
+    assert may(member(40), 40)
+    assert not may(member(40), 10)
+    assert may(member(11, 200), 10)
+    assert may(member(10), None, "svc")  # the configuration gives that account's runs to user 10
+    assert not may(member(10), 40, "svc")  # what we know to be somebody's is nobody else's
+    assert not may(member(40), None, "svc")
+    assert not may(member(40), None, None)
+    assert not may(member(99), 99)  # not even let in
+
+
+@given(uid=uids, gid=uids)
+def test_whoever_may_submit_or_command_is_let_in(uid: int, gid: int) -> None:
+    who = member(uid, gid)
+    rights = rights_of(who, ROLES)
+
+    assert not rights or {"none", "read"} <= rights
+    assert may_submit(who, ROLES, "a") <= ("submit" in rights)
+    assert may_command(who, ROLES, uid=uid, backend="a", account=None) == bool(rights)
 
 
 def test_the_kernel_names_the_peer(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from bpsd import filesystems, sqlitefile
+from bpsd import filesystems, sqlitefile, storecare
 from bpsd import store as store_module
 from bpsd.errors import CannotStart, LimitExceeded, StorageError
 from bpsd.store import SCHEMA, Batch, Store, StoredRun, StoreStatus, TimelineEvent
@@ -19,6 +19,7 @@ from tests.disks import DISKS, small_disk
 from tests.fixtures.schemas import KEPT, NOW, build
 
 DAY_S = 86400.0
+MANY_BYTES = 1 << 40
 
 
 def _run(run_id: str, **facts: Any) -> StoredRun:
@@ -540,7 +541,7 @@ async def test_slow_question_is_ended(store: Store, monkeypatch: pytest.MonkeyPa
 
 
 async def test_prune_forgets_old_runs_with_all_that_is_theirs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "PRUNE_RUNS_STEP", 3)
+    monkeypatch.setattr(storecare, "PRUNE_RUNS_STEP", 3)
     old = [_over(f"r{n}", float(n)) for n in range(10)]
     await store.put(
         Batch(
@@ -553,7 +554,7 @@ async def test_prune_forgets_old_runs_with_all_that_is_theirs(store: Store, monk
     )
     await store.flush()
 
-    assert await store.prune(8.0, 100) == 8
+    assert await store.prune(8.0, 100, MANY_BYTES) == 8
 
     loaded = await store.load(-1.0)
     assert sorted(_ids(loaded.runs)) == ["r8", "r9", "rlive"]
@@ -564,12 +565,12 @@ async def test_prune_forgets_old_runs_with_all_that_is_theirs(store: Store, monk
 
 
 async def test_prune_keeps_the_last_events_of_each_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "PRUNE_EVENTS_STEP", 4)
+    monkeypatch.setattr(storecare, "PRUNE_EVENTS_STEP", 4)
     events = [_event(3 * n + k, run_id) for n in range(20) for k, run_id in enumerate(("r1", None, f"r{n}x"), 1)]
     await store.put(Batch(events=events))
     await store.flush()
 
-    assert await store.prune(0.0, 5) == 30
+    assert await store.prune(0.0, 5, MANY_BYTES) == 30
 
     assert [event.seq for event in await store.timeline("r1")] == [46, 49, 52, 55, 58]
     kept = await store.timeline(limit=1000)
@@ -578,11 +579,30 @@ async def test_prune_keeps_the_last_events_of_each_run(store: Store, monkeypatch
     assert (await store.load(0.0)).last_seq == 60
 
 
+async def test_prune_by_size_forgets_what_ended_first_and_nothing_that_lives(store: Store) -> None:
+    doc = b"x" * 20_000
+    await store.put(
+        Batch(runs=[*(_over(f"r{n:02}", float(n), doc=doc) for n in range(60)), _run("rlive", updated_at=0.0, doc=doc)])
+    )
+    await store.flush()
+    full = await store.used_bytes()
+    limit = full // 2
+
+    assert 25 <= await store.prune(0.0, 100, limit) <= 36
+
+    assert limit * 0.8 < await store.used_bytes() <= limit
+    left = sorted(_ids((await store.load(-1.0)).runs))
+    assert left == [*(f"r{n:02}" for n in range(61 - len(left), 60)), "rlive"]
+    assert await store.prune(0.0, 100, limit) == 0
+    await store.prune(0.0, 100, 1)
+    assert _ids((await store.load(-1.0)).runs) == ["rlive"]
+
+
 async def test_vacuum_gives_space_back(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "VACUUM_PAGES_STEP", 10)
+    monkeypatch.setattr(storecare, "VACUUM_PAGES_STEP", 10)
     await store.put(Batch(runs=[_over(f"r{n}", 1.0, doc=b"x" * 20_000) for n in range(100)]))
     await store.flush()
-    await store.prune(2.0, 100)
+    await store.prune(2.0, 100, MANY_BYTES)
 
     freed = await store.vacuum()
 

@@ -19,10 +19,11 @@ from bpsd_adapters.local.prepare import Answer, Order
 _COMPLAINT_MAX_CHARS = 500
 
 
-async def launch_driver(folder: Path, settings: DriverSettings) -> tuple[int, str]:
+async def launch_driver(folder: Path, settings: DriverSettings, scope: Sequence[str] = ()) -> tuple[int, str]:
     """Start a driver; when this returns it has begun, or said why not.
 
-    This is the one place where a driver comes to life. It goes on without us: another session, no pipe, no parent.
+    This is the one place where a driver comes to life. It goes on without us: another session, no pipe, no parent, and
+    where ``scope`` (what goes before its command line) makes one, a control group of its own.
 
     Returns
     -------
@@ -31,7 +32,7 @@ async def launch_driver(folder: Path, settings: DriverSettings) -> tuple[int, st
     said : `str`
         What it had to say.
     """
-    command = [*_python("driver"), str(folder), msgspec.json.encode(settings).decode()]
+    command = [*scope, *_python("driver"), str(folder), msgspec.json.encode(settings).decode()]
     return await _run(command, settings.log_fd)
 
 

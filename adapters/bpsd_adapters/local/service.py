@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -49,6 +49,7 @@ from bpsd_adapters.local.layout import RunFolder, StateFolder, write_durably
 from bpsd_adapters.local.ledger import Capacity, Ledger, default_path
 from bpsd_adapters.local.observe import LOG, PROCESSES
 from bpsd_adapters.local.prepare import Order
+from bpsd_adapters.local.units import scope_command
 
 JOBS_PER_POLL = 20_000
 """How many observations of jobs one poll brings; then it asks for another."""
@@ -101,6 +102,10 @@ class LocalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ]
         | None
     ) = None
+    run_as: Annotated[
+        Literal["daemon", "submitter"],
+        Meta(description="as whom jobs run; submitter: as who submitted them, in units of systemd (mode system)"),
+    ] = "daemon"
     terminate_grace_s: Annotated[
         float, Meta(ge=0, le=3600, description="from SIGTERM to SIGKILL when a job is to end")
     ] = 10.0
@@ -110,6 +115,19 @@ class LocalService(WmsService):
     """Runs jobs on this machine."""
 
     Config: ClassVar[type[msgspec.Struct]] = LocalConfig
+
+    jobs_per_poll: ClassVar[int] = JOBS_PER_POLL
+    makes_scopes: ClassVar[bool] = True
+    """Whether drivers get units of their own where this process is a unit of systemd's."""
+
+    @classmethod
+    def made(cls, config: LocalConfig, context: ServiceContext) -> WmsService:
+        """One for the daemon's user, or one for all who submit."""
+        if config.run_as == "daemon":
+            return cls(config, context)
+        from bpsd_adapters.local.submitters import SubmitterService
+
+        return SubmitterService(config, context)
 
     def __init__(self, config: LocalConfig, context: ServiceContext) -> None:
         super().__init__(config, context)
@@ -318,7 +336,7 @@ class LocalService(WmsService):
                     absent.append(look.wms_id)
                 if look.error:
                     errors.append(look.error)
-            more = jobs >= JOBS_PER_POLL or time.monotonic() - began > request.deadline_s * DEADLINE_PART
+            more = jobs >= self.jobs_per_poll or time.monotonic() - began > request.deadline_s * DEADLINE_PART
             if more:
                 break
         if errors:
@@ -377,6 +395,10 @@ class LocalService(WmsService):
             return 1, f"backend {self.context.backend} cannot start drivers: {said or f'exit code {code}'}"
         return 0, f"{self.capacity.cores} cores and {self.capacity.memory_mb} MB of memory for jobs"
 
+    def expect(self, wms_id: str) -> None:
+        """A run that was over has a driver again: it is looked at in the next poll."""
+        self._follower.expect(wms_id)
+
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _try_files(self) -> None:
@@ -431,7 +453,10 @@ class LocalService(WmsService):
             only_end=only_end,
         )
         try:
-            code, said = await launch_driver(folder.path, settings)
+            scope: list[str] = []
+            if self.makes_scopes:
+                scope = await _in_thread(scope_command, folder.token, os.environ, os.getpid())
+            code, said = await launch_driver(folder.path, settings, scope)
         finally:
             os.close(log_fd)
         if code == REFUSED:
@@ -441,7 +466,7 @@ class LocalService(WmsService):
                 f"the driver of attempt {attempt} did not start (exit code {code}): {said}",
                 advice=f"{folder.driver_err} may tell more; nothing of this attempt runs",
             )
-        self._follower.expect((await _in_thread(folder.meta)).wms_id)
+        self.expect((await _in_thread(folder.meta)).wms_id)
         self.context.wake("a driver was launched")
 
     async def _watch(self) -> None:

@@ -39,5 +39,5 @@ class Admin:
         return AdminResult(done=[f"wrote {copy}" for copy in copies])
 
     async def _vacuum(self) -> AdminResult:
-        pages = await self._deps.store.vacuum()
-        return AdminResult(done=[f"{pages} pages were given back to the file system"])
+        freed = await self._deps.store.vacuum()
+        return AdminResult(done=[f"{freed} bytes were given back to the file system"])

@@ -15,6 +15,7 @@ from bpsd.config import Config
 from bpsd.errors import RunAmbiguous, RunNotFound, UnknownBackend, nearest
 from bpsd.jobtable import JobTable
 from bpsd.journal import Journal
+from bpsd.peers import Policy
 from bpsd.poller import Backend
 from bpsd.runs import RunRecord, decode_record
 from bpsd.slices import in_turns
@@ -24,7 +25,9 @@ from bpsd.store import Store
 
 @dataclass(slots=True)
 class Deps:
-    """Everything that a method may use. ``figures`` gives the daemon's own figures for `health`."""
+    """Everything that a method may use. ``figures`` gives the daemon's own figures for `health`; ``refused`` says why
+    the last reload was refused (empty: it was not).
+    """
 
     config: Config
     config_path: str | None
@@ -36,9 +39,11 @@ class Deps:
     spool: Spool
     workflows: Workflows
     figures: Callable[[], dict[str, float]]
+    policy: Policy
     clock: Callable[[], float]
     started_at: float
     log: Any
+    refused: str = ""
 
     def backend(self, name: str | None) -> Backend:
         """The backend called ``name``, or the only one.

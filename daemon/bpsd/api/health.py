@@ -33,7 +33,15 @@ class Health:
         figures = self._deps.figures()
         free = (await anyio.to_thread.run_sync(shutil.disk_usage, self._deps.config.state_dir)).free
         figures["disk_free_bytes"] = float(free)
-        checks = [*self._backends(), self._doubts(), self._journal(), _disk(free), _loop(figures)]
+        checks = [
+            *self._backends(),
+            self._doubts(),
+            self._journal(),
+            self._store(),
+            self._config(),
+            _disk(free),
+            _loop(figures),
+        ]
         worst = max(check.status for check in checks)
         bad = [check.message for check in checks if check.status]
         word = _WORDS[worst]
@@ -74,6 +82,26 @@ class Health:
                 "`bpsctl admin accept`",
             )
         return HealthCheck(name="journal", status=OK, message="the journal is writable")
+
+    def _store(self) -> HealthCheck:
+        failure = self._deps.store.failure
+        if failure is not None:
+            return HealthCheck(
+                name="history",
+                status=WARNING,
+                message=f"the history cannot be written and waits in memory: {failure}",
+            )
+        return HealthCheck(name="history", status=OK, message="the history is written")
+
+    def _config(self) -> HealthCheck:
+        if self._deps.refused:
+            return HealthCheck(
+                name="config",
+                status=WARNING,
+                message=f"the last reload was refused, and the older configuration goes on ({self._deps.refused}): "
+                "`bpsd check-config` lists what is wrong",
+            )
+        return HealthCheck(name="config", status=OK, message="the configuration in force is that of the last reload")
 
 
 def _disk(free: int) -> HealthCheck:

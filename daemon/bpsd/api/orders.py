@@ -15,6 +15,7 @@ from bpsd.api.paging import fitting
 from bpsd.errors import Conflict, InvalidParams, LimitExceeded, PermissionDenied, RunNotFound
 from bpsd.holds import select_held
 from bpsd.journal import CommandRecord
+from bpsd.logs.events import LogEvent
 from bpsd.messages import (
     CommandRow,
     CommandsParams,
@@ -25,7 +26,7 @@ from bpsd.messages import (
     SubmitParams,
 )
 from bpsd.models import WmsStates
-from bpsd.peers import Peer
+from bpsd.peers import Peer, claimed_command_line, may_command, may_submit
 from bpsd.runs import RunRecord
 from bpsd.server import Call
 
@@ -46,6 +47,12 @@ class Orders:
             return self._same_token(call.peer, params, known)
         self._check_quota(call.peer)
         backend = deps.backend(params.backend)
+        if not may_submit(call.peer, deps.policy, backend.name):
+            raise PermissionDenied(
+                f"{call.peer.user} may not submit to backend {backend.name}",
+                advice=f"an administrator can name you, or a group of yours, in backends.{backend.name}.submitters",
+                right="submit",
+            )
         blob = await deps.spool.open_blob(params.blob, call.peer.uid)
         checked = await deps.workflows.check(
             blob,
@@ -54,7 +61,7 @@ class Orders:
             capabilities=backend.service.capabilities,
             token=params.token,
         )
-        command = self._command(
+        command = await self._command(
             "submit",
             call.peer,
             backend=backend.name,
@@ -177,7 +184,8 @@ class Orders:
     async def _order(self, verb: str, call: Call, params: RunCommand, record: RunRecord, what: str = "") -> CommandRow:
         if verb != "release" and (params.label, params.group) != (None, None):
             raise InvalidParams(f"{verb}: label and group choose what a release is about; {verb} is about whole runs")
-        command = self._command(
+        self._check_owner(f"{verb} run {record.run_id}", call.peer, record.backend, record.uid, record.owner)
+        command = await self._command(
             verb,
             call.peer,
             backend=record.backend,
@@ -232,10 +240,22 @@ class Orders:
 
     async def resolve(self, call: Call, params: CommandsResolve) -> CommandRow:
         """Settle a command in doubt by a person's word."""
+        command = await self._deps.engine.wait(params.id, 0)
+        self._check_owner(f"resolve command {command.id}", call.peer, command.backend, command.uid, command.user)
         word = f"{params.note} (by {call.peer.user})".strip()
         return command_row(await self._deps.engine.resolve(params.id, params.outcome, params.wms_id, word))
 
     # -- the record --------------------------------------------------------------------------------------------------
+
+    def _check_owner(self, act: str, peer: Peer, backend: str, uid: int | None, account: str | None) -> None:
+        """People do as they like with their own; with what is others' only who may command."""
+        if may_command(peer, self._deps.policy, uid=uid, backend=backend, account=account):
+            return
+        raise PermissionDenied(
+            f"{peer.user} may not {act}, which is {account}'s" if account else f"{peer.user} may not {act}",
+            advice="ask its owner, or an operator (`rights` in the daemon's configuration)",
+            right="command",
+        )
 
     def _check_quota(self, peer: Peer) -> None:
         limit = self._deps.config.commands.queue_per_user
@@ -245,7 +265,7 @@ class Orders:
                 advice="wait for some of them: `bpsctl commands --state ACCEPTED`",
             )
 
-    def _command(
+    async def _command(
         self,
         verb: str,
         peer: Peer,
@@ -267,7 +287,7 @@ class Orders:
             run_id=run_id,
             token=token,
             attempt=attempt,
-            args=args,
+            args={**args, "command_line": await claimed_command_line(peer.pid)} if peer.pid else args,
             state="ACCEPTED",
             uid=peer.uid,
             pid=peer.pid,
@@ -278,6 +298,16 @@ class Orders:
         )
 
     async def _accepted(self, command: CommandRecord) -> None:
+        self._deps.log.info(
+            LogEvent.COMMAND_ACCEPTED,
+            command=command.id,
+            verb=command.verb,
+            backend=command.backend,
+            run=command.run_id,
+            uid=command.uid,
+            pid=command.pid,
+            user=command.user,
+        )
         await self._deps.cache.announce(
             "command.state",
             backend=command.backend,

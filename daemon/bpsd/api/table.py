@@ -11,6 +11,7 @@ from bpsd.api.bulk import Bulk
 from bpsd.api.deps import Deps
 from bpsd.api.health import Health
 from bpsd.api.holds import Holds
+from bpsd.api.muting import Muting
 from bpsd.api.orders import Orders
 from bpsd.api.reads import Reads
 from bpsd.api.watches import Watches
@@ -20,6 +21,7 @@ from bpsd.server import MethodSpec
 def method_table(deps: Deps) -> Mapping[str, MethodSpec]:
     """All methods (the keys are `bpsd.wire.METHODS`)."""
     reads, orders, bulk, watches, health = Reads(deps), Orders(deps), Bulk(deps), Watches(deps), Health(deps)
+    muting = Muting(deps)
     return {
         "ping": MethodSpec(reads.ping, "none"),
         "version": MethodSpec(reads.version, "read"),
@@ -38,13 +40,16 @@ def method_table(deps: Deps) -> Mapping[str, MethodSpec]:
         "validate": MethodSpec(bulk.validate, "submit"),
         # What has begun to be accepted is accepted, also if the client goes away meanwhile.
         "submit": MethodSpec(orders.submit, "submit", finish=True),
-        "cancel": MethodSpec(orders.cancel, "command", finish=True),
-        "restart": MethodSpec(orders.restart, "command", finish=True),
-        "hold": MethodSpec(orders.hold, "command", finish=True),
-        "release": MethodSpec(orders.release, "command", finish=True),
+        # Whether the run is the caller's own, or anybody's to command, is seen when it is found.
+        "cancel": MethodSpec(orders.cancel, "read", finish=True),
+        "restart": MethodSpec(orders.restart, "read", finish=True),
+        "hold": MethodSpec(orders.hold, "read", finish=True),
+        "release": MethodSpec(orders.release, "read", finish=True),
+        "mute": MethodSpec(muting.mute, "read", finish=True),
+        "unmute": MethodSpec(muting.unmute, "read", finish=True),
         "commands": MethodSpec(orders.commands, "read"),
         "commands.wait": MethodSpec(orders.wait, "read"),
-        "commands.resolve": MethodSpec(orders.resolve, "command", finish=True),
+        "commands.resolve": MethodSpec(orders.resolve, "read", finish=True),
         "refresh": MethodSpec(reads.refresh, "read"),
         "health": MethodSpec(health.health, "read"),
         "admin": MethodSpec(Admin(deps).admin, "admin", finish=True),

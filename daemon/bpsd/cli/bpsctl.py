@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import TextIO
 
+    from bpsd.cli.arguments import Values
+
 BROKEN_PIPE = 141
 """Exit code where the reader of our output went away (`bpsctl report | head`): what a shell shows for SIGPIPE."""
 
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = BROKEN_PIPE
     except UsageError as error:
         _complain(f"bpsctl: {error.message}", error.advice)
-        code = wire.EXIT_CODES["usage"]
+        code = error.exit_code
     except OSError as error:
         _silence(sys.stdout)
         _complain(f"bpsctl: writing the output: {error.strerror or error}", "")
@@ -67,12 +69,11 @@ def _run(argv: list[str]) -> int:
             return 0
     verb, rest = _verb_of(rest)
     module = _module(verb)
-    arguments = arguments_of(verb, module)
-    args = arguments.quick([*before, *rest])
-    if args is None:
-        from bpsd.cli.parser import parse
-
-        args = parse(verb, arguments, [*before, *rest], getattr(module, "EPILOG", None))
+    try:
+        args = _parsed(verb, module, [*before, *rest])
+    except UsageError as error:
+        error.exit_code = getattr(module, "USAGE_CODE", error.exit_code)
+        raise
     if args is None:
         return 0
     session = Session(verb, args, argv)
@@ -85,6 +86,17 @@ def _run(argv: list[str]) -> int:
         return report_error(session, error)
     finally:
         session.close()
+
+
+def _parsed(verb: str, module: ModuleType, words: list[str]) -> Values | None:
+    """The values of the options; `None` if help was asked for and given."""
+    arguments = arguments_of(verb, module)
+    args = arguments.quick(words)
+    if args is None:
+        from bpsd.cli.parser import parse
+
+        args = parse(verb, arguments, words, getattr(module, "EPILOG", None))
+    return args
 
 
 def _verb_of(words: list[str]) -> tuple[str, list[str]]:

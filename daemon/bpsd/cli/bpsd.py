@@ -6,6 +6,7 @@ __all__ = ["main"]
 
 import argparse
 import asyncio
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
@@ -15,11 +16,25 @@ import anyio
 import msgspec
 
 from bpsd import __version__
+from bpsd.cli.install import (
+    UNITS,
+    Act,
+    Place,
+    installation,
+    perform,
+    programs_folder,
+    removal,
+    system_place,
+    user_place,
+)
 from bpsd.config import Config, default_config, find_config, load_config
 from bpsd.errors import BpsdError, CannotStart
 from bpsd.logs import get_logger, log_to
 from bpsd.registry import adapter_config, known_adapters
 from bpsd.supervisor import Daemon
+
+PRIVATE = ("/home/", "/root/", "/run/user/")
+"""Folders that a system's service does not see (ProtectHome= in its unit)."""
 
 CANNOT_START = 1
 BAD_CONFIG = 2
@@ -55,6 +70,20 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--state-dir", metavar="FOLDER", help="keep the state there instead")
     serve.set_defaults(act=_serve)
     check.set_defaults(act=_check)
+    install = verbs.add_parser("install", help="make systemd run this daemon, for the system or for you alone")
+    uninstall = verbs.add_parser("uninstall", help="take away what install brought; state and configuration stay")
+    for verb in (install, uninstall):
+        whose = verb.add_mutually_exclusive_group(required=True)
+        whose.add_argument("--system", action="store_true", help="one daemon for the users of this host (root)")
+        whose.add_argument("--user", action="store_true", help="your own daemon")
+        verb.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    install.add_argument(
+        "--run-as-submitter",
+        action="store_true",
+        help="with --system: also the polkit rule with which a local backend runs jobs as who submitted them",
+    )
+    install.set_defaults(act=_install)
+    uninstall.set_defaults(act=_uninstall)
     return parser
 
 
@@ -75,6 +104,7 @@ def _config(arguments: argparse.Namespace) -> tuple[Config, str | None]:
 
 def _serve(arguments: argparse.Namespace) -> int:
     os.umask(0o077)
+    faulthandler.enable()  # systemd's watchdog ends a daemon that hangs with SIGABRT: this writes where it hung
     config, path = _config(arguments)
     with log_to(level=config.logs.level, form=config.logs.format):
         daemon = Daemon(config, config_path=path, reload=lambda: _config(arguments)[0], log=get_logger())
@@ -109,6 +139,38 @@ def _check(arguments: argparse.Namespace) -> int:
     print(f"state:         {config.state_dir}")
     for backend in config.backends.values():
         print(f"backend:       {backend.name} ({backend.type})")
+    return 0
+
+
+def _place(arguments: argparse.Namespace) -> Place:
+    return system_place() if arguments.system else user_place(os.environ)
+
+
+def _carry_out(acts: Sequence[Act], arguments: argparse.Namespace) -> None:
+    for line in (f"would {act}" for act in acts) if arguments.dry_run else perform(acts):
+        print(line)
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    if arguments.run_as_submitter and not arguments.system:
+        raise CannotStart(
+            "--run-as-submitter goes with --system", advice="your own daemon runs your jobs as you anyway"
+        )
+    place = _place(arguments)
+    acts = installation(place, programs_folder(), run_as_submitter=arguments.run_as_submitter)
+    _carry_out(acts, arguments)
+    if not arguments.dry_run:
+        control = " ".join(place.systemctl)
+        first = f"say in {place.config} which backends there are, then: " if place.config else "start it with: "
+        print(f"{first}{control} restart {' '.join(UNITS)}")
+    return 0
+
+
+def _uninstall(arguments: argparse.Namespace) -> int:
+    place = _place(arguments)
+    _carry_out(removal(place), arguments)
+    state = "/etc/bpsd, /var/lib/bpsd and the account bpsd stay" if arguments.system else "your state and settings stay"
+    print(f"{state}: remove them yourself if nobody needs them any more")
     return 0
 
 

@@ -36,6 +36,8 @@ def event_text(event: Row) -> str:
             f"stays {clean(data.get('state'))} by {clean(data.get('source'))}, "
             f"though {clean(data.get('other_source'))} says {clean(data.get('other_state'))}"
         )
+    if kind == "run.muted":
+        return f"{'muted' if data.get('muted') else 'unmuted'} by {clean(data.get('user'))}"
     if kind == "backend.state":
         return f"{clean(data.get('state', '?'))}{before}" + (f": {clean(data['error'])}" if data.get("error") else "")
     if kind == "command.state":

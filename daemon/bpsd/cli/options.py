@@ -45,6 +45,7 @@ class UsageError(Exception):
         super().__init__(message)
         self.message = message
         self.advice = advice
+        self.exit_code = wire.EXIT_CODES["usage"]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -233,6 +233,11 @@ class AsyncClient:
         """Have the daemon care for its own records."""
         return await self._ask("admin", messages.AdminParams(act=act), messages.AdminResult)
 
+    async def mute(self, run: str, *, backend: str | None = None, muted: bool = True) -> messages.MuteResult:
+        """Have nobody notified of a run any more, or (with ``muted=False``) again."""
+        params = messages.MuteParams(run=run, backend=backend)
+        return await self._ask("mute" if muted else "unmute", params, messages.MuteResult)
+
     async def refresh(self, backend: str | None = None, *, timeout_s: float = 60.0) -> messages.RefreshResult:
         """Have one backend, or all, polled now, and wait for it."""
         params = messages.RefreshParams(backend=backend, timeout_s=timeout_s)

@@ -245,6 +245,10 @@ class Client(Connection):
         """Have the daemon care for its own records: ``accept``, ``check``, ``backup`` or ``vacuum``."""
         return self.call("admin", act=act)
 
+    def mute(self, run: str, *, backend: str | None = None, muted: bool = True) -> Row:
+        """Have nobody notified of a run any more, or (with ``muted=False``) again."""
+        return self.call("mute" if muted else "unmute", run=run, backend=backend)
+
     def refresh(self, backend: str | None = None, *, timeout_s: float = 60.0) -> Row:
         """Have one backend, or all, polled now, and wait for it."""
         params = endpoint.given(backend=backend, timeout_s=timeout_s)

@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["CommandEngine"]
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -127,6 +127,11 @@ class CommandEngine:
     def open_commands(self) -> int:
         """How many commands are not over."""
         return len(self._entries)
+
+    def open_by_state(self) -> dict[str, int]:
+        """How many commands that are not over are in each state."""
+        states = Counter(entry.command.state for entry in self._entries.values())
+        return {state: states[state] for state in sorted(OPEN_STATES)}
 
     def in_doubt(self) -> list[CommandRecord]:
         """The commands of which nobody knows whether they were done."""

@@ -28,7 +28,7 @@ class Submit:
         try:
             service = desk.service
             await desk.call("checking before submission", service.run_submission_checks)
-            prepared = await desk.call("preparing", service.prepare, {}, workflow)
+            prepared = await desk.call("preparing", service.prepare, {"submitter_uid": command.uid}, workflow)
         except (BackendUnavailable, BackendAuthError) as exc:
             return Again(str(exc))
         except BpsdError as exc:

@@ -1,7 +1,8 @@
 """Structured logs: what happened, as one of `LogEvent`, with the facts as fields.
 
-People read lines with colours on a terminal; everything else reads one JSON object a line (``timestamp``, ``level``,
-``event`` and the fields). A log call never waits, never raises for what it is given, and tells no secret::
+People read lines with colours on a terminal, systemd's journal gets fields (`bpsd.logs.journald`), and everything else
+reads one JSON object a line (``timestamp``, ``level``, ``event`` and the fields). A log call never waits, never raises
+for what it is given, and tells no secret::
 
     log call -> context of the task -> time, level, traceback -> redaction -> rendering -> LogSink -> stderr
                                                                                            (thread, bounded queue)
@@ -23,6 +24,7 @@ import structlog
 from structlog.contextvars import bound_contextvars as log_context
 from structlog.typing import FilteringBoundLogger, Processor
 
+from bpsd.logs import journald
 from bpsd.logs.events import LogEvent
 from bpsd.logs.redaction import redact
 from bpsd.logs.sink import LogSink
@@ -62,7 +64,7 @@ class LogControl:
 
 @contextmanager
 def log_to(
-    fd: int = 2, *, level: str = "info", form: Literal["auto", "console", "json"] = "auto"
+    fd: int = 2, *, level: str = "info", form: Literal["auto", "console", "journald", "json"] = "auto"
 ) -> Iterator[LogControl]:
     """Write all logs of the process to a file descriptor until the context ends.
 
@@ -75,9 +77,11 @@ def log_to(
     level : `str`, optional
         A key of `LEVELS`.
     form : `str`, optional
-        ``console`` for people, ``json`` for programs, ``auto`` by whether ``fd`` is a terminal.
+        ``console`` for people, ``json`` for programs, ``journald`` for systemd's journal (not to ``fd``); ``auto`` by
+        what ``fd`` is.
     """
     console = os.isatty(fd) if form == "auto" else form == "console"
+    journal = journald.is_journal(fd, os.environ) if form == "auto" else form == "journald"
     render = _console_renderer(colors=os.isatty(fd)) if console else structlog.processors.JSONRenderer()
     finish: list[Processor] = [
         structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S" if console else "iso", utc=not console),
@@ -85,7 +89,11 @@ def log_to(
         redact,
         functools.partial(_render, render),
     ]
-    sink = LogSink(fd, describe_loss=functools.partial(_describe_loss, finish))
+    sink = LogSink(
+        fd,
+        describe_loss=functools.partial(_describe_loss, finish),
+        deliver=journald.send_lines if journal else None,
+    )
     control = LogControl(sink, level)
     before = structlog.get_config()
     structlog.configure(

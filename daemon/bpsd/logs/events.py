@@ -19,7 +19,9 @@ class LogEvent(StrEnum):
     DAEMON_STOPPING = "daemon_stopping"  # reason
     DAEMON_STOPPED = "daemon_stopped"
     CONFIG_RELOADED = "config_reloaded"
+    NAMES_UNKNOWN = "names_unknown"  # names, retry_s: users and groups of the configuration that nobody has now
     CONFIG_REFUSED = "config_refused"  # a new configuration has mistakes; the old one goes on
+    WATCHDOG_NOT_FED = "watchdog_not_fed"  # stuck: backends whose tasks keep no deadline; systemd restarts the daemon
     LIBRARY_MESSAGE = "library_message"  # logger, text: what a library said through `logging`, or a warning
     LOG_LINES_DROPPED = "log_lines_dropped"  # count: nobody read stderr
 
@@ -32,6 +34,7 @@ class LogEvent(StrEnum):
     CLIENT_REFUSED = "client_refused"  # uid, pid, code, reason
     CLIENT_DROPPED = "client_dropped"  # connection, uid, pid, code, reason
     MESSAGE_REFUSED = "message_refused"  # connection, code: it was no request
+    REQUEST_DENIED = "request_denied"  # method, uid, pid, user, reason: somebody may not do that
     REQUEST_BROKE = "request_broke"  # method, reference (the client was told it)
     CLOSE_CALLBACK_BROKE = "close_callback_broke"  # connection
 
@@ -50,10 +53,14 @@ class LogEvent(StrEnum):
     PLUGIN_CALL_FAILED = "plugin_call_failed"  # call, error, trace
 
     # -- commands and storage --
+    COMMAND_ACCEPTED = "command_accepted"  # command, verb, backend, run, uid, pid, user
     COMMAND_BROKE = "command_broke"  # command
     JOURNAL_WRITE_FAILED = "journal_write_failed"  # error, retry_s
     STORE_EMPTIED = "store_emptied"  # reason, set_aside: it is filled again from the backends
     JOURNAL_RESTORED = "journal_restored"  # reason, restored_from, set_aside: no commands until it is accepted
     RUN_UNREADABLE = "run_unreadable"  # run: its record in the store is damaged; it is seen anew
     INFO_FILE_NOT_WRITTEN = "info_file_not_written"  # backend, error: a file for other tools; the run is none the worse
+    METRICS_FAILED = "metrics_failed"  # what (a file or an address), error: it is tried again
+    NOTIFICATION_FAILED = "notification_failed"  # route, causes, error: it is tried again
+    NOTIFICATION_DROPPED = "notification_dropped"  # route, causes, error: it was tried for too long
     UPKEEP_FAILED = "upkeep_failed"  # what, error

@@ -24,15 +24,25 @@ class LogSink:
         Where to write; it is not closed.
     describe_loss : `~collections.abc.Callable`
         Makes a line (without newline) that says how many lines were dropped.
+    deliver : `~collections.abc.Callable`, optional
+        Takes whole lines in place of the file descriptor; it may wait, and may raise `OSError`.
     max_queued_bytes : `int`, optional
         How much may wait to be written.
     """
 
-    def __init__(self, fd: int, *, describe_loss: Callable[[int], str], max_queued_bytes: int = 1024 * 1024) -> None:
+    def __init__(
+        self,
+        fd: int,
+        *,
+        describe_loss: Callable[[int], str],
+        deliver: Callable[[bytes], None] | None = None,
+        max_queued_bytes: int = 1024 * 1024,
+    ) -> None:
         self.dropped = 0
         """Lines dropped since the beginning."""
         self._fd = fd
         self._describe_loss = describe_loss
+        self._deliver = deliver or self._write_fully
         self._max = max_queued_bytes
         self._changed = threading.Condition()  # guards all that follows
         self._queue: list[bytes] = []
@@ -68,7 +78,7 @@ class LogSink:
     def _write_all(self) -> None:
         while (data := self._next()) is not None:
             try:
-                self._write_fully(data)
+                self._deliver(data)
             except OSError:  # the reader is gone: there is nobody to tell, and nothing to stop for
                 with self._changed:
                     self.dropped += data.count(b"\n")

@@ -116,10 +116,10 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, core: Core, id: int, peer: Peer, rights: frozenset[Right]) -> None:
         self.id = id
         self.peer = peer
+        self.rights = rights
         self.lost = 0
         """Notifications that were dropped because the client was too slow."""
         self._core = core
-        self._rights = rights
         self._protocol = ServerProtocol()
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until connection_made
         self._scopes: dict[RequestId, anyio.CancelScope] = {}  # of requests that end when the client leaves
@@ -307,7 +307,7 @@ class Connection(asyncio.BufferedProtocol):
             method = core.methods.get(request.method)
             if method is None:
                 raise unknown_method(request.method, core.methods)
-            if method.right not in self._rights:
+            if method.right not in self.rights:
                 raise PermissionDenied(
                     f"{self.peer.user} may not {request.method}",
                     advice=f"the daemon's owner can grant the right to {method.right}",
@@ -362,6 +362,15 @@ class Connection(asyncio.BufferedProtocol):
             told: BpsdError = DeadlineExceeded(f"{request.method} took longer than it may", advice="try again later")
         elif isinstance(error, BpsdError):
             told = error
+            if isinstance(error, PermissionDenied):
+                self._core.log.warning(
+                    LogEvent.REQUEST_DENIED,
+                    method=request.method,
+                    uid=self.peer.uid,
+                    pid=self.peer.pid,
+                    user=self.peer.user,
+                    reason=error.message,
+                )
         else:
             told = self._core.internal_error(request.method, error)
         if request.id in self._protocol.in_flight:  # else it was answered, and what followed the answer failed

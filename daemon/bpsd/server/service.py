@@ -108,8 +108,12 @@ class SocketServer:
         self._core.limits = limits
 
     def set_policy(self, policy: Policy) -> None:
-        """Let in whom another policy lets in; those who are connected keep the rights that they came with."""
+        """Let in whom another policy lets in. Who is connected may do what it says from now on, or has to go."""
         self._policy = policy
+        for connection in list(self._connections):
+            connection.rights = rights_of(connection.peer, policy)
+            if not connection.rights:
+                connection.finish(Goodbye(code="permission_denied", message=_not_for(connection.peer)))
 
     async def serve(self, listener: Listener, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve clients. ``started`` means that the next one to connect is accepted.
@@ -196,12 +200,12 @@ class SocketServer:
             return
         self._clients_of[peer.uid] += 1
         assert self._tasks is not None
-        self._tasks.start_soon(self._open, connected, peer, rights, name="open a connection")
+        self._tasks.start_soon(self._open, connected, peer, name="open a connection")
 
     def _refusal(self, peer: Peer, rights: frozenset[Right]) -> Goodbye | None:
         limits = self._core.limits
         if not rights:
-            return Goodbye(code="permission_denied", message=f"this daemon is not for user {peer.uid}")
+            return Goodbye(code="permission_denied", message=_not_for(peer))
         if self._clients_of.total() >= limits.clients:
             return _too_many("clients", limits.clients)
         if self._clients_of[peer.uid] >= limits.clients_per_user:
@@ -216,7 +220,7 @@ class SocketServer:
         _tell(connected, goodbye)
         connected.close()
 
-    async def _open(self, connected: socket.socket, peer: Peer, rights: frozenset[Right]) -> None:
+    async def _open(self, connected: socket.socket, peer: Peer) -> None:
         """Make a connection, with its user's name. Looking that up may take long, and keeps nobody else."""
         user = self._names.known(peer.uid)
         if user is None:
@@ -225,7 +229,8 @@ class SocketServer:
             except BaseException:  # the server ends
                 connected.close()
                 raise
-        connection = Connection(self._core, self._next_id, msgspec.structs.replace(peer, user=user), rights)
+        named = msgspec.structs.replace(peer, user=user)
+        connection = Connection(self._core, self._next_id, named, rights_of(peer, self._policy))
         self._next_id += 1
         await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, connected)
 
@@ -280,6 +285,10 @@ class SocketServer:
         finally:
             self._running -= 1
             self._quiet.set()
+
+
+def _not_for(peer: Peer) -> str:
+    return f"this daemon is not for user {peer.uid}"
 
 
 def _too_many(limit: str, value: int) -> Goodbye:

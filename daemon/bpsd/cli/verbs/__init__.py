@@ -24,6 +24,8 @@ GROUPS = {
         "restart": "restart runs from where they failed",
         "hold": "put runs on hold",
         "release": "release held runs, or held jobs by label or reason",
+        "mute": "notify nobody of runs any more",
+        "unmute": "notify of runs again",
         "commands resolve": "say what became of a command in doubt",
     },
     "The daemon": {

@@ -70,7 +70,8 @@ def detail_lines(row: Row) -> list[str]:
         ("Run", f"{row['run']} on {row['backend']}"),
         ("State", f"{row['state']}: {command_outcome(row)}"),
         ("By", f"{row['user']} (uid {row['uid']}, process {row['pid']})"),
-        ("With", row.get("client")),
+        # The process words these itself: for people to read, proof of nothing.
+        ("It says", ", ".join(filter(None, (row.get("client"), (row.get("args") or {}).get("command_line"))))),
         ("Accepted", clock(row["accepted_at"])),
         ("Begun", clock(row.get("started_at"))),
         ("Ended", clock(row.get("ended_at"))),

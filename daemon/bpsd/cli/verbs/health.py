@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EPILOG", "arguments", "run"]
+__all__ = ["EPILOG", "USAGE_CODE", "arguments", "run"]
 
 from bpsd.cli.options import add_json
 from bpsd.cli.render import clean
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from bpsd.cli.session import Session
 
 EPILOG = "Exit code: 0 fine, 1 warning, 2 critical (also: no daemon answers), 3 it cannot be told."
+
+USAGE_CODE = 3
+"""A command line that makes no sense is UNKNOWN to monitoring, not CRITICAL."""
 
 WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 
@@ -32,19 +35,29 @@ def run(session: Session) -> int:
         if session.json:
             session.document({"status": status, "message": error.message, "checks": [], "figures": {}})
         else:
-            session.print(f"BPSD {WORDS[status]} - {clean(error.message)}")
+            session.print(f"BPSD {WORDS[status]} - {_one_part(error.message)}")
         return status
     status = answer["status"] if answer["status"] in (0, 1, 2) else 3
     if session.json:
         session.document(answer)
         return int(status)
-    figures = " ".join(f"{clean(name)}={_plain(value)}" for name, value in answer["figures"].items())
-    message = clean(answer["message"]).removeprefix(f"{WORDS[status]}: ")
+    figures = " ".join(f"{clean(name)}={_plain(value)}{_unit(name)}" for name, value in answer["figures"].items())
+    message = _one_part(answer["message"]).removeprefix(f"{WORDS[status]}: ")
     session.print(f"BPSD {WORDS[status]} - {message}" + (f" | {figures}" if figures else ""))
     if session.args.verbose:
         for check in answer["checks"]:
             session.print(f"{WORDS[check['status']]}: {clean(check['name'])}: {clean(check['message'])}")
     return int(status)
+
+
+def _one_part(text: str) -> str:
+    """A line without the character behind which plugins give their figures."""
+    return clean(text).replace("|", "/")
+
+
+def _unit(name: str) -> str:
+    """The unit of a figure as plugins write it."""
+    return "s" if name.endswith("_s") else "B" if name.endswith("_bytes") else ""
 
 
 def _plain(value: float) -> str:

@@ -1,0 +1,373 @@
+"""The local backend of a system's daemon: each run is a service of systemd's, as the user who submitted it.
+
+The daemon itself touches nothing of these runs. An agent, one for each user with live runs, reads their logs; another
+one, in a unit of the run's own, launches its driver and leaves it there (`bpsd_adapters.local.agent`). So runs outlive
+the daemon, and whatever a user does to the files of a run is that user's own loss.
+
+Ids are ``UID-NUMBER``: the number is the user's own count.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SubmitterService"]
+
+import os
+import pwd
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from bpsd.errors import BackendUnavailable, BpsdError, PermissionDenied, RunNotFound, UnsupportedOperation
+from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
+from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer
+from bpsd.workflow import WorkflowFile
+from bpsd_adapters.local.agents import AgentLink, start_agent
+from bpsd_adapters.local.agentwire import (
+    CHUNK_BYTES,
+    AgentSettings,
+    Chunk,
+    Named,
+    OutputOrder,
+    Prepared,
+    Restart,
+    TokenOrder,
+)
+from bpsd_adapters.local.fields import FIELDS
+from bpsd_adapters.local.follow import BackendCursor
+from bpsd_adapters.local.observe import LOG, PROCESSES
+from bpsd_adapters.local.units import service_command, unit_name
+
+if TYPE_CHECKING:
+    from bpsd_adapters.local.service import LocalConfig
+
+IDLE_S = 300.0
+"""An agent that nobody has asked for so long is let go."""
+
+
+class SubmitterService(WmsService):
+    """Runs jobs on this machine as who submitted them."""
+
+    def __init__(self, config: LocalConfig, context: ServiceContext) -> None:
+        super().__init__(config, context)
+        settings = msgspec.to_builtins(msgspec.structs.replace(config, run_as="daemon"))
+        told = AgentSettings(backend=context.backend, folder=context.state_dir.name, config=settings)
+        self._told = msgspec.json.encode(told).decode()
+        self._owners = _Owners(context.state_dir / "submitters")
+        self._agents: dict[int, AgentLink] = {}
+        self._asked: dict[int, float] = {}
+        self._starting: dict[int, anyio.Lock] = {}
+        self._expected: set[int] = set()
+        self._names: dict[int, str] = {}
+
+    async def __aenter__(self) -> Self:
+        await anyio.to_thread.run_sync(self._owners.load)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for agent in self._agents.values():
+            agent.close()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What a single machine can do."""
+        return Capabilities(fields=FIELDS, sources=(PROCESSES, LOG), poll_floor_s=0.5, holds=True, reads_output=True)
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    async def prepare(
+        self, config: Mapping[str, Any], generic_workflow: WorkflowFile, out_prefix: str | None = None
+    ) -> WmsWorkflow:
+        """Have the submitter's agent look at every job and make the run's folder.
+
+        Raises
+        ------
+        PermissionDenied
+            If root submits: what runs here runs as a person.
+        UnsupportedOperation
+            If nobody is known to have submitted it.
+        """
+        uid = config.get("submitter_uid")
+        if uid is None:
+            raise UnsupportedOperation(
+                f"backend {self.context.backend} runs jobs as who submitted them: that is nobody"
+            )
+        if uid == 0:
+            raise PermissionDenied(
+                f"backend {self.context.backend} runs no jobs as root",
+                advice="submit as the person whose jobs these are",
+            )
+        await anyio.to_thread.run_sync(self._owners.note, generic_workflow.token, uid)
+        async with self._reader(uid) as agent:
+            async with await anyio.open_file(generic_workflow.path, "rb") as document:
+                offset = 0
+                while data := await document.read(CHUNK_BYTES):
+                    await agent.call("receive", Chunk(generic_workflow.token, offset, data))
+                    offset += len(data)
+            done: Prepared = await agent.call("prepare", generic_workflow)
+        return WmsWorkflow(done.name, done.token, done.path, data={"uid": uid, "prepared": done})
+
+    async def submit(self, workflow: WmsWorkflow, **kwargs: Any) -> None:
+        """Launch the run's first driver, in a unit of its own, unless that was done before."""
+        uid, prepared = workflow.data["uid"], workflow.data["prepared"]
+        await self._launching(uid, prepared.wms_id, "submit", prepared)
+        workflow.run_id = _whole(uid, prepared.wms_id)
+
+    async def restart(
+        self, wms_workflow_id: str, *, attempt_token: str | None = None
+    ) -> tuple[str | None, str | None, str]:
+        """Launch a driver for the next attempt, in a unit of its own."""
+        uid, number = self._parts(wms_workflow_id)
+        answer = await self._launching(uid, number, "restart", Restart(number, attempt_token))
+        return wms_workflow_id, answer[1], _renamed(answer[2], uid, number)
+
+    async def cancel(self, wms_id: str, pass_thru: str | None = None) -> tuple[bool, str]:
+        """Ask the driver to end all jobs; if it is dead, one is launched to do that."""
+        uid, number = self._parts(wms_id)
+        agreed, words = await self._launching(uid, number, "cancel", Named(number))
+        return agreed, _renamed(words, uid, number)
+
+    async def hold(self, wms_id: str, jobs: tuple[str, ...] = ()) -> tuple[bool, str]:
+        """Let the run start no more jobs; those that run go on."""
+        return await self._held("hold", wms_id, jobs)
+
+    async def release(self, wms_id: str, jobs: tuple[str, ...] = ()) -> tuple[bool, str]:
+        """Let the run start jobs again."""
+        return await self._held("release", wms_id, jobs)
+
+    async def _held(self, verb: str, wms_id: str, jobs: tuple[str, ...]) -> tuple[bool, str]:
+        if jobs:
+            raise UnsupportedOperation(f"backend {self.context.backend} holds whole runs, not single jobs")
+        uid, number = self._parts(wms_id)
+        async with self._reader(uid) as agent:
+            agreed, words = await agent.call(verb, Named(number))
+        return agreed, _renamed(words, uid, number)
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    async def find_by_token(self, token: str, since: float) -> TokenAnswer:
+        """Whether a run, or an attempt of it, has begun: its submitter's agent is asked."""
+        uid = self._owners.of(token.partition(".")[0])
+        if uid is None:  # that is written before anything else is done with a token
+            return TokenAnswer(verdict="absent")
+        async with self._reader(uid) as agent:
+            answer: TokenAnswer = await agent.call("find", TokenOrder(token, since))
+        if answer.wms_id is None:
+            return answer
+        return msgspec.structs.replace(answer, wms_id=_whole(uid, answer.wms_id))
+
+    async def read_output(self, wms_id: str, job: str, stream: str, offset: int, limit: int) -> OutputPiece:
+        """A piece of what the last attempt of a job printed."""
+        uid, number = self._parts(wms_id)
+        async with self._reader(uid) as agent:
+            piece: OutputPiece = await agent.call("read", OutputOrder(number, job, stream, offset, limit))
+        return piece
+
+    async def run_submission_checks(self) -> None:
+        """Raise what would make any submission fail."""
+        status, message = await self.ping()
+        if status:
+            raise BackendUnavailable(message, advice="nothing was submitted; mend this and try again")
+
+    async def ping(self, pass_thru: str | None = None) -> tuple[int, str]:
+        """Whether units can be asked for at all; whether systemd lets us have them is seen when one is wanted."""
+        if await anyio.to_thread.run_sync(shutil.which, "systemd-run") is None:
+            return 1, f"backend {self.context.backend} needs systemd-run to run jobs as who submitted them"
+        return 0, f"jobs run as who submitted them; {len(self._agents)} users have live runs"
+
+    async def poll(self, request: PollRequest) -> PollResult:
+        """Ask the agents of all users who have something to tell; one that fails takes only its own user's share."""
+        began = time.monotonic()
+        cursors = _cursors(request.cursor)
+        known: dict[int, list[KnownRun]] = {}
+        for run in request.known:
+            uid, number = self._parts(run.wms_id)
+            known.setdefault(uid, []).append(msgspec.structs.replace(run, wms_id=number))
+        wanted = known.keys() | self._expected | {uid for uid, text in cursors.items() if _watches(text)}
+        self._expected.clear()
+        self._let_go(wanted)
+        shares = [_Share(uid, tuple(known.get(uid, ())), cursors.get(uid)) for uid in sorted(wanted)]
+        async with anyio.create_task_group() as asking:
+            for share in shares:
+                asking.start_soon(self._ask, share, request.deadline_s)
+        cursors |= {share.uid: share.result.cursor for share in shares if share.result and share.result.cursor}
+        return self._together(shares, cursors, time.monotonic() - began)
+
+    async def _ask(self, share: _Share, deadline_s: float) -> None:
+        request = PollRequest(cursor=share.cursor, known=share.known, deadline_s=deadline_s)
+        try:
+            async with self._reader(share.uid) as agent:
+                share.result = await agent.call("poll", request)
+        except BpsdError as exc:
+            share.error = f"user {share.uid}: {exc.message}"
+
+    def _together(self, shares: Sequence[_Share], cursors: Mapping[int, str], took_s: float) -> PollResult:
+        answered = [(share.uid, share.result) for share in shares if share.result is not None]
+        sources = [source for _, result in answered for source in result.sources]
+        errors = [share.error for share in shares if share.error] + [s.error for s in sources if s.error]
+        failed = len(answered) < len(shares)
+        status: Literal["ok", "partial", "failed"]
+        status = "failed" if failed and not answered else "partial" if errors else "ok"
+        return PollResult(
+            observations=[seen for uid, result in answered for seen in self._own(uid, result.observations)],
+            cursor=msgspec.json.encode({str(uid): text for uid, text in cursors.items()}).decode(),
+            run_cursors={_whole(uid, n): text for uid, result in answered for n, text in result.run_cursors.items()},
+            sources=tuple(
+                SourceReport(
+                    name=name,
+                    status=status,
+                    covers=f"runs of {len(answered)} of {len(shares)} users",
+                    cost_s=took_s if name == LOG else 0.0,
+                    cost_bytes=sum(s.cost_bytes for s in sources if s.name == name),
+                    error="; ".join(errors[:3]),
+                )
+                for name in (PROCESSES, LOG)
+            ),
+            absent=tuple(_whole(uid, number) for uid, result in answered for number in result.absent),
+            more=any(result.more for _, result in answered),
+        )
+
+    def _own(self, uid: int, observations: Iterable[RunObservation]) -> list[RunObservation]:
+        """What an agent may say: of its own user's runs alone."""
+        return [
+            msgspec.structs.replace(
+                seen,
+                wms_id=_whole(uid, seen.wms_id),
+                owner=self._names.get(uid) if seen.owner is not None else None,
+                note=None if seen.note is None else _renamed(seen.note, uid, seen.wms_id),
+            )
+            for seen in observations
+            if seen.token is not None and self._owners.of(seen.token) == uid
+        ]
+
+    # -- agents ------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _reader(self, uid: int) -> AsyncIterator[AgentLink]:
+        """The agent that reads a user's runs, started if there is none."""
+        async with self._starting.setdefault(uid, anyio.Lock()):
+            agent = self._agents.get(uid)
+            if agent is None or agent.broken:
+                agent = self._agents[uid] = await self._start(uid, unit_name("agent", uid), outlived=False)
+                self._names[uid] = await anyio.to_thread.run_sync(_user, uid)
+        self._asked[uid] = time.monotonic()
+        yield agent
+
+    async def _launching(self, uid: int, number: str, call: str, args: msgspec.Struct) -> Any:
+        """Ask an agent in a unit of the run's own, where what it launches stays."""
+        agent = await self._start(uid, unit_name("run", uid, number), outlived=True)
+        try:
+            answer = await agent.call(call, args)
+        finally:
+            agent.close()
+        async with self._reader(uid) as reader:
+            await reader.call("expect", Named(number))
+        self._expected.add(uid)
+        self.context.wake("a driver was launched")
+        return answer
+
+    async def _start(self, uid: int, unit: str, *, outlived: bool) -> AgentLink:
+        # -P: a file of that name in the working folder must not be taken for a module of ours.
+        program = [sys.executable, "-P", "-m", "bpsd_adapters.local.agent", self._told]
+        command = service_command(unit, uid, program, outlived=outlived)
+        return await start_agent(command, f"{unit}.service", self.context.task_group, self.context.wake)
+
+    def _let_go(self, wanted: Iterable[int]) -> None:
+        now = time.monotonic()
+        for uid in self._agents.keys() - set(wanted):
+            if now - self._asked.get(uid, 0.0) > IDLE_S:
+                self._agents.pop(uid).close()
+
+    def _parts(self, wms_id: str) -> tuple[int, str]:
+        uid, dash, number = wms_id.partition("-")
+        if not (dash and uid.isascii() and uid.isdecimal() and number.isascii() and number.isdecimal()):
+            raise RunNotFound(
+                f"backend {self.context.backend} has no run {wms_id}", advice="`bpsctl list` shows the runs there are"
+            )
+        return int(uid), number
+
+
+class _Share:
+    """What one user's agent is asked, and what came of it."""
+
+    def __init__(self, uid: int, known: tuple[KnownRun, ...], cursor: str | None) -> None:
+        self.uid, self.known, self.cursor = uid, known, cursor
+        self.result: PollResult | None = None
+        self.error = ""
+
+
+class _Owners:
+    """Whose each token is, on the disk before anything is done with it.
+
+    Parameters
+    ----------
+    folder : `~pathlib.Path`
+        With a link for each token, which leads to its user's number.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._uids: dict[str, int] = {}
+
+    def of(self, token: str) -> int | None:
+        """The user, if there is one."""
+        return self._uids.get(token)
+
+    def load(self) -> None:
+        """Read what was noted before."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._uids = {link.name: int(link.readlink().name) for link in self._folder.iterdir()}
+
+    def note(self, token: str, uid: int) -> None:
+        """Note a token; whose it was before it stays."""
+        if self._uids.setdefault(token, uid) != uid:
+            raise PermissionDenied(f"the token {token} belongs to somebody else's run")
+        try:
+            (self._folder / token).symlink_to(str(uid))
+        except FileExistsError:
+            return
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _whole(uid: int, number: str) -> str:
+    return f"{uid}-{number}"
+
+
+def _renamed(text: str, uid: int, number: str) -> str:
+    """What an agent says of a run, with the id by which the daemon knows it."""
+    return text.replace(f" {number}`", f" {_whole(uid, number)}`").replace(
+        f"run {number} ", f"run {_whole(uid, number)} "
+    )
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
+def _cursors(text: str | None) -> dict[int, str]:
+    try:
+        return {int(uid): cursor for uid, cursor in msgspec.json.decode(text or "{}", type=dict[str, str]).items()}
+    except ValueError:
+        return {}
+
+
+def _watches(cursor: str) -> bool:
+    """Whether an agent has runs to look at that the daemon does not know as live."""
+    return bool(BackendCursor.parsed(cursor).watch)

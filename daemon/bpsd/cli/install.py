@@ -1,0 +1,215 @@
+"""``bpsd install`` and ``bpsd uninstall``: what systemd must know of a daemon, put in place and taken away again.
+
+What is to be done is decided first (`installation`, `removal`: lists of acts, no I/O but looking) and then shown or
+done. The files are those of the folder ``systemd`` of the distribution, with the program that was asked in place of
+``/opt/bpsd/bin``.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "UNITS",
+    "Act",
+    "Place",
+    "Remove",
+    "Run",
+    "Write",
+    "installation",
+    "perform",
+    "programs_folder",
+    "removal",
+    "system_place",
+    "user_place",
+]
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import bpsd
+from bpsd.errors import CannotStart
+
+PROGRAMS = "/opt/bpsd/bin"
+"""Where the unit files have the programs."""
+
+UNITS = ("bpsd.service", "bpsd.socket")
+"""What is enabled, started and stopped together."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """Make a file; ``keep``: one that is there stays as it is, for somebody may have changed it."""
+
+    path: Path
+    text: str
+    mode: int = 0o644
+    keep: bool = False
+
+    def __str__(self) -> str:
+        return f"{'write, unless it is there,' if self.keep else 'write'} {self.path}"
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Remove a file, if it is there."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"remove {self.path}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a program; where it ``may_fail``, what it says is enough."""
+
+    argv: tuple[str, ...]
+    may_fail: bool = False
+
+    def __str__(self) -> str:
+        return f"run {' '.join(self.argv)}"
+
+
+Act = Write | Remove | Run
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things go: of the system, or of one person.
+
+    ``files`` maps a file of the folder ``systemd`` to its place; ``config`` is that of the configuration, where one is
+    installed.
+    """
+
+    systemctl: tuple[str, ...]
+    files: Mapping[str, Path]
+    rule: Path | None = None
+    config: Path | None = None
+
+
+def system_place(root: Path = Path("/")) -> Place:
+    """The system's: units in ``/etc/systemd/system`` (``root`` stands before all paths)."""
+    units = root / "etc/systemd/system"
+    return Place(
+        systemctl=("systemctl",),
+        files={
+            **{f"system/{name}": units / name for name in UNITS},
+            "sysusers.conf": root / "etc/sysusers.d/bpsd.conf",
+            "tmpfiles.conf": root / "etc/tmpfiles.d/bpsd.conf",
+        },
+        rule=root / "etc/polkit-1/rules.d/50-bpsd.rules",
+        config=root / "etc/bpsd/bpsd.yaml",
+    )
+
+
+def user_place(environ: Mapping[str, str]) -> Place:
+    """A person's own: units in ``~/.config/systemd/user``."""
+    home = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME') or Path.home()}/.config"
+    units = Path(home) / "systemd/user"
+    return Place(systemctl=("systemctl", "--user"), files={f"user/{name}": units / name for name in UNITS})
+
+
+def installation(place: Place, programs: str, *, run_as_submitter: bool = False) -> list[Act]:
+    """What makes a daemon of ``place`` that starts at boot (or login).
+
+    Parameters
+    ----------
+    place : `Place`
+        Where to.
+    programs : `str`
+        The folder of ``bpsd`` and ``bpsctl``.
+    run_as_submitter : `bool`, optional
+        Also the polkit rule that lets a local backend start runs as other users.
+    """
+    acts: list[Act] = [Write(path, _template(name, programs)) for name, path in place.files.items()]
+    if place.rule is not None:
+        acts.append(Write(place.rule, _template("polkit.rules", programs)) if run_as_submitter else Remove(place.rule))
+    if place.config is not None:
+        # The account before what belongs to it.
+        acts.append(Run(("systemd-sysusers", str(place.files["sysusers.conf"]))))
+        acts.append(Write(place.config, _template("bpsd.yaml", programs), 0o640, keep=True))
+        acts.append(Run(("systemd-tmpfiles", "--create", str(place.files["tmpfiles.conf"]))))
+    acts.append(Run((*place.systemctl, "daemon-reload")))
+    acts.append(Run((*place.systemctl, "enable", *UNITS)))
+    return acts
+
+
+def removal(place: Place) -> list[Act]:
+    """What takes it away again. State, configuration and account stay: they are not ours to throw away."""
+    files = [*place.files.values(), *([place.rule] if place.rule else [])]
+    return [
+        Run((*place.systemctl, "disable", "--now", *UNITS), may_fail=True),
+        *(Remove(path) for path in files),
+        Run((*place.systemctl, "daemon-reload")),
+    ]
+
+
+def perform(acts: Sequence[Act]) -> Iterator[str]:
+    """Do it, act by act; yields a line about each when it is done.
+
+    Raises
+    ------
+    CannotStart
+        With the act that failed; those before it are done, and doing all again does no harm.
+    """
+    for act in acts:
+        try:
+            yield _done(act)
+        except OSError as exc:
+            raise CannotStart(
+                f"cannot {act}: {exc.strerror or exc}",
+                advice="a system's daemon is installed by root (sudo), a person's own by that person (--user)",
+            ) from exc
+
+
+def _done(act: Act) -> str:
+    if isinstance(act, Write):
+        if act.keep and act.path.exists():
+            return f"left {act.path} as it is"
+        act.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = act.path.with_name(f".{act.path.name}.{os.getpid()}")
+        fresh.write_text(act.text, encoding="utf-8")
+        fresh.chmod(act.mode)
+        fresh.replace(act.path)
+        return f"wrote {act.path}"
+    if isinstance(act, Remove):
+        there = act.path.exists()
+        act.path.unlink(missing_ok=True)
+        return f"removed {act.path}" if there else f"there is no {act.path}"
+    return _ran(act)
+
+
+def _ran(act: Run) -> str:
+    if shutil.which(act.argv[0]) is None:
+        raise CannotStart(f"cannot {act}: there is no {act.argv[0]} here", advice="this needs a host with systemd")
+    done = subprocess.run(act.argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    said = " ".join(done.stderr.split())
+    if done.returncode and not act.may_fail:
+        raise CannotStart(
+            f"{' '.join(act.argv)} failed with exit code {done.returncode}: {said or 'it said nothing'}",
+            advice="mend that and install again: what is done already is done again without harm",
+        )
+    return f"ran {' '.join(act.argv)}" + (f" ({said})" if done.returncode else "")
+
+
+def _template(name: str, programs: str) -> str:
+    text = (_folder() / name).read_text(encoding="utf-8")
+    return text.replace(PROGRAMS, programs)
+
+
+def _folder() -> Path:
+    """The folder ``systemd``: beside the package in a wheel, at the top of a source tree."""
+    package = Path(bpsd.__file__).parent
+    for folder in (package / "systemd", package.parents[1] / "systemd"):
+        if (folder / "system").is_dir():
+            return folder
+    raise CannotStart("this installation of bpsd has no unit files", advice="install the wheel or the source tree")
+
+
+def programs_folder() -> str:
+    """Where the programs of this installation are."""
+    return str(Path(sys.executable).parent)

@@ -1,0 +1,74 @@
+"""From the names in the configuration to the kernel's numbers: the `bpsd.peers.Policy` that is in force."""
+
+from __future__ import annotations
+
+__all__ = ["policy_of"]
+
+import grp
+import pwd
+from collections.abc import Callable, Iterable, Sequence
+
+from bpsd.config import Config
+from bpsd.peers import Members, Policy, Right
+from bpsd.roles import EVERYBODY, Who
+
+
+def policy_of(config: Config, owner_uid: int) -> tuple[Policy, list[str]]:
+    """Look all names up. It asks the name service, which may take long: call it in a thread.
+
+    Returns
+    -------
+    policy : `~bpsd.peers.Policy`
+        With everybody who was found.
+    unknown : `list` [`str`]
+        Names that nobody has now (``user x``, ``group y``): a mistake, or a name service that does not answer.
+    """
+    unknown: list[str] = []
+
+    def members(who: Who) -> Members:
+        return Members(
+            uids=frozenset(_numbers(_users(who), "user", _uid, unknown)),
+            gids=frozenset(_numbers(who.groups, "group", _gid, unknown)),
+            everybody=EVERYBODY in who.users,
+        )
+
+    rights = config.rights
+    by_default: list[Right] = ["read"] if config.mode == "system" else []
+    others: Sequence[Right] = by_default if rights.others is None else rights.others
+    accounts = {}
+    for backend in config.backends.values():
+        for account, user in backend.accounts.items():
+            for uid in _numbers([user], "user", _uid, unknown):
+                accounts[backend.name, account] = uid
+    policy = Policy(
+        owner_uid=owner_uid,
+        others=frozenset(others),
+        viewers=members(rights.viewer),
+        operators=members(rights.operator),
+        admins=members(rights.admin),
+        submitters={backend.name: members(backend.submitters) for backend in config.backends.values()},
+        accounts=accounts,
+    )
+    return policy, sorted(set(unknown))
+
+
+def _users(who: Who) -> list[str]:
+    return [name for name in who.users if name != EVERYBODY]
+
+
+def _numbers(names: Iterable[str], kind: str, number: Callable[[str], int], unknown: list[str]) -> list[int]:
+    found = []
+    for name in names:
+        try:
+            found.append(int(name) if name.isascii() and name.isdecimal() else number(name))
+        except (KeyError, OSError):
+            unknown.append(f"{kind} {name}")
+    return found
+
+
+def _uid(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+def _gid(name: str) -> int:
+    return grp.getgrnam(name).gr_gid

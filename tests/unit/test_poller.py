@@ -1,0 +1,122 @@
+"""What the watchdog asks of a backend: whether its task still keeps its own deadlines."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import msgspec
+import pytest
+import structlog
+
+from bpsd import poller
+from bpsd.cache import Cache
+from bpsd.config import BackendConfig, Polling
+from bpsd.interface import WmsService
+from bpsd.models import PollRequest, PollResult
+from bpsd.poller import Backend
+
+
+class Settings(msgspec.Struct):
+    """Of an adapter that has none."""
+
+
+class Slow:
+    """An adapter whose polls do what a test wants. All that `Backend` uses of one."""
+
+    class _Capabilities:
+        poll_floor_s = 0.01
+
+    capabilities = _Capabilities()
+
+    def __init__(self, poll: Callable[[], Any]) -> None:
+        self._poll = poll
+
+    async def __aenter__(self) -> Slow:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    def resolve_id(self, text: str) -> tuple[str, ...]:
+        return (text,)
+
+    async def poll(self, request: PollRequest) -> PollResult:
+        await self._poll()
+        return PollResult()
+
+
+class NoCache:
+    """A cache that keeps nothing."""
+
+    def use_forms(self, *_: object) -> None: ...
+
+    def cursor(self, _: str) -> None:
+        return None
+
+    async def known(self, _: str) -> tuple[()]:
+        return ()
+
+    async def apply_poll(self, *_: object) -> int:
+        return 0
+
+    async def announce(self, *_: object, **__: object) -> None: ...
+
+    def live_runs(self, _: str) -> int:
+        return 0
+
+
+@asynccontextmanager
+async def backend(poll: Callable[[], Any], tmp_path: Path) -> AsyncIterator[Backend]:
+    pace = Polling(
+        min_interval_s=0.1, idle_interval_s=0.1, deadline_s=0.1, backoff_initial_s=0.1, backoff_max_s=0.1, jitter=0
+    )
+    made = Backend(
+        uid="u",
+        make=lambda _: cast("WmsService", Slow(poll)),
+        settings=BackendConfig(
+            name="b", type="x", settings=Settings(), polling=pace, commands_at_once=1, commands_deadline_s=1
+        ),
+        cache=cast("Cache", NoCache()),
+        state_dir=tmp_path,
+        log=structlog.get_logger(),
+        polled=lambda *_: None,
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(made.run)
+        yield made
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_wms_that_times_out_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller, "STUCK_AFTER_S", 30.0)
+    with structlog.testing.capture_logs() as logs:
+        async with backend(anyio.sleep_forever, tmp_path) as slow:
+            with anyio.fail_after(60):
+                while len(logs) < 5:
+                    await anyio.sleep(0.02)
+                    assert not slow.is_stuck()
+
+    assert {entry["event"] for entry in logs} == {"poll_failed"}
+
+
+async def test_a_task_that_heeds_no_deadline_is_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller, "STUCK_AFTER_S", 0.3)
+    go_on = anyio.Event()
+
+    async def deaf() -> None:
+        with anyio.CancelScope(shield=True):
+            await go_on.wait()
+
+    async with backend(deaf, tmp_path) as stuck:
+        assert not stuck.is_stuck()
+        with anyio.fail_after(60):
+            while not stuck.is_stuck():  # noqa: ASYNC110 - it is a question of time alone
+                await anyio.sleep(0.02)
+            go_on.set()
+            monkeypatch.setattr(poller, "STUCK_AFTER_S", 30.0)
+            while stuck.is_stuck():  # noqa: ASYNC110 - as above
+                await anyio.sleep(0.02)
