@@ -18,9 +18,12 @@ from tests.leftovers import SESSION_VARIABLE
 SCRIPT = Path(__file__).parents[1] / "testbeds" / "htcondor.sh"
 
 
+_BEDS = Path(os.environ.get("BPSD_BEDS", "/var/tmp/bpsd-beds"))  # read now: no test sees variables of that kind
+
+
 def bed_folder() -> Path:
     """Where beds are built, to be found again by the next session (a build takes a minute)."""
-    return Path(os.environ.get("BPSD_BEDS", "/var/tmp/bpsd-beds"))
+    return _BEDS
 
 
 @dataclass

@@ -7,12 +7,22 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.condorbed import CondorBed
+from tests.integration.slurmbed import SlurmBed
 
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[CondorBed]:
     """A real HTCondor pool with two schedds and an SSH server."""
     bed = CondorBed()
+    bed.start()
+    yield bed
+    bed.stop()
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmBed]:
+    """A real Slurm cluster (24.11) with accounting and an SSH server."""
+    bed = SlurmBed()
     bed.start()
     yield bed
     bed.stop()
