@@ -378,7 +378,7 @@ class Driver:
             await self._look_up(held, tried)
 
     async def _look_up(self, held: _Held, chunks: Sequence[Chunk]) -> None:
-        """The queue does not have them, or `Engine.see` would know: ask accounting, and at last keep them from running."""
+        """The queue does not have them, as `Engine.see` would know: ask accounting, and at last take their claims."""
         engine, now = held.engine, self._context.clock()
         names = {chunk_name(engine.meta.token, chunk.number): chunk for chunk in chunks}
         if self._limits.has_accounting:
@@ -397,7 +397,7 @@ class Driver:
             await self._void(held, chunk, [i for i in indices if i in chunk.open])
 
     async def _void(self, held: _Held, chunk: Chunk, indices: Sequence[int]) -> None:
-        """Take the claims of jobs that nobody knows: those that had not begun never will, and may be submitted again."""
+        """Take the claims of jobs that nobody knows: those that had not begun never will, and are ready again."""
         engine = held.engine
         claims = {f"{chunk.open[i].ref.node}.{chunk.open[i].ref.attempt}": i for i in indices}
         owners = await self._cluster.void(engine.meta.folder, list(claims))

@@ -151,7 +151,7 @@ class Engine:
         ]
 
     def missing(self, sight: Sight) -> set[int]:
-        """The arrays of jobs that the queue does not list as alive and that left no record: accounting may know them."""
+        """The arrays of jobs that the queue does not list as alive and that left no record."""
         found = set()
         for chunk in self.chunks.values():
             if chunk.job_id is None or chunk.submitted >= sight.began:
@@ -508,7 +508,7 @@ class Engine:
     # -- inside: the fold --------------------------------------------------------------------------------------------
 
     def _replay(self, event: Event) -> None:
-        """Take an event of the log. One that does not fit (lines before it were damaged) is passed over, and counted."""
+        """Take an event of the log. One that does not fit (lines before it were damaged) is passed over."""
         try:
             self._apply(event)
         except (ValueError, KeyError):
@@ -518,13 +518,7 @@ class Engine:
         if isinstance(event, Begin):
             self._begin(event)
         elif isinstance(event, Intent):
-            chunk = self.chunks[event.chunk] = Chunk(event.chunk, event.time)
-            self._next_chunk = max(self._next_chunk, event.chunk + 1)
-            for index, ref in enumerate(event.jobs):
-                if not self.meta.hands_off or self._dag.state[ref.node] == WmsStates.READY:
-                    self._dag.start(ref.node)
-                chunk.open[index] = QueuedJob(ref, ref.attempt)
-                self._queued[ref.node] = chunk, index
+            self._intend(event)
         elif isinstance(event, Submitted):
             chunk = self.chunks[event.chunk]
             chunk.job_id, chunk.submitted = event.job_id, event.time
@@ -556,6 +550,15 @@ class Engine:
         self.chunks.clear()
         self._queued.clear()
         self._dag.begin()
+
+    def _intend(self, event: Intent) -> None:
+        chunk = self.chunks[event.chunk] = Chunk(event.chunk, event.time)
+        self._next_chunk = max(self._next_chunk, event.chunk + 1)
+        for index, ref in enumerate(event.jobs):
+            if not self.meta.hands_off or self._dag.state[ref.node] == WmsStates.READY:
+                self._dag.start(ref.node)
+            chunk.open[index] = QueuedJob(ref, ref.attempt)
+            self._queued[ref.node] = chunk, index
 
     def _replay_end(self, event: Ended) -> None:
         chunk, index = self._queued[event.job.node]

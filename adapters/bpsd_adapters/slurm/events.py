@@ -1,7 +1,7 @@
 """The words of a Slurm run's log. The log alone says what was done; see `bpsd_adapters.runlog` for the lines.
 
-A resumed run is the same events told to a fresh `~bpsd_adapters.dag.Dag` (`bpsd_adapters.slurm.engine`), so `Ended` says
-what that was told. New fields get defaults, or older logs could not be read.
+A resumed run is the same events told to a fresh `~bpsd_adapters.dag.Dag` (`bpsd_adapters.slurm.engine`), so `Ended`
+says what that was told. New fields get defaults, or older logs could not be read.
 """
 
 from __future__ import annotations

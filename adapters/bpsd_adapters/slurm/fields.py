@@ -42,7 +42,7 @@ _APPROXIMATED = {
     "post_cmdline": "runs on the node whatever the job's exit code, but not once Slurm has ended the job",
     "preemptible": "true asks for a requeue after a preemption; the site's policy decides",
     "priority": "the order in which bpsd submits what is ready; the site's own priorities order the queue",
-    "profile": "each entry is an option of sbatch, as in {constraint: haswell}; those that bpsd needs itself are refused",
+    "profile": "each entry is an option of sbatch, as in {constraint: haswell}; bpsd refuses those that it sets",
     "quanta_counts": _KEPT,
     "request_disk": "the least of temporary disk that a node must have (--tmp); it is not reserved",
     "request_walltime": "rounded up to whole minutes (--time)",

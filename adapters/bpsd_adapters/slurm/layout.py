@@ -116,7 +116,7 @@ class StateFolder:
 
     def metas(self) -> list[Meta]:
         """All runs, in the order in which they came."""
-        return sorted(list(self._metas.values()), key=lambda meta: meta.number)
+        return sorted(self._metas.values(), key=lambda meta: meta.number)
 
     def forget(self, token: str) -> None:
         """The run's folder is gone."""

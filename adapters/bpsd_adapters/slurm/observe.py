@@ -52,7 +52,7 @@ class RunCursor(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BackendCursor(msgspec.Struct, array_like=True):
-    """All runs up to a number were told; those in ``watch`` (by token) go on without the daemon knowing them as live."""
+    """Runs up to a number were told; those in ``watch`` (by token) go on, and the daemon does not know them as live."""
 
     upto: int = 0
     watch: dict[str, RunCursor] = {}
@@ -108,7 +108,7 @@ class Follower:
         self._expected.add(token)
 
     def looks(self, request: PollRequest, cursor: BackendCursor) -> Iterator[Look]:
-        """Look at all runs that the request knows, that the cursor watches, and that are new; ``cursor`` moves along."""
+        """Look at the runs that the request knows, that the cursor watches, and that are new; it moves along."""
         done = set()
         for token in self._expected:
             cursor.watch.setdefault(token, RunCursor())

@@ -55,7 +55,7 @@ class Defaults(NamedTuple):
 
 
 def memory_for(job: Job, retries: int) -> int | None:
-    """The memory in MB that a job asks for after so many retries: it grows by ``memory_multiplier``, up to its limit."""
+    """The memory in MB that a job asks for after so many retries: ``memory_multiplier`` lets it grow to its limit."""
     if job.request_memory is None or not retries or (job.memory_multiplier or 1.0) <= 1.0:
         return job.request_memory
     grown = math.ceil(job.request_memory * (job.memory_multiplier or 1.0) ** retries)
@@ -70,17 +70,15 @@ def options_of(job: Job, defaults: Defaults, retries: int = 0) -> tuple[str, ...
     OptionError
         If a field or an option cannot be honoured.
     """
-    chosen: dict[str, str] = {}
-    for name, value in (
+    asked = (
         ("partition", defaults.partition),
         ("account", defaults.account),
         ("qos", defaults.qos),
         *_options("options", defaults.options),
         *_fields(job, retries),
         *_options("profile", job.profile),
-    ):
-        if value is not None:
-            chosen[name] = value
+    )
+    chosen = {name: value for name, value in asked if value is not None}  # the last word counts
     return tuple(f"--{name}={value}" if value else f"--{name}" for name, value in sorted(chosen.items()))
 
 

@@ -36,7 +36,7 @@ _SACCT_ID = re.compile(r"([0-9]+)(?:_(?:([0-9]+)|\[([0-9,:%-]+)\]))?", re.ASCII)
 
 
 class QueueRow(NamedTuple):
-    """A line of ``squeue``; ``indices`` has several where Slurm shows tasks of an array together, none if it is none."""
+    """A line of ``squeue``; ``indices`` has several where tasks are shown together, none where there is no array."""
 
     array_id: int
     indices: tuple[int, ...]

@@ -44,7 +44,10 @@ WRAPPER = r"""#!/bin/sh
 # Written by bpsd. Slurm runs this for each job: wrapper.sh RUN CHUNK [INDEX]
 run=$1 chunk=$2 index=${3:-$SLURM_ARRAY_TASK_ID}
 entry=$(sed -n "/^@$index\$/,/^@/s/^ //p" "$run/chunks/$chunk.jobs")
-[ -n "$entry" ] || { echo "bpsd: $run/chunks/$chunk.jobs has no job $index: is the work folder seen here?" >&2; exit 78; }
+if [ -z "$entry" ]; then
+  echo "bpsd: $run/chunks/$chunk.jobs has no job $index: is the work folder seen here?" >&2
+  exit 78
+fi
 eval "$entry"
 
 # One Slurm job runs this attempt of a job: who finds another's claim ends. A requeued one has its own.
@@ -52,7 +55,10 @@ mine=$run/claim/.$node.$attempt.$SLURM_JOB_ID
 echo "$SLURM_JOB_ID" >"$mine" && ln "$mine" "$run/claim/$node.$attempt" 2>/dev/null
 rm -f "$mine"
 read -r owner <"$run/claim/$node.$attempt"
-[ "$owner" = "$SLURM_JOB_ID" ] || { echo "bpsd: ${owner:-nobody} has the claim on $node.$attempt, not this job" >&2; exit 0; }
+if [ "$owner" != "$SLURM_JOB_ID" ]; then
+  echo "bpsd: ${owner:-nobody} has the claim on $node.$attempt, not this job: it ends without running" >&2
+  exit 0
+fi
 # Somebody requeued what had succeeded: it is not done again.
 if read -r _ _ _ _ before _ 2>/dev/null <"$run/exits/$chunk/$index" && [ "$before" = 0 ]; then exit 0; fi
 
@@ -84,7 +90,8 @@ cat >wrapper.part; chmod 755 wrapper.part; mv -f wrapper.part wrapper.sh
 
 SUBMIT = rf"""
 run=$1 n=$2; shift 2
-cd "$run" && mkdir -p "exits/$n" && cat >"chunks/$n.part" && mv -f "chunks/$n.part" "chunks/$n.jobs" || exit {NOT_WRITTEN}
+cd "$run" && mkdir -p "exits/$n" && cat >"chunks/$n.part" &&
+  mv -f "chunks/$n.part" "chunks/$n.jobs" || exit {NOT_WRITTEN}
 mkdir "chunks/$n.try" 2>/dev/null || exit {CALLED_OFF}
 sbatch "$@" >"chunks/$n.said" 2>"chunks/$n.err" &
 pid=$!
@@ -112,7 +119,7 @@ while IFS= read -r line; do
   head=$1; shift
   mkdir -p "exits/$n"; ln -f "chunks/$from.all" "chunks/$n.jobs"
   printf '#!/bin/sh\n%s\nexec /bin/sh "$@"\n' "$head" >"chunks/$n.sh"
-  sbatch "$@" "chunks/$n.sh" "$run/wrapper.sh" "$run" "$n" "$index" >"chunks/$n.said" || {{ rmdir "chunks/$n.try"; exit 1; }}
+  sbatch "$@" "chunks/$n.sh" "$run/wrapper.sh" "$run" "$n" "$index" >"chunks/$n.said" || exit 1
   mv -f "chunks/$n.said" "chunks/$n.id"; rm -f "chunks/$n.sh"
   echo "$n $(cat "chunks/$n.id")"
 done
@@ -163,13 +170,18 @@ SQUEUE = 'SLURM_BITSTR_LEN=0 SLURM_TIME_FORMAT=%s exec squeue -h --me -t all -o 
 PROBE = r"""set -eu; umask 022
 mkdir -p "$1"; cd "$1"
 echo bpsd >.probe.$$; ln .probe.$$ .probe2.$$; rm -f .probe.$$ .probe2.$$
-for tool in sbatch squeue scancel scontrol; do command -v $tool >/dev/null || { echo "$tool is not in PATH ($PATH)" >&2; exit 1; }; done
+for tool in sbatch squeue scancel scontrol; do
+  command -v $tool >/dev/null || { echo "$tool is not in PATH ($PATH)" >&2; exit 1; }
+done
 """
 """Arguments: the work folder."""
 
 PROGRAMS = r"""
 while IFS= read -r program; do
-  case $program in */*) [ -f "$program" ] && [ -x "$program" ] ;; *) command -v "$program" >/dev/null ;; esac || printf '%s\n' "$program"
+  case $program in
+    */*) [ -f "$program" ] && [ -x "$program" ] ;;
+    *) command -v "$program" >/dev/null ;;
+  esac || printf '%s\n' "$program"
 done
 """
 """Input: programs, one a line. Prints those that are not there."""

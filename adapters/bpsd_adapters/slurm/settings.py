@@ -24,7 +24,7 @@ class SlurmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froz
     ``partition``, ``account``, ``qos``
         What a job gets that names none.
     ``options``
-        Further options of ``sbatch`` for every job, as in ``{constraint: haswell}``; a job's ``profile`` outweighs them.
+        Further options of ``sbatch``, as in ``{constraint: haswell}``; a job's ``profile`` outweighs them.
     ``hands_off``
         Submit a run's whole DAG at once, with dependencies that Slurm keeps.
     ``window_jobs``

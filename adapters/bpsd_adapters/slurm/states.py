@@ -1,4 +1,4 @@
-"""What Slurm's words mean: states and reasons as `~bpsd.models.WmsStates`. Pure; the map was observed, see docs/slurm.md.
+"""What Slurm's words mean: states and reasons as `~bpsd.models.WmsStates`. Pure; see docs/slurm.md for the map.
 
 The state decides, never the exit code: a job that ran out of time has 0:0. A word that is not known is UNKNOWN, which
 changes nothing, since Slurm gets new words with its releases.

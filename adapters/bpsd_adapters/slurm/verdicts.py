@@ -75,26 +75,16 @@ def judge(seen: Evidence, *, waited_s: float, grace_s: float) -> Live | Over | D
     record = seen.record
     if record is not None and record.exit_code == 0:
         return _recorded(record)
-    if live is not None and live.state not in _ENDING:
+    if live is not None and (live.state not in _ENDING or record is None):
         meaning = meaning_of(live.state, live.reason, live.priority)
         return Live(meaning.state, meaning.note, live.start, str(live.array_id))
     if record is not None:
-        if live is not None or over or seen.account is not None or waited_s >= grace_s or not _by_signal(record):
-            return _recorded(record, over)
-        return Doubt.WAITING  # why it got a signal is Slurm's to say
-    if live is not None:
-        return Live(WmsStates.RUNNING, "", live.start, str(live.array_id))
+        slurm_told = live is not None or over or seen.account is not None
+        # Why it got a signal is Slurm's to say.
+        return _recorded(record, over) if slurm_told or waited_s >= grace_s or not _by_signal(record) else Doubt.WAITING
     if over:
         return _without_record(over, seen.account, waited_s, grace_s)
-    account = seen.account
-    if account is None:
-        return Doubt.MISSING
-    meaning = meaning_of(account.state)
-    if not meaning.over:
-        return Doubt.MISSING  # accounting has not heard of its end, and the queue has forgotten it
-    if meaning.state is WmsStates.SUCCEEDED and waited_s < grace_s:
-        return Doubt.WAITING
-    return Over(meaning.state, _code(account), meaning.note, account.start, account.end, account.nodes, "accounting")
+    return Doubt.MISSING if seen.account is None else _accounted(seen.account, waited_s, grace_s)
 
 
 def _rows(seen: Evidence) -> tuple[QueueRow | None, list[QueueRow]]:
@@ -118,6 +108,15 @@ def _without_record(over: list[QueueRow], account: AccountRow | None, waited_s: 
         return Over(meaning.state, _code(account), meaning.note, row.start, account.end, account.nodes, "queue")
     note = meaning.note or ("no exit record was found" if ended_by_itself else "")
     return Over(meaning.state, None, note, row.start, None, "", "queue")
+
+
+def _accounted(account: AccountRow, waited_s: float, grace_s: float) -> Over | Doubt:
+    meaning = meaning_of(account.state)
+    if not meaning.over:
+        return Doubt.MISSING  # accounting has not heard of its end, and the queue has forgotten it
+    if meaning.state is WmsStates.SUCCEEDED and waited_s < grace_s:
+        return Doubt.WAITING
+    return Over(meaning.state, _code(account), meaning.note, account.start, account.end, account.nodes, "accounting")
 
 
 def _recorded(record: ExitRecord, over: Sequence[QueueRow] = ()) -> Over:
