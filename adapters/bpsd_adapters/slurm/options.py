@@ -34,7 +34,7 @@ OURS = frozenset(
 """Options that bpsd itself needs."""
 
 _MAIL = {"always": "ALL", "complete": "END", "error": "FAIL", "never": "NONE"}
-_OPTION = re.compile(r"[a-z][a-z0-9-]*", re.ASCII)
+_OPTION = re.compile(r"[a-z][a-z0-9-]+", re.ASCII)
 
 
 class OptionError(ValueError):

@@ -76,7 +76,7 @@ class Window:
 
     def refused(self, in_queue: int) -> None:
         """Slurm took no more while so many of ours were there."""
-        self.now = max(1, min(self.now, in_queue) // 2 if in_queue < 2 else min(self.now // 2, in_queue))
+        self.now = max(1, min(self.now // 2, in_queue))
 
     def taken(self) -> None:
         """Slurm took what it was given."""
