@@ -119,6 +119,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2,sched_interval=2,sched_min_interval=200000,batch_sched_delay=0,sched_max_job_start=400,default_queue_depth=1000,bf_max_job_test=1000
 SlurmdParameters=config_overrides
 SlurmctldTimeout=30
+MessageTimeout=4
 SlurmdTimeout=15
 InactiveLimit=0
 KillWait=2
@@ -239,7 +240,12 @@ stop() {
   rm -f "$PIDFILE"; say "stopped"
 }
 
-wait_ctld() { inside bash -c 'for ((i=0;i<300;i++)); do scontrol ping 2>/dev/null | grep -q UP && exit 0; sleep 0.1; done; exit 1' || die "slurmctld does not answer"; }
+wait_ctld() { # and for its nodes
+  inside bash -c 'for ((i=0;i<300;i++)); do
+    scontrol ping 2>/dev/null | grep -q UP && test "$(sinfo -h -N -p main -o "%N %t" 2>/dev/null | grep -cvE "\*|down|unk")" = 2 && exit 0
+    sleep 0.1
+  done; exit 1' || die "slurmctld does not answer, or has no nodes"
+}
 ctld() {
   case $1 in
     stop) inside bash -c 'p=$(cat /run/slurm/slurmctld.pid); kill $p; for ((i=0;i<200;i++)); do kill -0 $p 2>/dev/null || exit 0; sleep 0.1; done; exit 1';;

@@ -43,6 +43,7 @@ _LIMITED = re.compile(
     r"MaxSubmitJob|SubmitJobLimit|SubmitJobsLimit|accounting/QOS policy|temporarily unable to accept|MaxJobCount",
     re.IGNORECASE,
 )
+_MISTAKE = re.compile(r"invalid (partition|account|qos|feature|license|time|reservation|gres)|option", re.IGNORECASE)
 _UNCERTAIN = re.compile(
     r"timed out|unable to contact|connect failure|connection (refused|reset)|socket|zero bytes|transport endpoint|"
     r"communication|standby|state save|I/O error writing|message (send|receive) failure|slurmctld.*(down|not respond)",
@@ -199,10 +200,10 @@ class Cluster:
         return done.stdout.decode(errors="replace").splitlines()
 
     async def would_refuse(self, options: Sequence[str]) -> str:
-        """What sbatch says against these options, if it would refuse a job for them whatever the queue is like."""
+        """What sbatch says against these options, if they are a mistake; nodes that are away now may come back."""
         argv = ["sbatch", "--test-only", "--array=0", *options, "--wrap=true"]
         done = await self.transport.run(argv, deadline_s=self._config.command_deadline_s)
-        if done.returncode == 0 or classify_refusal(done.error_text) is not Outcome.REFUSED:
+        if done.returncode == 0 or not _MISTAKE.search(done.error_text):
             return ""
         return done.error_text
 

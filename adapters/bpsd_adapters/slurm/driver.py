@@ -35,8 +35,8 @@ from bpsd_adapters.slurm.settings import SlurmConfig
 SUBMITS_AT_ONCE = 4
 """How many sbatch run at the same time."""
 
-REFUSED_RETRY_S = 300.0
-"""How long after a refusal the same jobs are offered again."""
+REFUSED_RETRY_LOOKS = 10
+"""After so many poll intervals what Slurm refused is offered again."""
 
 LIMITS_EVERY_S = 3600.0
 """How often the site's limits are read again."""
@@ -338,7 +338,7 @@ class Driver:
     async def _learn_limits(self) -> None:
         if time.monotonic() - self._limits_at < LIMITS_EVERY_S or not self.live:
             return
-        self._limits = await self._cluster.limits()
+        self._limits = await self._ask(self.queue, self._cluster.limits())
         self._limits_at = time.monotonic()
         association = await self._cluster.association_limit()
         self._window.limit(
@@ -358,7 +358,7 @@ class Driver:
             await self._cluster.cancel(i for chunk in ending for i in (chunk.job_id or 0, *chunk.others))
         if engine.held:
             await self._cluster.hold(engine.waiting())
-        if engine.refusal and self._context.clock() - held.refused_at > REFUSED_RETRY_S:
+        if engine.refusal and self._context.clock() - held.refused_at > REFUSED_RETRY_LOOKS * self._config.poll_interval_s:
             engine.refusal = ""
 
     async def _resolve(self, held: _Held, chunks: Sequence[Chunk]) -> None:
