@@ -1,7 +1,7 @@
 """Which job may start next, and which never will: the order of a workflow as a pure state machine.
 
-Whoever drives a workflow tells it what happened (`Dag.start`, `Dag.finish`, `Dag.stop`) and hears what follows
-(`Outcome`); nothing here reads a clock, a file or a process, so the same events always give the same state.
+Whoever drives a workflow tells it what happened (`Dag.start`, `Dag.finish`, `Dag.withdraw`, `Dag.stop`) and hears what
+follows (`Outcome`); nothing here reads a clock, a file or a process, so the same events always give the same state.
 
 Nodes are numbers: the jobs in the order of the document, then the final job, then *gates*, which stand for the
 beginning and the end of a group, so that ordering n jobs before m takes n + m edges. State is kept in columns, about
@@ -264,6 +264,27 @@ class Dag:
         elif node != self.final:
             self._settle(node, out)
             self._look_at_end(out)
+        return out
+
+    def withdraw(self, node: int) -> Outcome:
+        """A job that was started turns out not to have begun, and never will under that number: it is ready again.
+
+        If the run was stopped meanwhile it is removed, unless it is the final job and that may still run.
+        """
+        if self.state[node] != RUNNING:
+            raise ValueError(f"node {node} is {WmsStates(self.state[node]).name}, not RUNNING")
+        out = Outcome()
+        self._running -= 1
+        self._give_room(self._category[node])
+        if self.stopped and (node != self.final or self._stopped is WmsStates.DELETED):
+            self.state[node] = DELETED
+            out.removed.append(node)
+            if node != self.final:
+                self._open -= 1
+                self._look_at_end(out)
+        else:
+            self._enqueue(node)
+            out.ready.append(node)
         return out
 
     def stop(self, state: WmsStates, *, final: bool) -> Outcome:

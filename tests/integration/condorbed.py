@@ -25,7 +25,7 @@ INSIDE = ("sh", "date", "tar", "flock", "condor_q", "condor_history", "condor_su
           "condor_hold", "condor_release", "condor_ping", "condor_status")  # fmt: skip
 """The programs that the adapter uses, which `CondorBed.inside` runs in the bed."""
 
-BEDS = Path(os.environ.get("BPSD_BEDS", "/var/tmp/bpsd-beds"))
+BEDS = Path(os.environ.get("BPSD_BEDS", "/var/tmp/bpsd-beds"))  # read now: no test sees variables of that kind
 FIRST_PORT = int(os.environ.get("BPSD_BED_PORT", "9718"))
 
 

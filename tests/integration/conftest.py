@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.condorbed import CondorBed, twin_bed
+from tests.integration.slurmbed import SlurmBed
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,15 @@ def pool() -> Iterator[CondorBed]:
 def twin() -> Iterator[CondorBed]:
     """A second pool whose schedds are called like those of the first; the one to do violence to."""
     bed = twin_bed()
+    bed.start()
+    yield bed
+    bed.stop()
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmBed]:
+    """A real Slurm cluster (24.11) with accounting and an SSH server."""
+    bed = SlurmBed()
     bed.start()
     yield bed
     bed.stop()

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpsd.workflow import Executable, File, Job
-from bpsd_adapters.local.commands import Commander, CommandError, job_variables, run_variables, split_arguments
+from bpsd_adapters.cmdline import CommandError, split_arguments
+from bpsd_adapters.local.commands import Commander, job_variables, run_variables
 
 FILES = {"butler": File(name="butler", src_uri="file:///repo/butler.yaml"), "made": File(name="made")}
 EXECUTABLES = {"pipetask": Executable(name="pipetask", src_uri="<ENV:TOOLS>/pipetask")}

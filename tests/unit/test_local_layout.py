@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpsd.workflow import RunAttributes
-from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder, safe_name, write_durably
+from bpsd_adapters.files import safe_name, write_durably
+from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder
 
 
 @pytest.mark.parametrize(

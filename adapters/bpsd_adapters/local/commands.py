@@ -9,7 +9,7 @@ value with spaces stays one argument. A pre- or post-command is read by ``sh``: 
 
 from __future__ import annotations
 
-__all__ = ["Command", "CommandError", "Commander", "job_variables", "run_variables", "split_arguments"]
+__all__ = ["Command", "Commander", "job_variables", "run_variables"]
 
 import os
 import re
@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bpsd.workflow import Executable, File, Job
+from bpsd_adapters.cmdline import CommandError, words_of
 
 _FILE = re.compile(r"<FILE:([^<>]+)>")
 _ENV = re.compile(r"<ENV:([A-Za-z_][A-Za-z0-9_]*)>")
-_SIMPLE = re.compile(r"[\t\n\r !#-&(-\[\]-~]*")
-"""Printable ASCII and white space without quotes and backslash: `str.split` does what `shlex.split` does."""
-
 _PRIVATE = frozenset(
     {
         "INVOCATION_ID",
@@ -41,14 +39,6 @@ _PRIVATE = frozenset(
 """What systemd tells a service about itself (systemd.exec(5)); a job is not that service."""
 
 SHELL = "/bin/sh"
-
-
-class CommandError(ValueError):
-    """The job cannot be executed; ``field`` is the key of the document that is to blame."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 class Command(NamedTuple):
@@ -131,16 +121,8 @@ class Commander:
 
     def arguments(self, job: Job, environment: Mapping[str, str]) -> list[str]:
         """The arguments of a job, split and filled in."""
-        text = job.arguments
-        if not text:
-            return []
-        if job.cmdvals:
-            try:
-                text = text.format(**job.cmdvals)
-            except (KeyError, IndexError, ValueError, AttributeError) as exc:
-                raise CommandError("arguments", f"cannot be filled in with cmdvals: {exc!r}") from exc
-        words = split_arguments(text)
-        if "<" not in text:
+        words = words_of(job)
+        if not any("<" in word for word in words):
             return words
         return [self._filled(word, "arguments", environment) for word in words]
 
@@ -206,22 +188,6 @@ def job_variables(job: Job, attempt: int, cores: int, memory_mb: int) -> dict[st
         "BPSD_CPUS": str(cores),
         "BPSD_MEMORY_MB": str(memory_mb),
     }
-
-
-def split_arguments(text: str) -> list[str]:
-    """The arguments of a command line, by the shell's rules of quoting and no others.
-
-    Raises
-    ------
-    CommandError
-        If a quotation is not closed.
-    """
-    if _SIMPLE.fullmatch(text):
-        return text.split()
-    try:
-        return shlex.split(text)
-    except ValueError as exc:
-        raise CommandError("arguments", f"{exc}".lower()) from exc
 
 
 def _put_in(pattern: re.Pattern[str], text: str, value_of: Callable[[str], str]) -> str:

@@ -23,11 +23,12 @@ import msgspec
 
 from bpsd.models import WmsStates
 from bpsd.workflow import Job, walltime_seconds
+from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.dag import Dag, Outcome, Verdict
+from bpsd_adapters.document import Document
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import processes
-from bpsd_adapters.local.commands import Commander, CommandError, job_variables, run_variables
-from bpsd_adapters.local.document import Document
+from bpsd_adapters.local.commands import Commander, job_variables, run_variables
 from bpsd_adapters.local.events import Begin, End, Ended, Held, Intent, JobRef, JobState, Started, States
 from bpsd_adapters.local.history import History
 from bpsd_adapters.local.jobs import RunningJob

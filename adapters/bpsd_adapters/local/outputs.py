@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 
 from bpsd.interface import OutputPiece
-from bpsd_adapters.local.layout import RunFolder, safe_name
+from bpsd_adapters.files import safe_name
+from bpsd_adapters.local.layout import RunFolder
 
 READ_MAX_BYTES = 1024 * 1024
 """How much is read at once, whatever is asked for."""

@@ -19,10 +19,12 @@ from pathlib import Path
 import msgspec
 
 from bpsd.workflow import Job, WorkflowFile, walltime_seconds
+from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.dag import Dag, priority_number
-from bpsd_adapters.local.commands import Commander, CommandError, job_variables, run_variables
-from bpsd_adapters.local.document import Document
-from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder, sync_folder
+from bpsd_adapters.document import Document
+from bpsd_adapters.files import sync_folder
+from bpsd_adapters.local.commands import Commander, job_variables, run_variables
+from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder
 from bpsd_adapters.local.ledger import Capacity
 
 NICENESS = 10

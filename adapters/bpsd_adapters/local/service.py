@@ -37,6 +37,7 @@ from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService
 from bpsd.models import PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters import runlog
+from bpsd_adapters.files import write_durably
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import outputs, processes
 from bpsd_adapters.local.driver import BEGUN, REFUSED
@@ -45,7 +46,7 @@ from bpsd_adapters.local.fields import FIELDS
 from bpsd_adapters.local.follow import BackendCursor, Follower, take_for
 from bpsd_adapters.local.history import History
 from bpsd_adapters.local.launch import ask_helper, check_driver, launch_driver
-from bpsd_adapters.local.layout import RunFolder, StateFolder, write_durably
+from bpsd_adapters.local.layout import RunFolder, StateFolder
 from bpsd_adapters.local.ledger import Capacity, Ledger, default_path
 from bpsd_adapters.local.observe import LOG, PROCESSES
 from bpsd_adapters.local.prepare import Order

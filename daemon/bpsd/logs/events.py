@@ -43,6 +43,8 @@ class LogEvent(StrEnum):
     PING_BROKE = "ping_broke"  # backend
     POLL_BROKE = "poll_broke"  # backend
     POLL_FAILED = "poll_failed"  # backend, failures, error
+    SLURM_LOOK_FAILED = "slurm_look_failed"  # backend, failures, error: nothing follows from it
+    SLURM_NOT_SUBMITTED = "slurm_not_submitted"  # backend, run, outcome, error: the jobs are not lost
     RUN_LOGS_DAMAGED = "run_logs_damaged"  # errors, count: what the local adapter could not read
 
     # -- plugins of bps --

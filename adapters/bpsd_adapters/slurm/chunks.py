@@ -1,0 +1,90 @@
+"""What was submitted together, and what one look at Slurm shows of it."""
+
+from __future__ import annotations
+
+__all__ = ["Chunk", "Plan", "QueuedJob", "Sight"]
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+from bpsd.models import WmsStates
+from bpsd_adapters.slurm.events import JobRef
+from bpsd_adapters.slurm.parsing import AccountRow, ExitRecord, QueueRow
+
+
+@dataclass(slots=True)
+class QueuedJob:
+    """A job that was submitted and is not over."""
+
+    ref: JobRef
+    attempt: int
+    """As it is shown: requeues count."""
+
+    state: WmsStates = WmsStates.READY
+    note: str = ""
+    start: float | None = None
+    wms_id: str = ""
+    doubt_since: float | None = None
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Jobs that were submitted, or are about to be, as one array."""
+
+    number: int
+    intended: float
+    open: dict[int, QueuedJob] = field(default_factory=dict)
+    """By index: those that are not over."""
+
+    job_id: int | None = None
+    submitted: float = 0.0
+    in_flight: bool = False
+    """Whether this process is submitting it just now."""
+
+    ending: bool = False
+    """Whether what of it is in Slurm is to go."""
+
+    others: set[int] = field(default_factory=set)
+    """Further Slurm jobs that bear its name."""
+
+
+class Plan(NamedTuple):
+    """A chunk to submit."""
+
+    chunk: int
+    name: str
+    label: str
+    size: int
+    options: tuple[str, ...]
+    jobs: bytes
+
+
+class Sight(NamedTuple):
+    """What one look showed of a run: rows by chunk and index, accounts by array and index.
+
+    ``began`` is when the queue was asked: what was submitted later need not be in it.
+    """
+
+    began: float
+    now: float
+    rows: Mapping[int, Mapping[int, Sequence[QueueRow]]]
+    records: Mapping[int, Mapping[tuple[int, int], ExitRecord]]
+    """By chunk, and in it by node and attempt."""
+
+    accounts: Mapping[tuple[int, int], AccountRow] = {}
+
+    @classmethod
+    def of(
+        cls,
+        began: float,
+        now: float,
+        rows: Mapping[int, Mapping[int, Sequence[QueueRow]]],
+        records: Mapping[int, Iterable[ExitRecord]],
+    ) -> Self:
+        """A look, before accounting is asked."""
+        return cls(began, now, rows, {n: {(r.node, r.attempt): r for r in found} for n, found in records.items()})
+
+    def ids(self, chunk: int) -> set[int]:
+        """The Slurm jobs that bear the name of a chunk."""
+        return {row.array_id for rows in self.rows.get(chunk, {}).values() for row in rows}

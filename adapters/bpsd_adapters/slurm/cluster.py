@@ -1,0 +1,322 @@
+"""Slurm's own tools on the submit host, through a transport: batched questions and few orders. The I/O of this adapter.
+
+A return code is no state: what cannot be asked raises, and an answer that is garbled is no answer.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Answer", "Cluster", "Outcome", "Submission", "classify_refusal"]
+
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple, TypeVar
+
+from bpsd.errors import BackendUnavailable
+from bpsd_adapters.slurm import scripts
+from bpsd_adapters.slurm.chunks import Plan
+from bpsd_adapters.slurm.parsing import (
+    SACCT_FORMAT,
+    SQUEUE_FORMAT,
+    AccountRow,
+    ClusterLimits,
+    ExitRecord,
+    QueueRow,
+    parse_exits,
+    parse_limits,
+    parse_sacct,
+    parse_squeue,
+    smallest_limit,
+)
+from bpsd_adapters.slurm.settings import SlurmConfig
+from bpsd_adapters.transports.base import Completed, Transport
+
+IDS_PER_CALL = 1000
+"""How many ids one call of sacct, scancel or scontrol names."""
+
+PING_DEADLINE_S = 20.0
+
+_ALL_STATES = "BF,CA,CD,DL,F,NF,OOM,PD,PR,R,RQ,S,TO"
+_LIMITED = re.compile(
+    r"MaxSubmitJob|SubmitJobLimit|SubmitJobsLimit|accounting/QOS policy|temporarily unable to accept|MaxJobCount",
+    re.IGNORECASE,
+)
+_MISTAKE = re.compile(r"invalid (partition|account|qos|feature|license|time|reservation|gres)|option", re.IGNORECASE)
+_UNCERTAIN = re.compile(
+    r"timed out|unable to contact|connect failure|connection (refused|reset)|socket|zero bytes|transport endpoint|"
+    r"communication|standby|state save|I/O error writing|message (send|receive) failure|slurmctld.*(down|not respond)",
+    re.IGNORECASE,
+)
+
+R = TypeVar("R")
+
+
+class Outcome(Enum):
+    """What became of an attempt to submit a chunk."""
+
+    SUBMITTED = "submitted"
+    LIMITED = "limited"
+    """Refused, since too many jobs are in the queue: later it may be taken."""
+
+    REFUSED = "refused"
+    """Refused as it is."""
+
+    DOUBT = "doubt"
+    """Nobody said whether Slurm has it."""
+
+    FULL = "full"
+    """As `DOUBT`, and Slurm said that it takes no more jobs for now."""
+
+    NOT_WRITTEN = "not written"
+    """Its files could not be written: nothing was submitted."""
+
+
+class Submission(NamedTuple):
+    """What became of a chunk."""
+
+    outcome: Outcome
+    job_id: int = 0
+    text: str = ""
+
+
+class Answer(NamedTuple):
+    """The queue, and what asking cost."""
+
+    rows: list[QueueRow]
+    cost_s: float
+    cost_bytes: int
+
+
+def classify_refusal(text: str) -> Outcome:
+    """What a word of sbatch that failed means for the chunk."""
+    if _UNCERTAIN.search(text):
+        return Outcome.DOUBT
+    return Outcome.LIMITED if _LIMITED.search(text) else Outcome.REFUSED
+
+
+class Cluster:
+    """One cluster, as one user sees it from one submit host.
+
+    Parameters
+    ----------
+    transport : `~bpsd_adapters.transports.base.Transport`
+        To the submit host; open.
+    config : `SlurmConfig`
+        Deadlines and the work folder.
+    """
+
+    def __init__(self, transport: Transport, config: SlurmConfig) -> None:
+        self.transport = transport
+        self._config = config
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    async def queue(self) -> Answer:
+        """All jobs of ours that slurmctld knows, with those that ended lately.
+
+        Raises
+        ------
+        BackendUnavailable
+            If it does not answer, or not completely.
+        """
+        began = time.monotonic()
+        done = await self._shell(scripts.SQUEUE, SQUEUE_FORMAT)
+        text = done.check(self.transport.host).stdout.decode(errors="replace")
+        return Answer(_parsed(parse_squeue, text, self.transport.host), time.monotonic() - began, len(done.stdout))
+
+    async def accounts(self, array_ids: Iterable[int]) -> list[AccountRow]:
+        """What accounting has of arrays, task by task.
+
+        Raises
+        ------
+        BackendUnavailable
+            If it does not answer, or there is no accounting.
+        """
+        ids = sorted(set(array_ids))
+        rows: list[AccountRow] = []
+        for start in range(0, len(ids), IDS_PER_CALL):
+            rows += await self._sacct("-j", ",".join(map(str, ids[start : start + IDS_PER_CALL])))
+        return rows
+
+    async def accounts_by_name(self, names: Sequence[str], since_s: float) -> list[AccountRow]:
+        """What accounting has under these names, from so many seconds ago by Slurm's own clock."""
+        ago = f"now-{max(int(since_s), 60)}seconds"
+        return await self._sacct("-S", ago, "-s", _ALL_STATES, "--name", ",".join(names))
+
+    async def exits(self, folders: Sequence[str]) -> tuple[Mapping[str, list[ExitRecord]], int]:
+        """The exit records in these folders below the work folder, and the size of the answer.
+
+        Raises
+        ------
+        BackendUnavailable
+            If the work folder cannot be read.
+        """
+        told = "".join(f"{folder}\n" for folder in folders).encode()
+        done = (await self._shell(scripts.COLLECT, self._config.work_dir, input=told)).check(self.transport.host)
+        text = done.stdout.decode(errors="replace")
+        if not text.endswith("@end\n"):
+            raise BackendUnavailable(f"the exit records in {self._config.work_dir} were not read to the end")
+        found = {}
+        for part in text.removesuffix("@end\n").split("@ ")[1:]:
+            folder, _, records = part.partition("\n")
+            found[folder] = parse_exits(records)
+        return found, len(done.stdout)
+
+    async def limits(self) -> ClusterLimits:
+        """What the controller says of itself."""
+        done = await self._tool("scontrol", "show", "config")
+        return parse_limits(done.check(self.transport.host).stdout.decode(errors="replace"))
+
+    async def association_limit(self) -> int | None:
+        """How many jobs our association may have submitted, if that is limited and can be read."""
+        script = 'exec sacctmgr -n -P show assoc where user="$(id -un)" format=MaxSubmitJobs,GrpSubmitJobs'
+        done = await self._shell(script)
+        if done.returncode != 0:
+            return None
+        return smallest_limit(re.split(r"[|\n]", done.stdout.decode(errors="replace")))
+
+    async def ping(self) -> tuple[int, str]:
+        """Whether slurmctld is up; asked so that a dead one is told of at once."""
+        done = await self.transport.run(["scontrol", "ping"], deadline_s=PING_DEADLINE_S)
+        text = " ".join(done.stdout.decode(errors="replace").split()) or done.error_text
+        return (0, "") if done.returncode == 0 and " UP" in text else (1, f"slurmctld: {text or 'no word'}")
+
+    async def probe(self) -> None:
+        """See that the tools are there and that the work folder can be written.
+
+        Raises
+        ------
+        BackendUnavailable
+            If not.
+        """
+        (await self._shell(scripts.PROBE, self._config.work_dir)).check(self.transport.host)
+
+    async def absent_programs(self, programs: Sequence[str]) -> list[str]:
+        """Which of these are not on the submit host."""
+        told = "".join(f"{program}\n" for program in programs).encode()
+        done = (await self._shell(scripts.PROGRAMS, input=told)).check(self.transport.host)
+        return done.stdout.decode(errors="replace").splitlines()
+
+    async def would_refuse(self, options: Sequence[str]) -> str:
+        """What sbatch says against these options, if they are a mistake; nodes that are away now may come back."""
+        argv = ["sbatch", "--test-only", "--array=0", *options, "--wrap=true"]
+        done = await self.transport.run(argv, deadline_s=self._config.command_deadline_s)
+        if done.returncode == 0 or not _MISTAKE.search(done.error_text):
+            return ""
+        return done.error_text
+
+    # -- orders ------------------------------------------------------------------------------------------------------
+
+    async def make_run(self, folder: str) -> None:
+        """Make a run's folder on the submit host; doing it again does no harm."""
+        (await self._shell(scripts.MAKE_RUN, folder, input=scripts.WRAPPER.encode())).check(self.transport.host)
+
+    async def submit(self, folder: str, plan: Plan) -> Submission:
+        """Submit a chunk, once: a second call for the same chunk only says that it was tried."""
+        argv = [
+            "sh", "-c", scripts.SUBMIT, "sh", folder, str(plan.chunk), "--parsable", f"--array=0-{plan.size - 1}",
+            *self.job_options(folder, plan.name, plan.label, f"{plan.chunk}_%a"), *plan.options,
+            f"{folder}/wrapper.sh", folder, str(plan.chunk),
+        ]  # fmt: skip
+        try:
+            done = await self.transport.run(argv, deadline_s=self._config.submit_deadline_s, input=plan.jobs)
+        except BackendUnavailable as exc:
+            return Submission(Outcome.DOUBT, text=exc.message)
+        if done.returncode == 0:
+            text = done.stdout.decode(errors="replace").strip().partition(";")[0]
+            return Submission(Outcome.SUBMITTED, int(text)) if text.isdecimal() else Submission(Outcome.DOUBT)
+        outcome = {
+            scripts.CALLED_OFF: Outcome.DOUBT,
+            scripts.NOT_WRITTEN: Outcome.NOT_WRITTEN,
+            scripts.FULL: Outcome.FULL,
+        }.get(done.returncode) or classify_refusal(done.error_text)
+        return Submission(outcome, text=done.error_text)
+
+    @staticmethod
+    def job_options(folder: str, name: str, label: str, log: str) -> list[str]:
+        """The options of sbatch that every job of ours has."""
+        return [
+            f"--job-name={name}", f"--chdir={folder}/work", f"--output={folder}/slurm/{log}.log", "--open-mode=append",
+            f"--comment={label}",
+        ]  # fmt: skip
+
+    async def call_off(self, folder: str, chunks: Sequence[int]) -> dict[int, str]:
+        """Keep chunks from being submitted, if that was not begun: ``off``, ``tried``, or ``id N``."""
+        done = (await self._shell(scripts.CALL_OFF, folder, *map(str, chunks))).check(self.transport.host)
+        lines = (line.partition(" ") for line in done.stdout.decode(errors="replace").splitlines())
+        return {int(number): said for number, _, said in lines}
+
+    async def void(self, folder: str, claims: Sequence[str]) -> dict[str, str]:
+        """Take the claims that nobody has, so that no job begins under them; who has each now (``void`` or a job)."""
+        told = "".join(f"{claim}\n" for claim in claims).encode()
+        done = (await self._shell(scripts.VOID, folder, input=told)).check(self.transport.host)
+        lines = (line.partition(" ") for line in done.stdout.decode(errors="replace").splitlines())
+        return {claim: owner.strip() for claim, _, owner in lines}
+
+    async def submit_all(self, folder: str, jobs: bytes, lines: Sequence[Sequence[str]]) -> dict[int, int]:
+        """Submit many jobs with what they wait for; as far as it came: chunk to id. It may be done again."""
+        await self.transport.write(f"{folder}/chunks/run.all", jobs)
+        told = "".join(shlex.join(line) + "\n" for line in lines).encode()
+        argv = ["sh", "-c", scripts.SUBMIT_ALL, "sh", folder, "run"]
+        done = await self.transport.run(argv, deadline_s=self._config.submit_deadline_s + len(lines), input=told)
+        found = {}
+        for line in done.stdout.decode(errors="replace").splitlines():
+            chunk, _, said = line.partition(" ")
+            job_id = said.partition(";")[0]
+            if job_id.isdecimal():
+                found[int(chunk)] = int(job_id)
+        if done.returncode not in (0, scripts.CALLED_OFF) and len(found) < len(lines):
+            done.check(self.transport.host)
+        return found
+
+    async def cancel(self, ids: Iterable[int]) -> None:
+        """End arrays with all their tasks; those that are over are no error. The queue will tell."""
+        await self._each("scancel", (), ids)
+
+    async def hold(self, ids: Iterable[int | str]) -> str:
+        """Hold what waits of these; what it had to say."""
+        return await self._control("hold", ids)
+
+    async def release(self, ids: Iterable[int | str]) -> str:
+        """Release these; what it had to say."""
+        return await self._control("release", ids)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    async def _control(self, verb: str, ids: Iterable[int | str]) -> str:
+        said = ""
+        whole = [str(i) for i in ids]
+        for start in range(0, len(whole), IDS_PER_CALL):
+            done = await self._tool("scontrol", verb, ",".join(whole[start : start + IDS_PER_CALL]))
+            said = said or (done.error_text if done.returncode else "")
+        return said
+
+    async def _each(self, tool: str, options: Sequence[str], ids: Iterable[int]) -> None:
+        whole = [str(i) for i in ids]
+        for start in range(0, len(whole), IDS_PER_CALL):
+            done = await self._tool(tool, *options, *whole[start : start + IDS_PER_CALL])
+            if done.returncode and _UNCERTAIN.search(done.error_text):
+                done.check(self.transport.host)
+
+    async def _sacct(self, *which: str) -> list[AccountRow]:
+        argv = ["env", "SLURM_TIME_FORMAT=%s", "sacct", "-X", "-n", "-P", *which, "-o", SACCT_FORMAT]
+        done = await self._tool(*argv)
+        return _parsed(
+            parse_sacct, done.check(self.transport.host).stdout.decode(errors="replace"), self.transport.host
+        )
+
+    async def _tool(self, *argv: str) -> Completed:
+        return await self.transport.run(argv, deadline_s=self._config.command_deadline_s)
+
+    async def _shell(self, script: str, *arguments: str, input: bytes = b"") -> Completed:
+        argv = ["sh", "-c", script, "sh", *arguments]
+        return await self.transport.run(argv, deadline_s=self._config.command_deadline_s, input=input)
+
+
+def _parsed(parse: Callable[[str], list[R]], text: str, host: str) -> list[R]:
+    try:
+        return parse(text)
+    except ValueError as exc:
+        raise BackendUnavailable(f"Slurm on {host} gave a garbled answer: {exc}") from exc

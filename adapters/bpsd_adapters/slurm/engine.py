@@ -1,0 +1,463 @@
+"""One run as it is driven: what was seen goes in, what is to be written and submitted comes out. No I/O but the log.
+
+The state is the log, told to a `~bpsd_adapters.dag.Dag`: a daemon that was killed opens the log and is where it was.
+Before a chunk is submitted its intent is on the disk; what became of a chunk that has an intent and no id is looked up
+(`Chunk.job_id` is `None`) before its jobs are submitted again. Not thread-safe: one call at a time.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Engine"]
+
+from collections.abc import Iterable, Mapping
+
+from bpsd.models import WmsStates
+from bpsd.workflow import Job
+from bpsd_adapters.cmdline import CommandError
+from bpsd_adapters.dag import Outcome, Verdict
+from bpsd_adapters.runlog import RunLog
+from bpsd_adapters.slurm.chunks import Chunk, Plan, QueuedJob, Sight
+from bpsd_adapters.slurm.commands import RunFacts, entry
+from bpsd_adapters.slurm.events import (
+    Begin,
+    Cancel,
+    End,
+    Ended,
+    Event,
+    Held,
+    Intent,
+    JobRef,
+    JobState,
+    Note,
+    States,
+    Submitted,
+    Withdrawn,
+)
+from bpsd_adapters.slurm.layout import Meta, RunFolder
+from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
+from bpsd_adapters.slurm.parsing import ExitRecord, chunk_name
+from bpsd_adapters.slurm.runstate import RunState
+from bpsd_adapters.slurm.states import why_stuck
+from bpsd_adapters.slurm.verdicts import Doubt, Evidence, Live, Over, judge
+
+STATES_PER_LINE = 100
+"""How many jobs a line about states names."""
+
+FAILURES_NAMED = 3
+"""How many failed jobs the note at the end of a run names."""
+
+RECORD_GRACE_S = 30.0
+"""How long a file that a node wrote may take to be seen on the submit host (NFS caches attributes that long)."""
+
+STUCK_NAMED = 3
+"""How many reasons for never starting the note of a run names."""
+
+
+class Engine(RunState):
+    """One attempt of a run after the other.
+
+    Parameters
+    ----------
+    meta : `Meta`
+        What the run is.
+    folder : `RunFolder`
+        Where its files are, here.
+    log : `~bpsd_adapters.runlog.RunLog`
+        Its log, held.
+    defaults : `Defaults`
+        What every job gets.
+
+    Raises
+    ------
+    OSError, msgspec.MsgspecError
+        If its files cannot be read.
+    """
+
+    def __init__(self, meta: Meta, folder: RunFolder, log: RunLog, defaults: Defaults) -> None:
+        super().__init__(meta, folder)
+        self._log, self._defaults = log, defaults
+        self._pending: list[Event] = []
+        self._live: list[JobState] = []
+        self._now = meta.created
+        self.written = 0
+        """How many events this process has written."""
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.meta.token}.{self.attempt} {self._dag!r}, {len(self.chunks)} chunks>"
+
+    # -- what it says ------------------------------------------------------------------------------------------------
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether there is something to submit."""
+        return bool(not self.held and not self.refusal and self._ready(1))
+
+    def doubtful(self) -> list[Chunk]:
+        """Chunks that were about to be submitted, and nobody knows whether they were."""
+        return [c for c in self.chunks.values() if c.job_id is None and not c.in_flight]
+
+    def waiting(self) -> set[int]:
+        """The arrays in which jobs wait without being on hold."""
+        return {c.job_id for c in self.chunks.values() if c.job_id is not None and _some(c, WmsStates.PENDING)}
+
+    def on_hold(self) -> set[int]:
+        """The arrays in which jobs are on hold."""
+        return {c.job_id for c in self.chunks.values() if c.job_id is not None and _some(c, WmsStates.HELD)}
+
+    def slurm_ids(self, names: Iterable[str]) -> list[str]:
+        """The ids in Slurm of those of these jobs that are there."""
+        wanted = set(names)
+        return [
+            f"{chunk.job_id}_{index}"
+            for chunk in self.chunks.values()
+            for index, job in chunk.open.items()
+            if chunk.job_id is not None and job.ref.name in wanted
+        ]
+
+    def missing(self, sight: Sight) -> set[int]:
+        """The arrays of jobs that the queue does not list as alive and that left no record."""
+        found = set()
+        for chunk in self.chunks.values():
+            if chunk.job_id is None or chunk.submitted >= sight.began:
+                continue
+            rows, records = sight.rows.get(chunk.number, {}), sight.records.get(chunk.number, {})
+            for index, job in chunk.open.items():
+                doubt = judge(Evidence(rows.get(index, ()), _record(records, job)), waited_s=0, grace_s=1)
+                if isinstance(doubt, Doubt):
+                    found |= {chunk.job_id, *chunk.others}
+                    break
+        return found
+
+    def run_facts(self) -> RunFacts:
+        """What its jobs have in common."""
+        document = self._document
+        return RunFacts(
+            token=self.meta.token,
+            name=self.meta.name,
+            folder=self.meta.folder,
+            attempt=self.attempt,
+            executables=document.executables,
+            files=document.files,
+            environment=document.environment,
+        )
+
+    # -- orders ------------------------------------------------------------------------------------------------------
+
+    def begin(self, attempt: int, now: float) -> None:
+        """Begin an attempt of the run; when this returns, it is on the disk."""
+        self._now = now
+        event = Begin(attempt=attempt, time=now)
+        self._log.append([event], durable=True)
+        self._replay(event)
+        again = [n for n in range(len(self._document)) if not self._dag.is_instant(n)]
+        self._tell(self._state_of(n) for n in again)
+        self.write(now)
+
+    def cancel(self, now: float) -> None:
+        """End the run: nothing more is submitted, and what is in Slurm is to go."""
+        if self.cancelled or not self.live:
+            return
+        self._now = now
+        event = Cancel(time=now)
+        self._log.append([event], durable=True)
+        self._tell_outcome(self._cancel())
+        self.write(now)
+
+    def hold(self, now: float, *, held: bool) -> None:
+        """Let the run submit nothing more, or go on; a release also tries again what was refused."""
+        if not held:
+            self.refusal = ""
+        if held != self.held and self.live:
+            self._log.append([Held(time=now, held=held)], durable=True)
+            self.held = held
+            self.write(now)
+
+    # -- submitting --------------------------------------------------------------------------------------------------
+
+    def plan(self, limit: int, now: float) -> list[Plan]:
+        """Take up to ``limit`` ready jobs, an array for each label and resources; their intent is on the disk.
+
+        Raises
+        ------
+        OSError
+            If that cannot be written: then nothing was taken.
+        """
+        self._now = now
+        if self.held or self.refusal or limit < 1:
+            return []
+        groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        broken: list[tuple[int, Job, str]] = []
+        jobs: dict[int, Job] = {}
+        for node in self._ready(limit):
+            job = jobs[node] = self._document.job(node)
+            try:
+                options = options_of(job, self._defaults, self._dag.retries(node))
+                entry(self.run_facts(), job, node, 1, 0, None)
+            except (OptionError, CommandError) as exc:
+                broken.append((node, job, f"{exc.field}: {exc}"))
+                continue
+            groups.setdefault((job.label, options), []).append(node)
+        for node, job, why in broken:
+            self._fail_unstarted(node, job, why, now)
+        if not groups:
+            return []
+        intents, plans, facts = [], [], self.run_facts()
+        for number, ((label, options), nodes) in enumerate(groups.items(), self._next_chunk):
+            refs = tuple(self._ref(n, jobs[n], self._dag.starts[n] + 1) for n in nodes)
+            intents.append(Intent(chunk=number, time=now, jobs=refs))
+            text = "".join(
+                entry(facts, jobs[r.node], r.node, r.attempt, i, memory_for(jobs[r.node], self._dag.retries(r.node)))
+                for i, r in enumerate(refs)
+            )
+            name = chunk_name(self.meta.token, number)
+            plans.append(Plan(number, name, label, len(refs), options, text.encode()))
+        self._log.append([*self._pending, *intents], durable=True)
+        self._pending.clear()
+        for intent in intents:
+            self._replay(intent)
+            self.chunks[intent.chunk].in_flight = True
+        return plans
+
+    def submitted(self, number: int, job_id: int, now: float) -> None:
+        """Slurm has a chunk."""
+        chunk = self.chunks[number]
+        chunk.in_flight = False
+        self._now = now
+        event = Submitted(chunk=number, time=now, job_id=job_id)
+        self._pending.append(event)
+        self._replay(event)
+        pending = WmsStates.PENDING
+        for job in chunk.open.values():
+            job.state = pending
+        self._tell(
+            JobState(j.ref.node, j.ref.name, j.ref.label, j.attempt, int(pending), f"{job_id}_{i}")
+            for i, j in chunk.open.items()
+        )
+        self.write(now)
+
+    def in_doubt(self, number: int) -> None:
+        """Whether Slurm has a chunk is not known."""
+        self.chunks[number].in_flight = False
+
+    def withdraw(self, number: int, now: float, note: str = "", indices: Iterable[int] | None = None) -> None:
+        """Jobs of a chunk (all) did not run and never will under their number: they are ready again."""
+        chunk = self.chunks[number]
+        chunk.in_flight = False
+        self._now = now
+        which = list(chunk.open) if indices is None else list(indices)
+        nodes = tuple(chunk.open[i].ref.node for i in which)
+        names = {j.ref.node: j.ref for j in chunk.open.values()}
+        event = Withdrawn(chunk=number, time=now, nodes=nodes, note=note)
+        self._pending.append(event)
+        for node in nodes:
+            out = self._withdraw(chunk, node)
+            state = WmsStates.HELD if self.refusal and out.ready else WmsStates(self._dag.state[node])
+            ref = names[node]
+            self._tell([JobState(node, ref.name, ref.label, ref.attempt, int(state), "", note)])
+        self._drop_empty(chunk)
+        self.write(now)
+
+    # -- seeing ------------------------------------------------------------------------------------------------------
+
+    def see(self, sight: Sight, lost_after_s: float) -> list[tuple[int, list[int]]]:
+        """Take in a look at Slurm; returns chunks and indices of jobs that no source has known for so long."""
+        self._now = sight.now
+        missing: list[tuple[int, list[int]]] = []
+        for chunk in list(self.chunks.values()):
+            seen_ids = sight.ids(chunk.number)
+            if chunk.job_id is None and seen_ids and not chunk.in_flight:
+                self.submitted(chunk.number, min(seen_ids), sight.began)
+            if chunk.job_id is None or chunk.submitted > sight.began:
+                continue
+            chunk.others |= seen_ids - {chunk.job_id}
+            gone = self._see_chunk(chunk, sight, lost_after_s)
+            if gone:
+                missing.append((chunk.number, gone))
+            self._drop_empty(chunk)
+        self._tell(self._live)
+        self._live = []
+        self._note_stuck(sight.now)
+        self.write(sight.now)
+        return missing
+
+    def lose(self, number: int, index: int, now: float, note: str) -> None:
+        """Nobody will ever know how a job ended."""
+        self._now = now
+        chunk = self.chunks[number]
+        self._ended(chunk, index, Over(WmsStates.UNKNOWN, note=note, source="absence"), now, lost=True)
+        self._drop_empty(chunk)
+        self.write(now)
+
+    def write(self, now: float) -> None:
+        """Write what there is to say; and that the run is over, if it is.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; it is tried again with the next.
+        """
+        if self.live and self._dag.done and not self.chunks:
+            self._pending.append(
+                End(attempt=self.attempt, time=now, state=int(self._dag.result()), note=self._closing_note())
+            )
+        if not self._pending:
+            return
+        ends = [event for event in self._pending if isinstance(event, End)]
+        self._log.append(self._pending, durable=bool(ends))
+        self.written += len(self._pending)
+        self._pending.clear()
+        for event in ends:
+            self._replay(event)
+
+    def close(self) -> None:
+        """Let the log go."""
+        self._log.close()
+
+    # -- inside: what was seen ---------------------------------------------------------------------------------------
+
+    def _see_chunk(self, chunk: Chunk, sight: Sight, lost_after_s: float) -> list[int]:
+        rows, records = sight.rows.get(chunk.number, {}), sight.records.get(chunk.number, {})
+        missing = []
+        for index, job in list(chunk.open.items()):
+            ids = (chunk.job_id or 0, *chunk.others)
+            account = next((a for i in ids if (a := sight.accounts.get((i, index))) is not None), None)
+            waited = 0.0 if job.doubt_since is None else sight.now - job.doubt_since
+            evidence = Evidence(rows.get(index, ()), _record(records, job), account)
+            verdict = judge(evidence, waited_s=waited, grace_s=RECORD_GRACE_S)
+            if isinstance(verdict, Doubt):
+                job.doubt_since = sight.now if job.doubt_since is None else job.doubt_since
+                if verdict is Doubt.MISSING and sight.now - job.doubt_since >= lost_after_s:
+                    missing.append(index)
+            elif isinstance(verdict, Over):
+                self._ended(chunk, index, verdict, sight.now)
+            else:
+                job.doubt_since = None
+                self._is_live(index, job, verdict)
+        return missing
+
+    def _is_live(self, index: int, job: QueuedJob, seen: Live) -> None:
+        if seen.state is WmsStates.UNKNOWN:
+            return
+        ran = job.state in (WmsStates.RUNNING, WmsStates.MISFIT)
+        runs = seen.state in (WmsStates.RUNNING, WmsStates.MISFIT)
+        if ran and (not runs or (job.start is not None and seen.start is not None and seen.start > job.start)):
+            job.attempt += 1  # requeued: another incarnation
+            job.state = WmsStates.READY
+        start = seen.start if runs else None
+        if (seen.state, seen.note) == (job.state, job.note):
+            job.start = start if start is not None else job.start
+            return
+        job.state, job.note, job.start = seen.state, seen.note, start
+        job.wms_id = f"{seen.wms_id}_{index}"
+        ref = job.ref
+        self._live.append(
+            JobState(ref.node, ref.name, ref.label, job.attempt, int(seen.state), job.wms_id, seen.note, start)
+        )
+
+    def _ended(self, chunk: Chunk, index: int, over: Over, now: float, *, lost: bool = False) -> None:
+        job = chunk.open[index]
+        state_before = self._dag.state[job.ref.node]
+        if state_before == WmsStates.UNREADY:
+            return  # hands-off: the end of its parents is still to be seen
+        if state_before in (WmsStates.PRUNED, WmsStates.DELETED):  # hands-off: Slurm ended it, as was to be
+            del chunk.open[index], self._queued[job.ref.node]
+            return
+        removed = over.state in (WmsStates.DELETED, WmsStates.PRUNED) or (chunk.ending and over.exit_code is None)
+        judged = 0 if over.state is WmsStates.SUCCEEDED else over.exit_code or None
+        out = self._finish(chunk, index, judged, removed=removed, lost=lost)
+        again = out.verdict is Verdict.RETRY
+        state = WmsStates.FAILED if again else WmsStates(self._dag.state[job.ref.node])
+        self._pending.append(
+            Ended(
+                job=job.ref,
+                chunk=chunk.number,
+                time=over.end or now,
+                state=int(state),
+                judged=judged,
+                removed=removed,
+                lost=lost,
+                again=again,
+                shown_attempt=job.attempt,
+                exit_code=over.exit_code,
+                note=over.note,
+                wms_id=job.wms_id or f"{chunk.job_id}_{index}",
+                start=over.start,
+                host=over.host,
+                source=over.source,
+            )
+        )
+        self._note_failure(job.ref, state, again, over.note or f"exit code {over.exit_code}")
+        self._heed(out, job.ref.name, over.exit_code)
+        self._tell_outcome(out)
+
+    def _fail_unstarted(self, node: int, job: Job, why: str, now: float) -> None:
+        """A job that cannot be submitted: it fails as if it had been tried."""
+        ref = self._ref(node, job, self._dag.starts[node] + 1)
+        number = self._next_chunk
+        intent = Intent(chunk=number, time=now, jobs=(ref,))
+        self._pending.append(intent)
+        self._replay(intent)
+        self._ended(self.chunks[number], 0, Over(WmsStates.FAILED, note=why, source="log"), now)
+        self._drop_empty(self.chunks[number])
+
+    def _note_stuck(self, now: float) -> None:
+        """Point out what will never start by itself."""
+        reasons: dict[str, int] = {}
+        for chunk in self.chunks.values():
+            for job in chunk.open.values():
+                if job.state in (WmsStates.PENDING, WmsStates.PRUNED) and why_stuck(job.note.partition(":")[0]):
+                    reasons[job.note] = reasons.get(job.note, 0) + 1
+        told = [f"{count} jobs will not start: {why}" for why, count in list(reasons.items())[:STUCK_NAMED]]
+        self.say("; ".join([*told, *([f"sbatch refuses: {self.refusal}"] if self.refusal else [])]), now)
+
+    def say(self, note: str, now: float) -> None:
+        """Have the run's note be this."""
+        if note != self._note and self.live:
+            self._note = note
+            self._pending.append(Note(time=now, note=note))
+
+    def _closing_note(self) -> str:
+        parts = [self._stop_note] if self._stop_note else []
+        if self.cancelled:
+            parts.append("cancelled")
+        if self._failures:
+            more = self._failure_count - len(self._failures)
+            parts.append("failed: " + ", ".join(self._failures) + (f" and {more} more" if more else ""))
+        return "; ".join(parts)
+
+    # -- inside: telling ---------------------------------------------------------------------------------------------
+
+    def _ready(self, limit: int) -> list[int]:
+        """What may be submitted; with hands-off some of it is in Slurm already."""
+        if not self.meta.hands_off:
+            return self._dag.ready(limit)
+        return [n for n in self._dag.ready(limit + len(self._queued)) if n not in self._queued][:limit]
+
+    def _ref(self, node: int, job: Job, attempt: int) -> JobRef:
+        return JobRef(node, job.name, job.label, attempt)
+
+    def _state_of(self, node: int) -> JobState:
+        name = self._document.job_name(node)
+        return JobState(node, name.name, name.label, self._dag.starts[node], self._dag.state[node])
+
+    def _tell(self, states: Iterable[JobState]) -> None:
+        line: list[JobState] = []
+        for state in states:
+            line.append(state)
+            if len(line) == STATES_PER_LINE:
+                self._pending.append(States(time=self._now, jobs=tuple(line)))
+                line = []
+        if line:
+            self._pending.append(States(time=self._now, jobs=tuple(line)))
+
+    def _tell_outcome(self, out: Outcome) -> None:
+        nodes = [*out.ready, *out.pruned, *out.removed]
+        self._tell(self._state_of(n) for n in nodes if not self._dag.is_instant(n))
+
+
+def _record(records: Mapping[tuple[int, int], ExitRecord], job: QueuedJob) -> ExitRecord | None:
+    return records.get((job.ref.node, job.ref.attempt))
+
+
+def _some(chunk: Chunk, state: WmsStates) -> bool:
+    return any(job.state is state for job in chunk.open.values())

@@ -1,0 +1,26 @@
+"""Sorting what Slurm said by run, chunk and index. Pure."""
+
+from __future__ import annotations
+
+__all__ = ["by_run", "collect_folder"]
+
+from collections.abc import Iterable
+
+from bpsd_adapters.slurm.parsing import QueueRow, parse_chunk_name
+
+
+def by_run(rows: Iterable[QueueRow]) -> dict[str, dict[int, dict[int, list[QueueRow]]]]:
+    """The rows of our jobs by token, chunk and index; all others are left out."""
+    found: dict[str, dict[int, dict[int, list[QueueRow]]]] = {}
+    for row in rows:
+        name = parse_chunk_name(row.name)
+        if name is not None:
+            chunk = found.setdefault(name[0], {}).setdefault(name[1], {})
+            for index in row.indices:
+                chunk.setdefault(index, []).append(row)
+    return found
+
+
+def collect_folder(token: str, chunk: int) -> str:
+    """Where the exit records of a chunk are, below the work folder."""
+    return f"{token}/exits/{chunk}"

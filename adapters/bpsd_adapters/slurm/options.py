@@ -1,0 +1,118 @@
+"""What a job asks for, as options of ``sbatch``. Pure."""
+
+from __future__ import annotations
+
+__all__ = ["Defaults", "OptionError", "memory_for", "options_of"]
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from bpsd.workflow import Job, walltime_seconds
+
+OURS = frozenset(
+    {
+        "array",
+        "chdir",
+        "comment",
+        "dependency",
+        "error",
+        "export",
+        "hold",
+        "input",
+        "job-name",
+        "kill-on-invalid-dep",
+        "output",
+        "parsable",
+        "quiet",
+        "test-only",
+        "wait",
+        "wrap",
+    }
+)
+"""Options that bpsd itself needs."""
+
+_MAIL = {"always": "ALL", "complete": "END", "error": "FAIL", "never": "NONE"}
+_OPTION = re.compile(r"[a-z][a-z0-9-]+", re.ASCII)
+
+
+class OptionError(ValueError):
+    """A job asks for what cannot be asked for; ``field`` is to blame."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Defaults(NamedTuple):
+    """What a backend's settings say for every job."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    options: Mapping[str, Any] = {}
+
+
+def memory_for(job: Job, retries: int) -> int | None:
+    """The memory in MB that a job asks for after so many retries: ``memory_multiplier`` lets it grow to its limit."""
+    if job.request_memory is None or not retries or (job.memory_multiplier or 1.0) <= 1.0:
+        return job.request_memory
+    grown = math.ceil(job.request_memory * (job.memory_multiplier or 1.0) ** retries)
+    return grown if job.request_memory_max is None else max(min(grown, job.request_memory_max), job.request_memory)
+
+
+def options_of(job: Job, defaults: Defaults, retries: int = 0) -> tuple[str, ...]:
+    """The options of ``sbatch`` for a job; jobs with the same ones may share an array.
+
+    Raises
+    ------
+    OptionError
+        If a field or an option cannot be honoured.
+    """
+    asked = (
+        ("partition", defaults.partition),
+        ("account", defaults.account),
+        ("qos", defaults.qos),
+        *_options("options", defaults.options),
+        *_fields(job, retries),
+        *_options("profile", job.profile),
+    )
+    chosen = {name: value for name, value in asked if value is not None}  # the last word counts
+    return tuple(f"--{name}={value}" if value else f"--{name}" for name, value in sorted(chosen.items()))
+
+
+def _fields(job: Job, retries: int) -> Iterator[tuple[str, str | None]]:
+    memory = memory_for(job, retries)
+    yield "mem", None if memory is None else f"{memory}M"
+    yield "cpus-per-task", None if job.request_cpus is None else str(job.request_cpus)
+    yield "tmp", None if job.request_disk is None else f"{job.request_disk}M"
+    yield "partition", job.queue
+    yield "account", job.accounting_group
+    yield "licenses", job.concurrency_limit
+    yield "mail-user", job.mail_to
+    if job.request_walltime is not None:
+        try:
+            yield "time", str(math.ceil(walltime_seconds(job.request_walltime) / 60))
+        except ValueError as exc:
+            raise OptionError("request_walltime", str(exc)) from exc
+    if job.when_to_mail is not None:
+        kind = _MAIL.get(job.when_to_mail.lower())
+        if kind is None:
+            raise OptionError("when_to_mail", f"{job.when_to_mail!r} is none of {', '.join(_MAIL)}")
+        yield "mail-type", kind
+    if job.preemptible:
+        yield "requeue", ""
+
+
+def _options(field: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in given.items():
+        name = key.removeprefix("--").replace("_", "-")
+        if not _OPTION.fullmatch(name):
+            raise OptionError(field, f"{key!r} is no long option of sbatch")
+        if name in OURS:
+            raise OptionError(field, f"bpsd itself says --{name}")
+        if value is True:
+            yield name, ""
+        elif value is not None and value is not False:
+            yield name, str(value)

@@ -1,0 +1,192 @@
+"""What a run's log says: the events, told to a DAG, so that the same lines always give the same state."""
+
+from __future__ import annotations
+
+__all__ = ["RunState"]
+
+from bpsd.models import WmsStates
+from bpsd_adapters import runlog
+from bpsd_adapters.dag import Dag, Outcome, Verdict
+from bpsd_adapters.document import Document
+from bpsd_adapters.slurm.chunks import Chunk, QueuedJob
+from bpsd_adapters.slurm.events import (
+    Begin,
+    Cancel,
+    End,
+    Ended,
+    Event,
+    Held,
+    Intent,
+    JobRef,
+    Note,
+    States,
+    Submitted,
+    Withdrawn,
+    decode,
+)
+from bpsd_adapters.slurm.layout import Meta, RunFolder
+
+FAILURES_NAMED = 3
+"""How many failed jobs the note at the end of a run names."""
+
+
+class RunState:
+    """How far a run is.
+
+    Parameters
+    ----------
+    meta : `Meta`
+        What the run is.
+    folder : `RunFolder`
+        Where its files are, here.
+
+    Raises
+    ------
+    OSError, msgspec.MsgspecError
+        If its files cannot be read.
+    """
+
+    def __init__(self, meta: Meta, folder: RunFolder) -> None:
+        self.meta, self.folder = meta, folder
+        self._document = Document(folder.workflow)
+        self._dag = Dag(
+            self._document.jobs(),
+            groups=self._document.groups,
+            final=self._document.final(),
+            category_limits=self._document.category_limits,
+        )
+        self.chunks: dict[int, Chunk] = {}
+        self.attempt = 0
+        self.end: End | None = None
+        self.held = self.cancelled = False
+        self.refusal = ""
+        """Why Slurm would not take the last chunk, if it never will as it is."""
+
+        self.skipped_events = 0
+        self._queued: dict[int, tuple[Chunk, int]] = {}
+        self._next_chunk = 1
+        self._note = ""
+        self._stop_note = ""
+        self._failures: list[str] = []
+        self._failure_count = 0
+        for event in runlog.events(folder.log, decode):
+            self._replay(event)
+
+    @property
+    def live(self) -> bool:
+        """Whether an attempt has begun and is not over."""
+        return self.attempt > 0 and self.end is None
+
+    @property
+    def in_queue(self) -> int:
+        """How many jobs are in Slurm, or may be."""
+        return len(self._queued)
+
+    # -- the fold ----------------------------------------------------------------------------------------------------
+
+    def _replay(self, event: Event) -> None:
+        """Take an event of the log. One that does not fit (lines before it were damaged) is passed over."""
+        try:
+            self._apply(event)
+        except (ValueError, KeyError):
+            self.skipped_events += 1
+
+    def _apply(self, event: Event) -> None:
+        if isinstance(event, Begin):
+            self._begin(event)
+        elif isinstance(event, Intent):
+            self._intend(event)
+        elif isinstance(event, Submitted):
+            chunk = self.chunks[event.chunk]
+            chunk.job_id, chunk.submitted = event.job_id, event.time
+        elif isinstance(event, Withdrawn):
+            chunk = self.chunks[event.chunk]
+            for node in event.nodes:
+                self._withdraw(chunk, node)
+            self._drop_empty(chunk)
+        elif isinstance(event, Ended):
+            self._replay_end(event)
+        elif isinstance(event, States):
+            self._replay_states(event)
+        elif isinstance(event, Cancel):
+            self._cancel()
+        elif isinstance(event, Held):
+            self.held = event.held
+        elif isinstance(event, Note):
+            self._note = event.note
+        else:
+            self.end = event
+            self.chunks.clear()
+            self._queued.clear()
+
+    def _begin(self, event: Begin) -> None:
+        self.attempt, self.end = event.attempt, None
+        self.held = self.cancelled = False
+        self.refusal = self._note = self._stop_note = ""
+        self._failures, self._failure_count = [], 0
+        self.chunks.clear()
+        self._queued.clear()
+        self._dag.begin()
+
+    def _intend(self, event: Intent) -> None:
+        chunk = self.chunks[event.chunk] = Chunk(event.chunk, event.time)
+        self._next_chunk = max(self._next_chunk, event.chunk + 1)
+        for index, ref in enumerate(event.jobs):
+            if not self.meta.hands_off or self._dag.state[ref.node] == WmsStates.READY:
+                self._dag.start(ref.node)
+            chunk.open[index] = QueuedJob(ref, ref.attempt)
+            self._queued[ref.node] = chunk, index
+
+    def _replay_end(self, event: Ended) -> None:
+        chunk, index = self._queued[event.job.node]
+        out = self._finish(chunk, index, event.judged, removed=event.removed, lost=event.lost)
+        self._note_failure(event.job, WmsStates(event.state), event.again, event.note or f"exit code {event.exit_code}")
+        self._heed(out, event.job.name, event.exit_code)
+        self._drop_empty(chunk)
+
+    def _replay_states(self, event: States) -> None:
+        """Which attempt of a job is shown, and where it was seen last, outlives us too."""
+        for told in event.jobs:
+            chunk, index = self._queued.get(told.node, (None, 0))
+            if chunk is not None and told.wms_id:
+                job = chunk.open[index]
+                job.attempt, job.state, job.note = told.attempt, WmsStates(told.state), told.note
+                job.start, job.wms_id = told.start, told.wms_id
+
+    def _cancel(self) -> Outcome:
+        self.cancelled = True
+        self._end_all()
+        return self._dag.stop(WmsStates.DELETED, final=False)
+
+    def _finish(self, chunk: Chunk, index: int, judged: int | None, *, removed: bool, lost: bool) -> Outcome:
+        job = chunk.open.pop(index)
+        node = job.ref.node
+        del self._queued[node]
+        if self._dag.state[node] == WmsStates.READY:  # hands-off: Slurm began it before we saw its parents end
+            self._dag.start(node)
+        self._dag.starts[node] = max(self._dag.starts[node], job.attempt)
+        return self._dag.finish(node, judged, removed=removed, lost=lost)
+
+    def _withdraw(self, chunk: Chunk, node: int) -> Outcome:
+        _, index = self._queued.pop(node)
+        del chunk.open[index]
+        return self._dag.withdraw(node) if self._dag.state[node] == WmsStates.RUNNING else Outcome()
+
+    def _drop_empty(self, chunk: Chunk) -> None:
+        if not chunk.open:
+            self.chunks.pop(chunk.number, None)
+
+    def _note_failure(self, ref: JobRef, state: WmsStates, again: bool, why: str) -> None:
+        if state is WmsStates.FAILED and not again:
+            self._failure_count += 1
+            if len(self._failures) < FAILURES_NAMED:
+                self._failures.append(f"{ref.name} ({why})")
+
+    def _heed(self, out: Outcome, name: str, exit_code: int | None) -> None:
+        if out.verdict is Verdict.ABORT:
+            self._stop_note = f"{name} ended with its abort_on_value {exit_code}: the run returns {out.return_value}"
+            self._end_all()
+
+    def _end_all(self) -> None:
+        for chunk in self.chunks.values():
+            chunk.ending = True

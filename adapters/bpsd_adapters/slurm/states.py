@@ -1,0 +1,128 @@
+"""What Slurm's words mean: states and reasons as `~bpsd.models.WmsStates`. Pure; see docs/slurm.md for the map.
+
+The state decides, never the exit code: a job that ran out of time has 0:0. A word that is not known is UNKNOWN, which
+changes nothing, since Slurm gets new words with its releases.
+"""
+
+from __future__ import annotations
+
+__all__ = ["STUCK", "Meaning", "is_live", "meaning_of", "why_stuck"]
+
+from typing import NamedTuple
+
+from bpsd.models import WmsStates
+
+_WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "POWER_UP_NODE"})
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING", "LAUNCHING"})
+_HELD = frozenset({"SPECIAL_EXIT", "RESV_DEL_HOLD", "REQUEUE_HOLD"})
+_MISFIT = frozenset({"SUSPENDED", "STOPPED", "REVOKED"})
+_FAILED = frozenset(
+    {
+        "FAILED",
+        "TIMEOUT",
+        "OUT_OF_MEMORY",
+        "NODE_FAIL",
+        "BOOT_FAIL",
+        "DEADLINE",
+        "PREEMPTED",
+        "LAUNCH_FAILED",
+        "RECONFIG_FAIL",
+    }
+)
+"""Ended without success."""
+
+_TELLING = {
+    "TIMEOUT": "out of time",
+    "OUT_OF_MEMORY": "out of memory",
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node did not boot",
+    "DEADLINE": "past its deadline",
+    "PREEMPTED": "preempted",
+    "LAUNCH_FAILED": "could not be launched",
+}
+
+STUCK: dict[str, str] = {
+    "AccountNotAllowed": "its account may not use this partition",
+    "AssocMaxCpuPerJobLimit": "it asks for more CPUs than its account may have in one job",
+    "AssocMaxMemPerJob": "it asks for more memory than its account may have in one job",
+    "AssocMaxWallDurationPerJobLimit": "it asks for more time than its account may have in one job",
+    "BadConstraints": "no node is as it asks for",
+    "DependencyNeverSatisfied": "what it waits for has failed or is gone",
+    "InvalidAccount": "its account is not known",
+    "InvalidQOS": "its QOS is not known",
+    "PartitionInactive": "its partition takes no jobs",
+    "PartitionNodeLimit": "it asks for more nodes than its partition has or gives",
+    "PartitionTimeLimit": "it asks for more time than its partition gives",
+    "QOSMaxCpuPerJobLimit": "it asks for more CPUs than its QOS gives one job",
+    "QOSMaxMemoryPerJob": "it asks for more memory than its QOS gives one job",
+    "QOSMaxWallDurationPerJobLimit": "it asks for more time than its QOS gives one job",
+    "QOSNotAllowed": "its QOS may not be used in this partition",
+}
+"""Reasons for waiting that do not pass by themselves, and what they mean."""
+
+_HOLD_REASONS = ("JobHeld", "job requeued in held state", "JobHoldMaxRequeue", "launch failed requeued held")
+
+
+class Meaning(NamedTuple):
+    """What a row says of a job: its state, whether that is its end, and why, in a few words."""
+
+    state: WmsStates
+    over: bool
+    note: str = ""
+
+
+def meaning_of(word: str, reason: str = "", priority: int | None = None) -> Meaning:
+    """What a state means; ``reason`` and ``priority`` are those of ``squeue``, where sacct has none.
+
+    Parameters
+    ----------
+    word : `str`
+        Slurm's long form, as ``OUT_OF_MEMORY`` or ``CANCELLED by 1000``.
+    reason : `str`, optional
+        Why it waits, or why it failed.
+    priority : `int`, optional
+        0 is a job on hold.
+    """
+    word = word.split(" ", 1)[0].rstrip("+")
+    reason = "" if reason == "None" else reason
+    if word == "COMPLETED":
+        return Meaning(WmsStates.SUCCEEDED, True)
+    if word in _FAILED:
+        told = _TELLING.get(word, "" if reason == "NonZeroExitCode" else reason or "failed")
+        return Meaning(WmsStates.FAILED, True, told)
+    if word == "CANCELLED":
+        pruned = reason == "DependencyNeverSatisfied"
+        return Meaning(WmsStates.PRUNED if pruned else WmsStates.DELETED, True, "cancelled in Slurm")
+    if word in _HELD:
+        return Meaning(WmsStates.HELD, False, reason or word)
+    if word in _WAITING:
+        return _waiting(reason, priority)
+    if word in _RUNNING:
+        return Meaning(WmsStates.RUNNING, False)
+    if word in _MISFIT:
+        return Meaning(WmsStates.MISFIT, False, word.lower())
+    return Meaning(WmsStates.UNKNOWN, False, f"Slurm says {word[:40]!r}")
+
+
+def _waiting(reason: str, priority: int | None) -> Meaning:
+    if reason == "DependencyNeverSatisfied":
+        return Meaning(WmsStates.PRUNED, False, why_stuck(reason))
+    if priority == 0 or reason.startswith(_HOLD_REASONS):
+        return Meaning(WmsStates.HELD, False, reason or "on hold")
+    if reason == "Dependency":
+        return Meaning(WmsStates.UNREADY, False)
+    return Meaning(WmsStates.PENDING, False, why_stuck(reason) or reason)
+
+
+def why_stuck(reason: str) -> str:
+    """Why a job with this reason will never start unless somebody does something; empty if it may."""
+    name = reason.strip("()").split(",", 1)[0]
+    told = STUCK.get(name)
+    if told is None and name.startswith("QOSMax") and name.endswith("PerJob"):
+        told = "it asks for more than its QOS gives one job"
+    return f"{name}: {told}" if told else ""
+
+
+def is_live(word: str) -> bool:
+    """Whether a job in this state waits or runs (or may, for a word that is not known)."""
+    return not meaning_of(word).over

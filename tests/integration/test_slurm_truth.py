@@ -1,0 +1,387 @@
+"""Each way in which Slurm, or somebody in it, surprises us: provoked for real, and shown as what it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from bpsd.errors import Conflict, WorkflowInvalid
+from bpsd.models import WmsStates
+from bpsd.testing.contract import Bed
+from bpsd.testing.observer import Observer, document, shell_job
+from bpsd_adapters.slurm.service import SlurmService
+from tests.integration.slurmbed import SlurmBed
+
+pytestmark = pytest.mark.timeout(300)
+PATIENCE_S = 90.0
+
+
+@pytest.fixture
+def folder(slurm: SlurmBed) -> Iterator[Path]:
+    folder = slurm.new_folder()
+    yield folder
+    slurm.remove(folder)
+
+
+@pytest.fixture
+def bed(slurm: SlurmBed, folder: Path) -> Bed:
+    return Bed(SlurmService, slurm.settings(), folder)
+
+
+async def do(slurm: SlurmBed, mode: str, *arguments: str) -> str:
+    return await anyio.to_thread.run_sync(lambda: slurm.do(mode, *arguments))
+
+
+def row(observer: Observer, wms_id: str, job: str) -> Any:
+    jobs = observer.jobs[wms_id]
+    return next((jobs.row(n) for n in range(len(jobs)) if jobs.row(n).name == job), None)
+
+
+async def until_job(observer: Observer, wms_id: str, job: str, state: str) -> Any:
+    await observer.until(wms_id, lambda _: observer.states(wms_id).get(job) == state, PATIENCE_S)
+    return row(observer, wms_id, job)
+
+
+async def running(observer: Observer, **fields: Any) -> tuple[str, str]:
+    """A run with one job that runs for long, and that job's id in Slurm."""
+    wms_id, _ = await observer.submit(document(shell_job("long_1", "sleep 300", **fields)))
+    job = await until_job(observer, wms_id, "long_1", "RUNNING")
+    return wms_id, job.wms_id
+
+
+async def source(observer: Observer, name: str, status: str) -> Any:
+    """Poll until a source is in that state."""
+    with anyio.fail_after(PATIENCE_S):
+        while True:
+            result = await observer.poll()
+            assert result.absent == ()
+            found = next(s for s in result.sources if s.name == name)
+            if found.status == status:
+                return found
+            await anyio.sleep(0.1)
+
+
+def waiting_job(folder: Path, name: str, **fields: Any) -> dict[str, Any]:
+    return shell_job(name, f"while ! test -e {folder}/scratch/go; do sleep 0.1; done", **fields)
+
+
+# -- slurmctld
+
+
+async def test_slurmctld_stopped_and_started(slurm: SlurmBed, bed: Bed, folder: Path) -> None:
+    """Nothing changes while it is away; what ended meanwhile is seen, and the run goes on."""
+    async with bed.open() as observer:
+        wms_id, _ = await observer.submit(
+            document(waiting_job(folder, "a_1"), shell_job("b_1", "true", parents=["a_1"]))
+        )
+        await until_job(observer, wms_id, "a_1", "RUNNING")
+        await do(slurm, "ctld", "stop")
+        try:
+            status, message = await observer.service.ping()
+            assert status == 1
+            assert "DOWN" in message
+            failed = await source(observer, "queue", "failed")
+            assert "Unable to contact slurm controller" in failed.error
+            assert "last answer" in failed.error
+            (folder / "scratch" / "go").touch()
+            assert observer.runs[wms_id].state is WmsStates.RUNNING
+            assert observer.states(wms_id) == {"a_1": "RUNNING", "b_1": "UNREADY"}
+        finally:
+            await do(slurm, "ctld", "start")
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.SUCCEEDED
+
+
+async def test_a_submission_that_freezes_is_one_submission(slurm: SlurmBed, bed: Bed, folder: Path) -> None:
+    """sbatch gives up, and slurmctld takes the job all the same when it thaws: it runs once."""
+    trace = folder / "scratch" / "ran"
+    async with bed.open() as observer:
+        first, _ = await observer.submit(document(shell_job("a_1", "true")))
+        await observer.until_over(first, timeout_s=PATIENCE_S)  # now the site's limits are known
+        workflow = await observer.workflow(document(shell_job("a_1", f"echo a_1 >> {trace}")))
+        prepared = await observer.service.prepare({}, workflow)
+        said = f"/home/op/bpsd/{workflow.token}/chunks/1.err"
+        await do(slurm, "ctld", "freeze")
+        try:
+            await observer.service.submit(prepared)
+            wms_id = str(prepared.run_id)
+            with anyio.fail_after(PATIENCE_S):
+                while "timed out" not in await do(slurm, "exec-op", "sh", "-c", f"cat {said} 2>&1 || true"):
+                    await anyio.sleep(0.2)
+        finally:
+            await do(slurm, "ctld", "thaw")
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.SUCCEEDED
+        assert trace.read_text() == "a_1\n"
+        names = await do(slurm, "exec-op", "squeue", "-h", "--me", "-t", "all", "-o", "%j")
+        assert len([name for name in names.split() if workflow.token in name]) == 1
+
+
+async def test_slurmctld_restarted_under_a_run(slurm: SlurmBed, bed: Bed) -> None:
+    async with bed.open() as observer:
+        jobs = [shell_job(f"a_{n}", "sleep 0.5") for n in range(20)]
+        wms_id, _ = await observer.submit(document(*jobs, final=shell_job("final_1", "true")))
+        await observer.until(wms_id, lambda run: run.state is WmsStates.RUNNING, PATIENCE_S)
+        await do(slurm, "conf")
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.SUCCEEDED
+        assert set(observer.states(wms_id).values()) == {"SUCCEEDED"}
+
+
+# -- accounting
+
+
+async def test_slurmdbd_gone_disturbs_nothing(slurm: SlurmBed, bed: Bed) -> None:
+    async with bed.open() as observer:
+        await do(slurm, "dbd", "stop")
+        try:
+            wms_id, _ = await observer.submit(document(shell_job("a_1", "true"), shell_job("b_1", "exit 3")))
+            run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+            assert run.state is WmsStates.FAILED
+            assert observer.states(wms_id) == {"a_1": "SUCCEEDED", "b_1": "FAILED"}
+        finally:
+            await do(slurm, "dbd", "start")
+
+
+async def test_jobs_that_the_queue_forgot_are_found_in_accounting(slurm: SlurmBed, bed: Bed) -> None:
+    """MinJobAge is 20 s: who was away for longer asks accounting, and the wrappers' records."""
+    with_record, without = shell_job("a_1", "exit 3"), shell_job("b_1", "sleep 300")
+    async with bed.open() as observer:
+        await do(slurm, "conf", "MinJobAge=20")
+        wms_id, _ = await observer.submit(document(with_record, without))
+        ids = (await until_job(observer, wms_id, "b_1", "RUNNING")).wms_id
+    await do(slurm, "exec-op", "scancel", ids)
+    with anyio.fail_after(PATIENCE_S):
+        while ids in await do(slurm, "exec-op", "squeue", "-h", "-r", "--me", "-t", "all", "-o", "%i"):  # noqa: ASYNC110
+            await anyio.sleep(1.0)
+    async with bed.open() as observer:
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.FAILED
+        assert observer.states(wms_id) == {"a_1": "FAILED", "b_1": "DELETED"}
+        assert row(observer, wms_id, "a_1").exit_code == 3
+    await do(slurm, "conf")
+
+
+async def test_no_accounting_at_all(slurm: SlurmBed, bed: Bed, folder: Path) -> None:
+    """The exit record is the last witness. A job that leaves none and is in no queue is UNKNOWN, and not run again."""
+    async with bed.open() as observer:
+        await do(slurm, "conf", "AccountingStorageType=accounting_storage/none", "MinJobAge=2")
+        try:
+            wms_id, _ = await observer.submit(
+                document(
+                    waiting_job(folder, "a_1"), shell_job("b_1", "sleep 300"), shell_job("c_1", "true", parents=["b_1"])
+                )
+            )
+            await until_job(observer, wms_id, "a_1", "RUNNING")
+            lost = (await until_job(observer, wms_id, "b_1", "RUNNING")).wms_id
+        except BaseException:
+            await do(slurm, "conf")
+            raise
+    (folder / "scratch" / "go").touch()
+    await do(slurm, "exec-op", "scancel", lost)
+    try:
+        with anyio.fail_after(PATIENCE_S):
+            while await do(slurm, "exec-op", "squeue", "-h", "--me", "-t", "all", "-n", f"{wms_id}-1"):  # noqa: ASYNC110
+                await anyio.sleep(0.5)
+        async with bed.open() as observer:
+            run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+            assert run.state is WmsStates.FAILED
+            assert observer.states(wms_id) == {"a_1": "SUCCEEDED", "b_1": "UNKNOWN", "c_1": "PRUNED"}
+            assert "nobody saw how it ended" in row(observer, wms_id, "b_1").note
+    finally:
+        await do(slurm, "conf")
+
+
+# -- limits
+
+
+async def test_max_job_count_reached(slurm: SlurmBed, bed: Bed) -> None:
+    """Others fill the queue: sbatch waits, is ended, and tried again later; no job fails by that."""
+    with slurm.conf("MaxJobCount=20", "MinJobAge=2"):
+        blocker = (
+            await do(slurm, "exec-op", "sbatch", "--parsable", "--hold", "-J", "other", "-a", "0-18", "--wrap=true")
+        ).strip()
+        async with bed.open() as observer:
+            jobs = [shell_job(f"a_{n}", "true") for n in range(4)]
+            wms_id, _ = await observer.submit(document(*jobs))
+            await observer.until(wms_id, lambda _: "READY" in observer.states(wms_id).values(), PATIENCE_S)
+            with anyio.move_on_after(4):
+                while True:
+                    await observer.poll()
+                    assert observer.runs[wms_id].state is WmsStates.RUNNING
+                    await anyio.sleep(0.2)
+            await do(slurm, "exec-op", "scancel", blocker)
+            run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+            assert run.state is WmsStates.SUCCEEDED
+            assert set(observer.states(wms_id).values()) == {"SUCCEEDED"}
+
+
+async def test_an_association_that_may_submit_little(slurm: SlurmBed, bed: Bed) -> None:
+    change = ("exec", "sacctmgr", "-i", "modify", "user", "op", "set")
+    await do(slurm, *change, "MaxSubmitJobs=5")
+    try:
+        async with bed.open() as observer:
+            jobs = [shell_job(f"a_{n}", "true", label=f"l{n % 2}") for n in range(16)]
+            wms_id, _ = await observer.submit(document(*jobs))
+            run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+            assert run.state is WmsStates.SUCCEEDED
+            assert len(observer.states(wms_id)) == 16
+    finally:
+        await do(slurm, *change, "MaxSubmitJobs=-1")
+
+
+async def test_rate_limiting_is_met_with_patience(slurm: SlurmBed, bed: Bed) -> None:
+    """Clients sleep silently: slow answers make looks rare, and the run ends well."""
+    limits = "rl_enable,rl_bucket_size=6,rl_refill_rate=2,rl_refill_period=1"
+    with slurm.conf(f"SlurmctldParameters={limits}"):
+        async with bed.open() as observer:
+            wms_id, _ = await observer.submit(
+                document(shell_job("a_1", "true"), shell_job("b_1", "true", parents=["a_1"]))
+            )
+            run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+            assert run.state is WmsStates.SUCCEEDED
+
+
+# -- jobs
+
+
+async def test_a_job_whose_node_dies_is_requeued_as_its_next_attempt(slurm: SlurmBed, bed: Bed) -> None:
+    async with bed.open() as observer:
+        wms_id, _ = await running(observer, profile={"nodelist": "n2", "requeue": True})
+        before = row(observer, wms_id, "long_1")
+        await do(slurm, "node", "n2", "kill")
+        try:
+
+            def requeued(_: Any) -> bool:
+                job = row(observer, wms_id, "long_1")
+                return bool(job.attempt > before.attempt and str(job.state) == "PENDING")
+
+            await observer.until(wms_id, requeued, PATIENCE_S)
+            await observer.service.cancel(wms_id)
+            await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        finally:
+            await do(slurm, "node", "n2", "start")
+
+
+async def test_ways_in_which_jobs_end(slurm: SlurmBed, bed: Bed) -> None:
+    """Cancelled by somebody, a signal, an output that cannot be made; each says so."""
+    async with bed.open() as observer:
+        wms_id, _ = await observer.submit(
+            document(
+                shell_job("gone_1", "sleep 300"),
+                shell_job("after_1", "true", parents=["gone_1"]),
+                shell_job("segv_1", "kill -SEGV $$"),
+                shell_job("nowhere_1", "true", working_directory="/not/there"),
+                shell_job("unset_1", "true", environment={"A": "<ENV:NOT_SET_ANYWHERE>"}),
+            )
+        )
+        gone = await until_job(observer, wms_id, "gone_1", "RUNNING")
+        await do(slurm, "exec-op", "scancel", gone.wms_id)
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.FAILED
+        assert observer.states(wms_id) == {
+            "gone_1": "DELETED",
+            "after_1": "PRUNED",
+            "segv_1": "FAILED",
+            "nowhere_1": "FAILED",
+            "unset_1": "FAILED",
+        }
+        assert row(observer, wms_id, "gone_1").note == "cancelled in Slurm"
+        assert row(observer, wms_id, "segv_1").exit_code == 139
+        assert "/not/there" in row(observer, wms_id, "nowhere_1").note
+        assert "environment" in row(observer, wms_id, "unset_1").note
+        errors = await observer.service.read_output(wms_id, "unset_1", "stderr", 0, 1000)
+        assert b"NOT_SET_ANYWHERE" in errors.data
+
+
+async def test_a_job_that_is_out_of_time(slurm: SlurmBed, bed: Bed) -> None:
+    """Slurm's shortest limit is a minute, so its owner shortens it meanwhile... which it may; exit code 0:0."""
+    async with bed.open() as observer:
+        wms_id, job_id = await running(observer, request_walltime=1)
+        job = await observer.until(wms_id, lambda run: not run.live, 150.0)
+        assert job.state is WmsStates.FAILED
+        ended = row(observer, wms_id, "long_1")
+        assert ended.wms_id == job_id
+        assert "out of time" in ended.note
+
+
+async def test_held_and_released_by_its_owner_in_slurm(slurm: SlurmBed, bed: Bed) -> None:
+    async with bed.open() as observer:
+        wms_id, _ = await observer.submit(document(shell_job("a_1", "true", profile={"begin": "now+300"})))
+        job = await until_job(observer, wms_id, "a_1", "PENDING")
+        await do(slurm, "exec-op", "scontrol", "hold", job.wms_id)
+        held = await until_job(observer, wms_id, "a_1", "HELD")
+        assert "JobHeldUser" in held.note
+        await do(slurm, "exec", "scontrol", "update", f"jobid={job.wms_id}", "starttime=now")
+        agreed, message = await observer.service.release(wms_id)
+        assert agreed, message
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.SUCCEEDED
+
+
+async def test_a_held_run_submits_nothing_and_holds_what_waits(slurm: SlurmBed, bed: Bed) -> None:
+    async with bed.open() as observer:
+        jobs = [shell_job(f"a_{n}", "sleep 0.3", request_cpus=16) for n in range(12)]
+        wms_id, _ = await observer.submit(document(*jobs, final=shell_job("final_1", "true")))
+        await until_job(observer, wms_id, "a_0", "RUNNING")
+        agreed, message = await observer.service.hold(wms_id)
+        assert agreed, message
+        await observer.until(wms_id, lambda run: run.state is WmsStates.HELD, PATIENCE_S)
+
+        def settled(_: Any) -> bool:
+            return set(observer.states(wms_id).values()) == {"SUCCEEDED", "HELD", "UNREADY"}
+
+        await observer.until(wms_id, settled, PATIENCE_S)
+        agreed, message = await observer.service.release(wms_id)
+        assert agreed, message
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.SUCCEEDED
+
+
+async def test_reasons_that_do_not_pass_are_pointed_out(slurm: SlurmBed, bed: Bed) -> None:
+    async with bed.open() as observer:
+        wms_id, _ = await observer.submit(document(shell_job("a_1", "true", queue="one", request_walltime=60)))
+        run = await observer.until(wms_id, lambda run: "PartitionTimeLimit" in run.note, PATIENCE_S)
+        assert "1 jobs will not start" in run.note
+        assert observer.states(wms_id) == {"a_1": "PENDING"}
+        await observer.service.cancel(wms_id)
+        await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+
+
+async def test_what_sbatch_would_refuse_is_said_before(bed: Bed) -> None:
+    async with bed.open() as observer:
+        workflow = await observer.workflow(document(shell_job("a_1", "true", queue="nope"), shell_job("b_1", "true")))
+        with pytest.raises(WorkflowInvalid, match="(?i)invalid partition"):
+            await observer.service.prepare({}, workflow)
+
+
+async def test_a_job_that_lost_its_claim_does_not_run(slurm: SlurmBed, bed: Bed, folder: Path) -> None:
+    """Somebody submits a chunk a second time: the second finds the claims of the first."""
+    trace = folder / "scratch" / "ran"
+    async with bed.open() as observer:
+        wms_id, workflow = await observer.submit(document(shell_job("a_1", f"echo a_1 >> {trace}; sleep 2")))
+        await until_job(observer, wms_id, "a_1", "RUNNING")
+        run_folder = f"/home/op/bpsd/{workflow.token}"
+        await do(slurm, "exec-op", "sbatch", "-W", "-a", "0", "-J", f"{wms_id}-1", "-o", "/dev/null",
+                 f"{run_folder}/wrapper.sh", run_folder, "1")  # fmt: skip
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.SUCCEEDED
+        assert trace.read_text() == "a_1\n"
+
+
+async def test_a_restart_is_refused_while_the_run_lives(bed: Bed) -> None:
+    async with bed.open() as observer:
+        wms_id, _ = await running(observer)
+        with pytest.raises(Conflict, match="runs"):
+            await observer.service.restart(wms_id)
+        began = time.monotonic()
+        await observer.service.cancel(wms_id)
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.DELETED
+        assert time.monotonic() - began < PATIENCE_S
