@@ -81,7 +81,7 @@ class Cut:
         found = []
         for tool in ("condor_q", "condor_history"):
             asked = [tool, "-constraint", which, "-af", "bps_attempt_token"]
-            found += (await anyio.to_thread.run_sync(lambda asked=asked: self.pool.run(*asked))).split()
+            found += (await anyio.to_thread.run_sync(self.pool.run, *asked)).split()
         return sorted(found)
 
     async def over(self, wms_id: str) -> WmsStates:

@@ -160,6 +160,17 @@ def test_the_end_wins_in_any_order_once_the_node_is_known(order: list[int]) -> N
     assert states(run)["A"] == "FAILED"
 
 
+def test_a_job_submitted_on_hold_is_held_although_its_log_was_written_later() -> None:
+    run = tracker(events(LOG[: LOG.index(b"001 (")]))
+    submitted = next(job for job in run.changed(None) if job.name == "A")
+    cursor = run.cursor
+
+    run.born_held("A", (submitted.time or 0) - 1, "held: by its submit file")
+
+    (held,) = run.changed(cursor)
+    assert (held.state, held.time, held.note) == (WmsStates.HELD, submitted.time, "held: by its submit file")
+
+
 def test_only_what_changed_is_told() -> None:
     run = tracker(events()[:4])
     cursor = run.cursor

@@ -18,6 +18,7 @@ from bpsd_adapters.htcondor.classads import (
     literal,
     parse_ads,
 )
+from bpsd_adapters.htcondor.runfiles import sizes_of
 from bpsd_adapters.transports.base import Completed, Transport
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -34,7 +35,7 @@ IS_RUN = f'{IS_DAG} && bps_isjob =?= "True"'
 """DAGMan jobs of runs."""
 
 
-_BORN_HELD = "JobStatus == 5 && HoldReasonCode == 15 && DAGManJobId =!= undefined"
+_BORN_HELD = "DAGManJobId =!= undefined && JobStatus == 5 && HoldReasonCode == 15"
 """Jobs submitted on hold: no log tells of that, the queue alone does."""
 
 
@@ -145,6 +146,10 @@ class Pool:
     async def tool(self, argv: Sequence[str], **options: Any) -> Completed:
         """Run any tool within the deadline."""
         return await self.transport.run(argv, deadline_s=self._deadline_s, **options)
+
+    async def sizes(self, paths: Sequence[str]) -> dict[str, int]:
+        """The sizes of files on the submit host (see `~bpsd_adapters.htcondor.runfiles.sizes_of`)."""
+        return await sizes_of(self.transport, paths, self._deadline_s)
 
     async def host_clock(self) -> tuple[float, float]:
         """The submit host's time (epoch seconds) and its zone (seconds east of Greenwich)."""

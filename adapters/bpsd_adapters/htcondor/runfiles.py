@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["RunFiles"]
+__all__ = ["RunFiles", "sizes_of"]
 
 import posixpath
+from collections.abc import Mapping, Sequence
 
 import anyio.to_thread
 import msgspec
@@ -19,6 +20,25 @@ from bpsd_adapters.transports.base import Transport
 PIECE_BYTES = 4 * 1024 * 1024
 MAX_DAG_BYTES = 512 * 1024 * 1024
 MAX_SUBDAGS = 10_000
+
+FEW_FILES = 4
+"""So many are looked at one by one; for more, one program is asked about all of them."""
+
+FILES_PER_CALL = 400
+
+
+async def sizes_of(transport: Transport, paths: Sequence[str], deadline_s: float) -> dict[str, int]:
+    """The sizes of files, of as many as can be told at once; what is missing here may be there all the same."""
+    sizes: dict[str, int] = {}
+    if len(paths) <= FEW_FILES:
+        return sizes
+    for start in range(0, len(paths), FILES_PER_CALL):
+        argv = ["stat", "-L", "--printf=%s %n\\0", "--", *paths[start : start + FILES_PER_CALL]]
+        said = (await transport.run(argv, deadline_s=deadline_s)).stdout.decode(errors="surrogateescape")
+        for size, _, path in (line.partition(" ") for line in said.split("\0")):
+            if size.isdecimal():
+                sizes[path] = int(size)
+    return sizes
 
 
 class _Log(msgspec.Struct):
@@ -55,8 +75,15 @@ class RunFiles:
     def __repr__(self) -> str:
         return f"<RunFiles {self._dag}, {self.tracker!r}>"
 
-    async def update(self, limit: int) -> bool:
+    @property
+    def logs(self) -> list[str]:
+        """The event logs that are followed."""
+        return [log.path for log in self._logs]
+
+    async def update(self, limit: int, sizes: Mapping[str, int] | None = None) -> bool:
         """Read what is new, at most ``limit`` bytes of the logs; whether there is more.
+
+        Of a file that is not in ``sizes`` the size is asked for.
 
         Raises
         ------
@@ -70,7 +97,7 @@ class RunFiles:
             await self._load()
         more = False
         for log in self._logs:
-            more |= await self._follow(log, limit)
+            more |= await self._follow(log, limit, (sizes or {}).get(log.path))
         return more
 
     async def finish(self, ended: WmsStates) -> None:
@@ -83,9 +110,10 @@ class RunFiles:
         self._finished = True
         self.tracker.finish(ended)
 
-    async def _follow(self, log: _Log, limit: int) -> bool:
-        found = await self._transport.stat(log.path)
-        size = 0 if found is None else found.size
+    async def _follow(self, log: _Log, limit: int, size: int | None) -> bool:
+        if size is None:
+            found = await self._transport.stat(log.path)
+            size = 0 if found is None else found.size
         if size < log.offset:  # cut off, or another file: everything is read again, and told again
             await self._again()
             return True

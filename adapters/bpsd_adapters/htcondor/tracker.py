@@ -125,7 +125,8 @@ class RunTracker:
         """The queue says that a job was submitted on hold; its log says only that it was submitted."""
         job = self._jobs.get(name)
         if job is not None and job.state is WmsStates.PENDING and job.attempt == 1:
-            job.state, job.time, job.note = WmsStates.HELD, time, note[:_NOTE_CHARS]
+            # A slow schedd writes its log later than the ad.
+            job.state, job.time, job.note = WmsStates.HELD, max(time, job.time or time), note[:_NOTE_CHARS]
             self._touch(name, job)
 
     def failed(self) -> bool:

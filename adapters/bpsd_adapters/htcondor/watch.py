@@ -23,7 +23,7 @@ from bpsd.models import (
     WmsSpecificInfo,
     WmsStates,
 )
-from bpsd_adapters.htcondor.classads import as_number, as_text, run_note, run_state
+from bpsd_adapters.htcondor.classads import Ad, as_number, as_text, run_note, run_state
 from bpsd_adapters.htcondor.finder import Found
 from bpsd_adapters.htcondor.observe import HISTORY, QUEUE, Ids, dag_file, observe_child, observe_run
 from bpsd_adapters.htcondor.pool import Answer, Pool
@@ -255,6 +255,7 @@ class Watcher:
             del self._files[gone]
         observations, cursors, more = [], {}, False
         room = self._read_bytes
+        sizes = await self._sizes()
         for wms_id, (ad, source) in runs.items():
             if not self._read_bytes:
                 observations.append(observe_run(ad, wms_id, source))
@@ -262,7 +263,7 @@ class Watcher:
             dag = dag_file(ad)
             info, files = None, None
             if dag is not None and wms_id in newest:
-                files, info, unread = await self._read(wms_id, dag, as_number(ad, "QDate") or 0, zone, room)
+                files, info, unread = await self._read(wms_id, dag, ad, zone, room, sizes)
                 room -= files.bytes_read if files is not None else 0
                 more |= unread
             if files is None:
@@ -308,21 +309,29 @@ class Watcher:
         jobs = [job for each in ads if (job := observe_child(each)) is not None]
         return jobs, f"{_CHILDREN}{int(now - OVERLAP_S)}"
 
+    async def _sizes(self) -> dict[str, int]:
+        """How large the logs are that are followed, asked for all of them at once."""
+        paths = [path for files in self._files.values() for path in files.logs]
+        try:
+            return await self._pool.sizes(paths)
+        except BackendUnavailable:
+            return {}  # each is then asked for by itself, and says what is wrong with it
+
     def _watched_of(self, wms_id: str) -> str | None:
         ids = Ids.parse(wms_id)
         return None if ids is None else self._watched(ids)
 
     async def _read(
-        self, wms_id: str, dag: str, submitted: float, zone: float, room: int
+        self, wms_id: str, dag: str, ad: Ad, zone: float, room: int, sizes: Mapping[str, int]
     ) -> tuple[RunFiles | None, WmsSpecificInfo | None, bool]:
         """The run's files, read as far as there is room; or why not."""
         files = self._files.get(wms_id)
         if files is None:
             files = self._files[wms_id] = RunFiles(self._pool.transport, dag, zone)
-            self._reread |= submitted < (await self.clock())[0] - OVERLAP_S
+            self._reread |= (as_number(ad, "QDate") or 0) < (await self.clock())[0] - OVERLAP_S
         tracker = files.tracker
         try:
-            more = await files.update(max(0, room))
+            more = await files.update(max(0, room), sizes)
             self._reread |= files.tracker is not tracker
             return files, None, more
         except (OSError, BackendUnavailable) as exc:

@@ -1,0 +1,107 @@
+"""Questions to a pool whose tools are scripted: which are asked, and what is made of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from bpsd.errors import RunNotFound
+from bpsd_adapters.htcondor.finder import Finder, all_of_them, named_jobs
+from bpsd_adapters.htcondor.observe import Ids
+from bpsd_adapters.htcondor.pool import LEFT_BEHIND_MOST, Pool
+from bpsd_adapters.htcondor.runfiles import FEW_FILES, sizes_of
+from bpsd_adapters.transports.base import Completed
+from bpsd_adapters.transports.scripted import ScriptedTransport, answer
+
+RUN: dict[str, Any] = {
+    "ClusterId": 12,
+    "ProcId": 0,
+    "GlobalJobId": "here#12.0#100",
+    "JobStatus": 2,
+    "bps_token": "tok",
+    "Iwd": "/r",
+}
+
+Reply = Callable[[Sequence[str], bytes], Completed | None]
+
+
+def ads(*found: dict[str, Any]) -> Completed:
+    return answer(msgspec.json.encode(found) if found else b"")
+
+
+def finder(reply: Reply, schedds: Sequence[str | None] = (None,)) -> tuple[Finder, ScriptedTransport]:
+    transport = ScriptedTransport(reply)
+    return Finder(Pool(transport, 30.0), "usdf", schedds), transport
+
+
+def schedd_of(argv: Sequence[str]) -> str | None:
+    return argv[argv.index("-name") + 1] if "-name" in argv else None
+
+
+async def test_sizes_of_many_files_are_one_question() -> None:
+    transport = ScriptedTransport(lambda _argv, _: answer(b"12 /r/a b\n.log\x007 /r/c\x00", returncode=1))
+    paths = ["/r/a b\n.log", "/r/c", *(f"/gone/{n}" for n in range(FEW_FILES))]
+
+    assert await sizes_of(transport, paths, 30.0) == {"/r/a b\n.log": 12, "/r/c": 7}
+    assert await sizes_of(transport, paths[:FEW_FILES], 30.0) == {}
+    assert len(transport.calls) == 1
+
+
+async def test_a_global_id_is_never_taken_for_the_same_number_elsewhere() -> None:
+    find, transport = finder(lambda argv, _: ads(RUN) if argv[0] == "condor_q" and schedd_of(argv) is None else ads())
+
+    found = await find.run("here#12.0#100")
+    assert (found.ids, found.source, found.wms_id) == (Ids(None, 12), "queue", "12.0")
+    assert (await find.run("here#12.0")).ids == Ids(None, 12)
+    for other in ("there#12.0#100", "here#12.0#101"):
+        with pytest.raises(RunNotFound, match="backend usdf knows no run"):
+            await find.run(other)
+    assert {schedd_of(call) for call in transport.calls} == {None, "here", "there"}
+
+
+async def test_a_schedd_that_the_pool_does_not_have_has_no_run() -> None:
+    def reply(argv: Sequence[str], _: bytes) -> Completed:
+        return ads() if schedd_of(argv) is None else answer(b"", 1, "Collector has no record of schedd")
+
+    find, _ = finder(reply)
+    with pytest.raises(RunNotFound):
+        await find.run("typo@nowhere#1.0#5")
+
+
+async def test_no_token_is_absent_while_one_schedd_is_silent() -> None:
+    def reply(argv: Sequence[str], _: bytes) -> Completed:
+        return ads() if schedd_of(argv) is None else answer(b"", 1, "SECMAN:2007:Failed to end")
+
+    find, _ = finder(reply, (None, "other"))
+    told = await find.by_token("tok", lambda: 0.0)
+    assert (told.verdict, "SECMAN" in told.reason) == ("cannot_tell", True)
+    find, _ = finder(lambda _argv, _: ads())
+    assert (await find.by_token("tok", lambda: 0.0)).verdict == "absent"
+    assert "proof only in 5 s" in (await find.by_token("tok", lambda: 5.0)).reason
+
+
+async def test_jobs_left_behind_are_counted_by_their_run() -> None:
+    jobs: list[dict[str, Any]] = [
+        {"DAGManJobId": 12},
+        {"DAGManJobId": 12},
+        {"DAGManJobId": 99, "bps_token": "tok"},
+        {"DAGManJobId": 13},
+    ]
+    pool = Pool(ScriptedTransport(lambda _argv, _: ads(*jobs)), 30.0)
+    runs: list[dict[str, Any]] = [RUN, {"ClusterId": 13}, {"ClusterId": 14}]
+
+    assert await pool.left_behind(None, runs) == {12: 3, 13: 1, 14: 0}
+
+    pool = Pool(ScriptedTransport(lambda _argv, _: ads(*([{"DAGManJobId": 12}] * LEFT_BEHIND_MOST))), 30.0)
+    assert (await pool.left_behind(None, runs))[14] == 1  # of so many, nobody knows whose the others are
+
+
+def test_constraints() -> None:
+    assert all_of_them("a || b", "", "c") == "(a || b) && (c)"
+    assert all_of_them("") == "True"
+    assert named_jobs([]) == []
+    assert named_jobs(['a"b', "c"]) == ['member(bps_job_name, {"a\\"b","c"})']
+    assert [text.count(",") for text in named_jobs([f"j{n}" for n in range(1001)])] == [500, 500, 1]
