@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from anyio import to_thread
 
 from bpsd.errors import BackendUnavailable, DeadlineExceeded
 from bpsd.models import WmsStates
+from bpsd.runs import RunRecord
 from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
-from bpsd.testing.observer import document, shell_job
+from bpsd.testing.observer import Observer, document, shell_job
 from bpsd_adapters.bps_plugin.service import BpsPluginService
 from tests.figures import SOAK
 from tests.integration.condorbed import CondorBed
@@ -94,17 +96,21 @@ async def test_a_run_on_another_host_outlives_the_connection(far: Bed, pool: Con
         await to_thread.run_sync(until, lambda: not pool.processes("bpsd_worker.py"), "the workers are gone")
         assert len(await to_thread.run_sync(pool.processes, "bpsd_host.py")) == 1
         gate.touch()
-        with anyio.fail_after(120):  # the transport makes the connection again, after a pause
-            while True:
-                try:
-                    run = await observer.until_over(wms_id, timeout_s=60.0)
-                except BackendUnavailable:
-                    await anyio.sleep(0.5)
-                else:
-                    break
+        run = await over_again(observer, wms_id)
         assert (run.state, run.token) == (WmsStates.SUCCEEDED, workflow.token)
         output = await observer.service.read_output(wms_id, "waits_1", "stdout", 0, 100)
         assert output.data == b"done\n"
+
+
+async def over_again(observer: Observer, wms_id: str) -> RunRecord:
+    """The run at its end; the transport makes the connection again after a pause."""
+    deadline = time.monotonic() + 120.0
+    while True:
+        try:
+            return await observer.until_over(wms_id, timeout_s=60.0)
+        except BackendUnavailable:
+            assert time.monotonic() < deadline
+            await anyio.sleep(0.5)
 
 
 async def test_a_call_to_another_host_is_ended_there_by_its_deadline(far: Bed, pool: CondorBed) -> None:
