@@ -134,8 +134,7 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
         remote = preparing.searched(self.config, "remoteBuild")
         if remote and remote.search("enabled", opt={"default": False})[1]:
             raise BpsdServiceError(_NO_REMOTE_BUILD)
-        context = click.get_current_context(silent=True)
-        if context is None or context.info_name != "prepare":
+        if _command_line() != "prepare":
             self._ask("check", lambda client: _choose_backend(client, self.config))
 
     def prepare(
@@ -228,7 +227,12 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
         pass_thru: str | None = None,
         is_global: bool = False,
     ) -> list[str]:
-        """Ids of runs that are not over: of one, of a user's, or of all. All backends are always looked at."""
+        """Ids of runs that are not over: of one, of a user's, or of all. All backends are always looked at.
+
+        To ``bps cancel`` without ``--id`` and ``--user`` no run matches, as ever: it would end everybody's.
+        """
+        if wms_id is None and user is None and _command_line() == "cancel":
+            return []
 
         def act(client: Client) -> list[str]:
             if wms_id is not None:
@@ -309,6 +313,12 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
                 return act(client)
         except ClientError as exc:
             raise BpsdServiceError(str(exc)) from exc
+
+
+def _command_line() -> str | None:
+    """The subcommand of ``bps`` that runs, if one does."""
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.info_name
 
 
 def _choose_backend(client: Client, config: BpsConfig) -> str | None:
