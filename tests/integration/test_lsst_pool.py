@@ -11,7 +11,7 @@ import pytest
 
 from tests.figures import SOAK
 from tests.integration.condorbed import CondorBed
-from tests.integration.daemons import RunningDaemon, until
+from tests.integration.daemons import FAST, RunningDaemon, until
 from tests.integration.lsstbed import ROOT
 
 pytestmark = pytest.mark.timeout(1800)
@@ -45,8 +45,9 @@ if SOAK:
             for package in ("daemon", "adapters"):
                 shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
             shutil.copy(ROOT / "tests" / "testbeds" / "lsst_mock_repo.py", folder)
+            self.run("/opt/bps/bin/pip", "install", "-q", "--disable-pip-version-check", "msgspec")
             self.run("/opt/bps/bin/python", str(folder / "lsst_mock_repo.py"), str(folder / "butler"))
-            (folder / "night.yaml").write_text(SUBMIT_FILE.format(folder=folder / "butler"))
+            (folder / "butler" / "night.yaml").write_text(SUBMIT_FILE.format(folder=folder / "butler"))
             self.run("chown", "-R", "op:op", str(folder))
 
         def run(self, *argv: str, good: bool = True) -> str:
@@ -77,8 +78,10 @@ if SOAK:
         folder.chmod(0o777)
         (folder / "d").mkdir()
         settings = {"type": "htcondor", **pool.settings()}
-        commands = {"deadline_s": 60.0, "doubt_retry_initial_s": 1.0}
-        with RunningDaemon(folder / "d", {"pool": settings}, commands=commands) as daemon:
+        patient = {"deadline_s": 60.0}
+        with RunningDaemon(
+            folder / "d", {"pool": settings}, polling={**FAST["polling"], **patient}, commands=patient
+        ) as daemon:
             yield User(pool, folder, daemon)
         pool.remove([folder])
 

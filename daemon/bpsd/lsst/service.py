@@ -22,10 +22,9 @@ from typing import Any, TypeVar
 import click
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow, WmsRunReport, WmsStates
 
-from bpsd import validation, wire
+from bpsd import wire
 from bpsd.client.failures import ClientError, NoDaemon
 from bpsd.client.sync import Client
-from bpsd.errors import WorkflowInvalid
 from bpsd.lsst import convert, preparing, reports
 
 _LOG = logging.getLogger(__name__)
@@ -147,6 +146,9 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
         BpsdServiceError
             If bpsd cannot run it: every mistake is named.
         """
+        from bpsd import validation  # not before: the other commands of bps need neither it nor msgspec
+        from bpsd.errors import WorkflowInvalid
+
         prefix = str(out_prefix if out_prefix is not None else config["submitPath"])
         try:
             workflow = BpsdWorkflow.from_generic_workflow(
