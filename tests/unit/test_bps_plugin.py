@@ -24,7 +24,7 @@ from bpsd_adapters.bps_plugin.fields import fields_of
 from bpsd_adapters.bps_plugin.hosted import RunCursor, observations_of
 from bpsd_adapters.bps_plugin.settings import PANDA_VARIABLES, BpsPluginConfig, Traits, traits_of
 from bpsd_adapters.bps_plugin.worker import Entry as WrittenEntry
-from bpsd_adapters.bps_plugin.worker import Refused, error_of, locked, plain
+from bpsd_adapters.bps_plugin.worker import Refused, error_of, locked, plain, says_no
 
 TOKEN = "a" * 20
 
@@ -228,6 +228,23 @@ def test_values_become_plain() -> None:
     assert (report["wms_id"], report["state"], report["job_state_counts"]) == ("12", 19, {"19": 2})
     assert plain(Path("/x")) == "/x"
     json.dumps(report)
+
+
+@pytest.mark.parametrize(
+    ("message", "no"),
+    [
+        ('[[-1, {"status": -1, "message": "no such request"}]]', True),
+        ('[false, "not a number"]', True),
+        ('[[0, {"message": "Command registered successfully", "status": 0}]]', False),
+        ("", False),
+        (None, False),
+        ("0", False),
+        ("[]", False),
+        ("it is being removed", False),
+    ],
+)
+def test_an_answer_inside_an_answer(message: Any, no: bool) -> None:
+    assert says_no(message) is no
 
 
 def test_errors_become_replies() -> None:
