@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import busy, jobs, million, reads, synthetic
+from benchmarks import busy, jobs, lsst, million, reads, synthetic
 from benchmarks.measure import Line
 from bpsd import __version__
 
@@ -32,6 +32,7 @@ PARTS: dict[str, Callable[[Path], list[Line]]] = {
     "jobs": jobs.local,
     "idle": reads.idle,
     "million": million.million,
+    "bps": lsst.bps_reports,
 }
 
 TABLE = Path(__file__).resolve().parent.parent / "docs/benchmarks.md"

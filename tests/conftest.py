@@ -67,7 +67,7 @@ def world_of_its_own() -> Iterator[None]:
     """No test finds the daemon, state or configuration of the person who runs it, nor do the processes it starts."""
     home = Path(tempfile.mkdtemp(prefix="b", dir="/tmp"))
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("BPSD_") and name != SESSION_VARIABLE]:
+        for name in [n for n in os.environ if n.startswith("BPSD_") and n not in (SESSION_VARIABLE, "BPSD_BEDS")]:
             patch.delenv(name)
         for variable, folder in (
             ("XDG_CACHE_HOME", "cache"),

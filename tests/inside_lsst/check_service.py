@@ -217,6 +217,11 @@ def test_prepare_command_checks_the_configuration_alone() -> None:
         BpsdService(config_of()).run_submission_checks()
 
 
+def test_cancel_of_nothing_in_particular_ends_nothing() -> None:
+    with click.Context(click.Command("cancel"), info_name="cancel"):
+        assert BpsdService({}).list_submitted_jobs() == []
+
+
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 

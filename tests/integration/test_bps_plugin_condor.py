@@ -1,23 +1,30 @@
-"""HTCondorService for real: upstream's plugin on the submit host of a pool, reached over SSH (`make soak`)."""
+"""Plugins on another host, over SSH: the submit host of a real pool; HTCondorService itself there (`make soak`)."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from anyio import to_thread
 
+from bpsd.errors import BackendUnavailable, DeadlineExceeded
 from bpsd.models import WmsStates
+from bpsd.runs import RunRecord
 from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
-from bpsd.testing.observer import document, shell_job
+from bpsd.testing.observer import Observer, document, shell_job
 from bpsd_adapters.bps_plugin.service import BpsPluginService
 from tests.figures import SOAK
 from tests.integration.condorbed import CondorBed
+from tests.integration.daemons import until
 from tests.integration.lsstbed import present_beds
+from tests.integration.test_bps_plugin import WORLD
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -49,6 +56,71 @@ def condor_settings(pool: CondorBed) -> dict[str, Any]:
         "submit_root": "~/plugin-runs",
         "settle_s": 10.0,
     }
+
+
+@pytest.fixture
+def far(pool: CondorBed) -> Iterator[Bed]:
+    """The small plugin that blocks, on another host, as another account."""
+    folder = pool.folder()
+    world = folder / "world"
+    shutil.copytree(WORLD, world)
+    wms = folder / "wms"
+    wms.mkdir()
+    wms.chmod(0o777)
+    settings = {
+        "plugin": "tinywms.BlockingService",
+        "python": "/usr/bin/python3",
+        "ssh": pool.ssh(),
+        "environment": {"PYTHONPATH": str(world), "TINY_WMS": str(wms), "PYTHONDONTWRITEBYTECODE": "1"},
+        "submit_root": "~/plugin-runs",
+        "blocks": True,
+    }
+    yield Bed(BpsPluginService, settings, folder, patience_s=120.0)
+    pool.remove([folder])
+
+
+async def test_a_run_on_another_host_outlives_the_connection(far: Bed, pool: CondorBed) -> None:
+    """Workers end with the connection, wherever they are; hosts do not."""
+    gate = far.scratch / "gate"
+    async with far.open() as observer:
+        wms_id, workflow = await observer.submit(
+            document(shell_job("waits_1", f"until test -e {gate}; do sleep 0.1; done; echo done"))
+        )
+        await observer.until(wms_id, lambda _: observer.states(wms_id) == {"waits_1": "RUNNING"})
+        assert len(await to_thread.run_sync(pool.processes, "bpsd_worker.py")) == 2
+
+        await to_thread.run_sync(pool.cut_sessions)
+
+        with pytest.raises(BackendUnavailable):
+            await observer.poll()
+        await to_thread.run_sync(until, lambda: not pool.processes("bpsd_worker.py"), "the workers are gone")
+        assert len(await to_thread.run_sync(pool.processes, "bpsd_host.py")) == 1
+        gate.touch()
+        run = await over_again(observer, wms_id)
+        assert (run.state, run.token) == (WmsStates.SUCCEEDED, workflow.token)
+        output = await observer.service.read_output(wms_id, "waits_1", "stdout", 0, 100)
+        assert output.data == b"done\n"
+
+
+async def over_again(observer: Observer, wms_id: str) -> RunRecord:
+    """The run at its end; the transport makes the connection again after a pause."""
+    deadline = time.monotonic() + 120.0
+    while True:
+        try:
+            return await observer.until_over(wms_id, timeout_s=60.0)
+        except BackendUnavailable:
+            assert time.monotonic() < deadline
+            await anyio.sleep(0.5)
+
+
+async def test_a_call_to_another_host_is_ended_there_by_its_deadline(far: Bed, pool: CondorBed) -> None:
+    far.settings |= {"plugin": "tinywms.TinyService", "blocks": None, "call_deadline_s": 5.0}
+    (far.folder / "wms" / "fault.report").write_text("hang")
+    async with far.open() as observer:
+        with pytest.raises(DeadlineExceeded):
+            await observer.service.report()
+        await to_thread.run_sync(until, lambda: not pool.processes("bpsd_worker.py"), "the workers are gone")
+        assert (await observer.service.ping())[0] == 0
 
 
 if SOAK:

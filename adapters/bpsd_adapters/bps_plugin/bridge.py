@@ -268,11 +268,14 @@ class BridgedRuns:
         reports = await self.report(wms_id, hist=max(2.0, self._history_days), return_exit_codes=True)
         self._detailed_at[wms_id] = time.monotonic()
         self._detail_cost_s = time.monotonic() - began
-        for report in reports:
-            observed = self._observed(msgspec.structs.replace(report, wms_id=wms_id))
-            if report.state not in (None, WmsStates.UNKNOWN):
-                return observed
-        return None
+        known = [report for report in reports if report.state not in (None, WmsStates.UNKNOWN)]
+        if not known:
+            return None
+        report = msgspec.structs.replace(known[0], wms_id=wms_id)
+        if self._traits.status_decides and report.state is WmsStates.SUCCEEDED:
+            state, _ = await self.status(wms_id, self._history_days)
+            report = msgspec.structs.replace(report, state=state)
+        return self._observed(report)
 
     def _may_be_absent(self, run: KnownRun) -> bool:
         """Neither among what the plugin lists, nor found by its id, and not only just submitted."""

@@ -42,6 +42,7 @@ from bpsd_adapters.bps_plugin.fields import fields_of
 from bpsd_adapters.bps_plugin.hosted import HostedRuns
 from bpsd_adapters.bps_plugin.link import Deployment, WorkerError, WorkerLink
 from bpsd_adapters.bps_plugin.settings import BpsPluginConfig, traits_of
+from bpsd_adapters.bps_plugin.worker import says_no
 from bpsd_adapters.transports.base import Transport
 from bpsd_adapters.transports.settings import make_transport
 
@@ -245,7 +246,7 @@ class BpsPluginService(WmsService):
                 await self._commanding.ask("note_cancel", deadline_s, token=entry.token)
             agreed, message = await self._ask("cancel", self._commanding, wms_id=wms_id, pass_thru=pass_thru)
         self.context.wake("cancelled")
-        return bool(agreed), str(message or "")
+        return bool(agreed) and not says_no(message), str(message or "")
 
     async def ping(self, pass_thru: str | None = None) -> tuple[int, str]:
         """The plugin's ``ping``; if it has none, whether the plugin can be loaded where it is."""

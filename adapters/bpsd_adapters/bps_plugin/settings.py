@@ -30,6 +30,8 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
         A ``pass_thru`` for ``report`` that finds a run by ``{token}``; empty if there is none.
     ``failed_if_cancelled``
         It may call a run failed that was cancelled.
+    ``status_decides``
+        Its ``report`` calls runs succeeded of which jobs failed; its ``get_status`` knows better.
     """
 
     blocks: bool = False
@@ -38,13 +40,20 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     id_pattern: str = r".+"
     token_query: str = ""
     failed_if_cancelled: bool = False
+    status_decides: bool = False
 
 
 _CONDOR_QUERY = 'bps_token =?= "{token}" && JobUniverse == 7'
 
 _KNOWN = {
     "HTCondorService": Traits(token_query=_CONDOR_QUERY),
-    "PanDAService": Traits(lists=False, variables=PANDA_VARIABLES, id_pattern=r"\d+", failed_if_cancelled=True),
+    "PanDAService": Traits(
+        lists=False,
+        variables=PANDA_VARIABLES,
+        id_pattern=r"\d+",
+        failed_if_cancelled=True,
+        status_decides=True,
+    ),
     "ParslService": Traits(blocks=True),
 }
 """Upstream's plugins, by the name of the class in ``lsst.ctrl.bps``."""

@@ -25,6 +25,7 @@ __all__ = [
     "locked",
     "main",
     "plain",
+    "says_no",
     "take_streams",
 ]
 
@@ -267,6 +268,15 @@ class Plugin:
         return settings
 
 
+def says_no(message: Any) -> bool:
+    """Whether a plugin agreed although the WMS did not: PanDA's hands on iDDS's answer, ``[[-1, {...}]]``, as it is."""
+    try:
+        first = json.loads(message)[0]
+        return first is False or (isinstance(first[0], int) and first[0] != 0)
+    except (TypeError, ValueError, LookupError):
+        return False
+
+
 def describe(document: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """The columns of a report, for the entry."""
     run = document.get("run", {})
@@ -371,6 +381,8 @@ class Worker:
             entry.note(number, "begun")
             answer = plain(self.plugin.service.restart(wms_id))
             new_id, name, message = answer[0], answer[1], answer[2]
+            if says_no(message):
+                new_id = None
             if new_id is None:
                 entry.note(number, "failed")
             else:

@@ -22,10 +22,9 @@ from typing import Any, TypeVar
 import click
 from lsst.ctrl.bps import BaseWmsService, BaseWmsWorkflow, BpsConfig, GenericWorkflow, WmsRunReport, WmsStates
 
-from bpsd import validation, wire
+from bpsd import wire
 from bpsd.client.failures import ClientError, NoDaemon
 from bpsd.client.sync import Client
-from bpsd.errors import WorkflowInvalid
 from bpsd.lsst import convert, preparing, reports
 
 _LOG = logging.getLogger(__name__)
@@ -134,8 +133,7 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
         remote = preparing.searched(self.config, "remoteBuild")
         if remote and remote.search("enabled", opt={"default": False})[1]:
             raise BpsdServiceError(_NO_REMOTE_BUILD)
-        context = click.get_current_context(silent=True)
-        if context is None or context.info_name != "prepare":
+        if _command_line() != "prepare":
             self._ask("check", lambda client: _choose_backend(client, self.config))
 
     def prepare(
@@ -148,6 +146,9 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
         BpsdServiceError
             If bpsd cannot run it: every mistake is named.
         """
+        from bpsd import validation  # not before: the other commands of bps need neither it nor msgspec
+        from bpsd.errors import WorkflowInvalid
+
         prefix = str(out_prefix if out_prefix is not None else config["submitPath"])
         try:
             workflow = BpsdWorkflow.from_generic_workflow(
@@ -228,7 +229,12 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
         pass_thru: str | None = None,
         is_global: bool = False,
     ) -> list[str]:
-        """Ids of runs that are not over: of one, of a user's, or of all. All backends are always looked at."""
+        """Ids of runs that are not over: of one, of a user's, or of all. All backends are always looked at.
+
+        To ``bps cancel`` without ``--id`` and ``--user`` no run matches, as ever: it would end everybody's.
+        """
+        if wms_id is None and user is None and _command_line() == "cancel":
+            return []
 
         def act(client: Client) -> list[str]:
             if wms_id is not None:
@@ -309,6 +315,12 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
                 return act(client)
         except ClientError as exc:
             raise BpsdServiceError(str(exc)) from exc
+
+
+def _command_line() -> str | None:
+    """The subcommand of ``bps`` that runs, if one does."""
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.info_name
 
 
 def _choose_backend(client: Client, config: BpsConfig) -> str | None:

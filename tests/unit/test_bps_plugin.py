@@ -1,0 +1,289 @@
+"""What of the ``bps_plugin`` adapter is pure: words of plugins as evidence, logs of hosts as observations, values."""
+
+from __future__ import annotations
+
+import ast
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bpsd_adapters.bps_plugin
+from bpsd.interface import FieldSupport
+from bpsd.models import JobObservation, RunObservation, WmsJobReport, WmsRunReport, WmsStates
+from bpsd.workflow import JOB_FIELDS
+from bpsd_adapters import runlog
+from bpsd_adapters.bps_plugin.bridge import as_observation, convert_reports, counted, settled
+from bpsd_adapters.bps_plugin.entries import Attempt, Entry, token_and_number
+from bpsd_adapters.bps_plugin.fields import fields_of
+from bpsd_adapters.bps_plugin.hosted import RunCursor, observations_of
+from bpsd_adapters.bps_plugin.settings import PANDA_VARIABLES, BpsPluginConfig, Traits, traits_of
+from bpsd_adapters.bps_plugin.worker import Entry as WrittenEntry
+from bpsd_adapters.bps_plugin.worker import Refused, error_of, locked, plain, says_no
+
+TOKEN = "a" * 20
+
+
+def entry(*ids: str, cancelled: bool = False) -> Entry:
+    """A run with an attempt for each id, the first at 1000 s, the next at 2000 s."""
+    attempts = {str(n): Attempt("done", wms_id, 1000.0 * n) for n, wms_id in enumerate(ids, 1)}
+    return Entry(TOKEN, f"/runs/{TOKEN}", {"run": "u/op/x", "operator": "op"}, attempts, cancelled)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_known_of_upstream_s_plugins() -> None:
+    def traits(plugin: str, **more: Any) -> Traits:
+        return traits_of(BpsPluginConfig(plugin=plugin, python="python3", **more))
+
+    assert traits("lsst.ctrl.bps.parsl.ParslService").blocks
+    assert traits("lsst.ctrl.bps.htcondor.HTCondorService").token_query
+    assert not traits("third.party.ParslService").blocks, "a name alone says nothing"
+    assert traits("third.party.Service", blocks=True).blocks
+    panda = traits("lsst.ctrl.bps.panda.PanDAService", environment=dict.fromkeys(PANDA_VARIABLES, "http://x"))
+    assert not panda.lists
+
+
+@pytest.mark.parametrize("missing", PANDA_VARIABLES)
+def test_panda_needs_all_four_of_its_servers(missing: str) -> None:
+    environment = dict.fromkeys(PANDA_VARIABLES, "http://x") | {missing: ""}
+    with pytest.raises(ValueError, match=missing):
+        BpsPluginConfig(plugin="lsst.ctrl.bps.panda.PanDAService", python="python3", environment=environment)
+
+
+@pytest.mark.parametrize("plugin", ["lsst.ctrl.bps.parsl.ParslService", "third.party.Service"])
+def test_every_field_is_declared(plugin: str) -> None:
+    fields = fields_of(plugin)
+    assert sorted(fields) == sorted(JOB_FIELDS)
+    assert [name for name, (support, why) in fields.items() if support is not FieldSupport.HONOURS and not why] == []
+
+
+# -- a plugin's word ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "run", "expected"),
+    [
+        (None, None, None),
+        (WmsStates.UNKNOWN, None, None),
+        (WmsStates.RUNNING, None, WmsStates.RUNNING),
+        (WmsStates.FAILED, entry("7"), WmsStates.FAILED),
+        (WmsStates.FAILED, entry("7", cancelled=True), WmsStates.DELETED),
+        (WmsStates.SUCCEEDED, entry("7", cancelled=True), WmsStates.SUCCEEDED),
+        (WmsStates.FAILED, entry("7", "7"), None),  # the end of the attempt before
+        (WmsStates.FAILED, entry("6", "7"), WmsStates.FAILED),
+        (WmsStates.RUNNING, entry("7", "7"), WmsStates.RUNNING),
+    ],
+)
+def test_what_a_state_is_worth(state: WmsStates | None, run: Entry | None, expected: WmsStates | None) -> None:
+    traits = Traits(failed_if_cancelled=True)
+    assert settled(state, run, "7", traits, now=2030.0, settle_s=60.0) is expected
+
+
+def test_the_end_before_is_believed_after_a_while() -> None:
+    assert settled(WmsStates.FAILED, entry("7", "7"), "7", Traits(), 2061.0, 60.0) is WmsStates.FAILED
+
+
+def test_success_without_jobs_is_no_success() -> None:
+    report = WmsRunReport(wms_id="7", state=WmsStates.SUCCEEDED)
+    assert counted(report)
+    assert not counted(msgspec.structs.replace(report, job_state_counts=dict.fromkeys(WmsStates, 0)))
+    assert counted(msgspec.structs.replace(report, job_state_counts={WmsStates.SUCCEEDED: 1}))
+
+
+def test_our_runs_are_seen_under_their_token_and_attempt() -> None:
+    report = WmsRunReport(wms_id="8", path="/elsewhere", operator=None, project="dev")
+    ours = as_observation(report, entry("7", "8"), WmsStates.RUNNING)
+    assert (ours.token, ours.attempt, ours.operator, ours.project) == (TOKEN, 2, "op", "dev")
+    assert ours.path == f"/runs/{TOKEN}"
+    foreign = as_observation(report, None, WmsStates.RUNNING)
+    assert (foreign.token, foreign.attempt, foreign.path) == (None, None, "/elsewhere")
+
+
+def test_exit_codes_go_to_jobs_where_there_is_no_choice() -> None:
+    jobs = [WmsJobReport(wms_id=n, name=n, label=n[0], state=WmsStates.FAILED) for n in ("a1", "a2", "b1", "b2")]
+    report = WmsRunReport(wms_id="1", jobs=jobs, exit_code_summary={"a": [3, 3], "b": [1, 2]})
+    codes = {job.name: job.exit_code for job in as_observation(report, None, None).jobs}
+    assert codes == {"a1": 3, "a2": 3, "b1": None, "b2": None}
+
+
+def test_what_is_no_report_is_an_error() -> None:
+    with pytest.raises(Exception, match="not what a report looks like"):
+        convert_reports([{"state": "fine"}])
+
+
+@pytest.mark.parametrize(("text", "parts"), [("abc", ("abc", 1)), ("abc.3", ("abc", 3))])
+def test_tokens(text: str, parts: tuple[str, int]) -> None:
+    assert token_and_number(text) == parts
+
+
+# -- logs of hosts -----------------------------------------------------------------------------------------------------
+
+EVENTS: list[dict[str, Any]] = [
+    {"e": "begin", "n": 1, "t": 1.0, "pid": 5},
+    {"e": "jobs", "t": 2.0, "jobs": [["a", "l", 13, None, ""], ["b", "l", 12, None, ""]]},
+    {"e": "jobs", "t": 3.0, "jobs": [["a", "l", 15, None, ""]]},
+    {"e": "jobs", "t": 4.0, "jobs": [["a", "l", 19, 3, "broken"], ["b", "l", 20, None, ""]]},
+    {"e": "end", "n": 1, "t": 5.0, "state": 19, "note": "1 of 2"},
+    {"e": "begin", "n": 2, "t": 6.0, "pid": 6},
+    {"e": "jobs", "t": 7.0, "jobs": [["a", "l", 0, 0, ""], ["b", "l", 15, None, ""]]},
+    {"e": "jobs", "t": 8.0, "jobs": [["b", "l", 0, 0, ""]]},
+    {"e": "end", "n": 2, "t": 9.0, "state": 0, "note": ""},
+]
+LINES = [runlog.frame(json.dumps(event).encode()) for event in EVENTS]
+LOG = b"".join(LINES)
+
+
+def folded(observations: list[RunObservation]) -> dict[int, tuple[WmsStates | None, dict[str, JobObservation]]]:
+    """Attempt to its last state and jobs."""
+    found: dict[int, tuple[WmsStates | None, dict[str, JobObservation]]] = {}
+    for seen in observations:
+        assert seen.attempt is not None
+        jobs = found.get(seen.attempt, (None, {}))[1] | {job.name: job for job in seen.jobs}
+        found[seen.attempt] = (seen.state, jobs)
+    return found
+
+
+def states(observations: list[RunObservation]) -> dict[int, tuple[WmsStates | None, dict[str, WmsStates]]]:
+    return {
+        n: (state, {name: job.state for name, job in jobs.items()}) for n, (state, jobs) in folded(observations).items()
+    }
+
+
+@given(cuts=st.lists(st.integers(0, len(LOG)), max_size=6))
+def test_a_log_may_be_read_in_any_pieces(cuts: list[int]) -> None:
+    """Wherever reading stopped, in a line too, the same is seen in the end."""
+    cursor, seen = RunCursor(), list[RunObservation]()
+    for end in [*sorted(cuts), len(LOG)]:
+        found, cursor, lost = observations_of(entry("x"), LOG[cursor.offset : end], True, cursor)
+        assert not lost
+        seen += found
+    whole, _, _ = observations_of(entry("x"), LOG, True, RunCursor())
+    assert states(seen) == states(whole)
+    assert cursor == RunCursor(len(LOG), 2, over=True)
+
+
+def test_what_a_whole_log_says() -> None:
+    whole, _, _ = observations_of(entry("x"), LOG, False, RunCursor())
+    assert states(whole) == {
+        1: (WmsStates.FAILED, {"a": WmsStates.FAILED, "b": WmsStates.PRUNED}),
+        2: (WmsStates.SUCCEEDED, {"a": WmsStates.SUCCEEDED, "b": WmsStates.SUCCEEDED}),
+    }
+    job = folded(whole)[1][1]["a"]
+    assert (job.exit_code, job.start_time, job.end_time, job.note) == (3, 3.0, 4.0, "broken")
+    assert {(seen.wms_id, seen.token, seen.run) for seen in whole} == {(f"/runs/{TOKEN}", TOKEN, "u/op/x")}
+
+
+@pytest.mark.parametrize("lines", range(1, 5))
+def test_a_host_that_is_gone_without_a_word(lines: int) -> None:
+    """The run goes no further: FAILED; of a job that ran nobody knows the end."""
+    found, cursor, lost = observations_of(entry("x"), b"".join(LINES[:lines]), False, RunCursor())
+    assert lost
+    assert cursor.over
+    state, jobs = states(found)[1]
+    assert state is WmsStates.FAILED
+    if lines == 3:
+        assert jobs == {"a": WmsStates.UNKNOWN, "b": WmsStates.UNREADY}
+
+
+def test_a_torn_line_is_left_for_later_and_a_damaged_one_passed_over() -> None:
+    found, cursor, _ = observations_of(entry("x"), LINES[0] + LINES[1][:-5], True, RunCursor())
+    assert cursor.offset == len(LINES[0])
+    assert [seen.jobs for seen in found] == [()]
+    damaged = LINES[0] + b"x" * 30 + b"\n" + LINES[1]
+    found, cursor, _ = observations_of(entry("x"), damaged, True, RunCursor())
+    assert cursor.offset == len(damaged)
+    assert len(found[0].jobs) == 2
+
+
+def test_what_a_later_release_writes_is_passed_over() -> None:
+    later = runlog.frame(b'{"e":"song","t":1}')
+    found, _, _ = observations_of(entry("x"), LINES[0] + later + LINES[1], True, RunCursor())
+    assert len(found[0].jobs) == 2
+
+
+# -- the worker --------------------------------------------------------------------------------------------------------
+
+
+class Kind(Enum):
+    FAILED = 19
+
+
+class Report:
+    run_summary = "a:1"
+    wms_id = 12
+    state = Kind.FAILED
+    job_state_counts: dict[Kind, int] = {Kind.FAILED: 2}  # noqa: RUF012  # as a plugin has it
+
+
+def test_values_become_plain() -> None:
+    assert plain([1, "a", None, (True, {2: {3}})]) == [1, "a", None, [True, {"2": [3]}]]
+    report = plain(Report())
+    assert (report["wms_id"], report["state"], report["job_state_counts"]) == ("12", 19, {"19": 2})
+    assert plain(Path("/x")) == "/x"
+    json.dumps(report)
+
+
+@pytest.mark.parametrize(
+    ("message", "no"),
+    [
+        ('[[-1, {"status": -1, "message": "no such request"}]]', True),
+        ('[false, "not a number"]', True),
+        ('[[0, {"message": "Command registered successfully", "status": 0}]]', False),
+        ("", False),
+        (None, False),
+        ("0", False),
+        ("[]", False),
+        ("it is being removed", False),
+    ],
+)
+def test_an_answer_inside_an_answer(message: Any, no: bool) -> None:
+    assert says_no(message) is no
+
+
+def test_errors_become_replies() -> None:
+    def raised(exc: BaseException) -> dict[str, Any]:
+        try:
+            raise exc
+        except BaseException as caught:  # noqa: BLE001  # SystemExit is one of them
+            return error_of(caught)
+
+    assert raised(SystemExit("no"))["text"] == "sys.exit('no')"
+    assert raised(Refused("Busy", "later")) == {"kind": "Busy", "text": "later", "trace": ""}
+    broken = raised(KeyError("x"))
+    assert broken["kind"] == "KeyError"
+    assert "Traceback" in broken["trace"]
+    assert len(raised(ValueError("x" * 10**6))["text"]) < 10_000
+
+
+def test_an_entry_is_on_the_disk(tmp_path: Path) -> None:
+    written = WrittenEntry(tmp_path)
+    assert written.attempt(1) == {}
+    written.note(1, "begun")
+    written.note(1, "done", "7")
+    read = msgspec.convert(WrittenEntry(tmp_path).data, Entry)
+    assert (read.attempts["1"].state, read.attempts["1"].wms_id, read.ours, read.last) == ("done", "7", True, 1)
+
+
+def test_a_run_is_submitted_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpsd_adapters.bps_plugin.worker.LOCK_PATIENCE_S", 0.1)
+    with locked(tmp_path), pytest.raises(Refused, match="another process"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["worker.py", "host.py"])
+def test_what_is_sent_is_for_older_pythons_and_for_no_bpsd(name: str) -> None:
+    """Python 3.10's grammar, and nothing imported but the standard library."""
+    source = Path(str(bpsd_adapters.bps_plugin.__file__)).with_name(name).read_text()
+    tree = ast.parse(source, feature_version=(3, 10))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert [one for one in imported if one.partition(".")[0] in ("bpsd", "bpsd_adapters", "msgspec", "anyio")] == []
