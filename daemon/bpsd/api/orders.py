@@ -15,6 +15,7 @@ from bpsd.api.paging import fitting
 from bpsd.errors import Conflict, LimitExceeded, PermissionDenied, RunNotFound
 from bpsd.journal import CommandRecord
 from bpsd.logs.events import LogEvent
+from bpsd.logs.redaction import redact_text
 from bpsd.messages import (
     CommandRow,
     CommandsParams,
@@ -268,7 +269,7 @@ class Orders:
             run_id=run_id,
             token=token,
             attempt=attempt,
-            args={**args, "command_line": await claimed_command_line(peer.pid)} if peer.pid else args,
+            args={**args, "command_line": redact_text(await claimed_command_line(peer.pid))} if peer.pid else args,
             state="ACCEPTED",
             uid=peer.uid,
             pid=peer.pid,
