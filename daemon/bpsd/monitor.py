@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-__all__ = ["HELP", "Monitor", "open_files"]
+__all__ = ["HELP", "Monitor"]
 
 import os
 import time
@@ -139,11 +139,6 @@ class Monitor:
             metrics.backend_last_good_age_s.labels(row.name).set(max(0.0, now - row.last_good_at))
         metrics.backend_cost_s.labels(row.name).set(row.poll_cost_s or 0.0)
         metrics.backend_interval_s.labels(row.name).set(row.interval_s or 0.0)
-
-
-def open_files() -> float:
-    """How many file descriptors this process holds."""
-    return float(len(os.listdir("/proc/self/fd")) - 1)  # noqa: PTH208  # names are enough, and one of them is the listing's own
 
 
 def _named(figure: str) -> str:

@@ -24,6 +24,7 @@ from bpsd.config import BackendConfig
 from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, DeadlineExceeded
 from bpsd.interface import ServiceContext, WmsService
 from bpsd.logs.events import LogEvent
+from bpsd.logs.redaction import redact_text
 from bpsd.messages import BackendRow, SourceRow
 from bpsd.models import PollRequest, PollResult
 from bpsd.pacing import Pace, breaker, next_delay, soonest
@@ -33,6 +34,11 @@ ERROR_CHARS = 500
 
 STUCK_AFTER_S = 60.0
 """How long after its own deadline a backend that does nothing more counts as stuck: the loop may be busy meanwhile."""
+
+STOOD_STILL_S = 0.5
+"""A poll that took longer may have been under way while this process was stopped."""
+
+SETTLE_S = 0.05
 
 MAX_DETAIL_ROUNDS = 1000
 """How many results in a row a backend may ask to be followed up at once (``more``), before it is a failure."""
@@ -51,6 +57,8 @@ class Backend:
         Its section of the configuration.
     polled : callable
         Told of every poll that ended: the backend, ``ok``, ``partial`` or ``failed``, and how many seconds it took.
+    stood_still_s : callable
+        How long, in all, this process was stopped or its loop blocked.
     """
 
     def __init__(
@@ -63,9 +71,10 @@ class Backend:
         state_dir: Path,
         log: Any,
         polled: Callable[[str, str, float], None],
+        stood_still_s: Callable[[], float],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._tell_polled = polled
+        self._tell_polled, self._stood_still_s = polled, stood_still_s
         self.name, self.uid, self.type = settings.name, uid, settings.type
         self.settings = settings
         self._make, self._cache, self._state_dir, self._clock = make, cache, state_dir, clock
@@ -277,7 +286,7 @@ class Backend:
     async def _ask(self, service: WmsService) -> int:
         changed = 0
         began = self._clock()
-        began_mono = time.monotonic()
+        began_mono, still_s = time.monotonic(), self._stood_still_s()
         deadline = self.settings.polling.deadline_s
         for _ in range(MAX_DETAIL_ROUNDS):
             self._due = time.monotonic() + deadline
@@ -292,17 +301,30 @@ class Backend:
                 ),
             )
             self._sources = [_source_row(s) for s in result.sources]
-            self._pace = self._pace._replace(cost_s=_cost(result, time.monotonic() - began_mono))
+            cost_s = await self._cost(result, time.monotonic() - began_mono, still_s)
+            self._pace = self._pace._replace(cost_s=cost_s)
             changed += await self._cache.apply_poll(self.name, result, began)
             if result.sources and all(s.status == "failed" for s in result.sources):
                 raise BackendUnavailable("; ".join(f"{s.name}: {s.error}" for s in result.sources))
             if not result.more:
                 break
-            began, began_mono = self._clock(), time.monotonic()
+            began, began_mono, still_s = self._clock(), time.monotonic(), self._stood_still_s()
         else:
             raise BackendUnavailable(f"the adapter had more to say {MAX_DETAIL_ROUNDS} times in a row")
         self._last_good, self._last_good_mono = began, began_mono
         return changed
+
+    async def _cost(self, result: PollResult, took_s: float, still_s: float) -> float:
+        """What the WMS bore: what the adapter measured at its sources, or else how long the call took.
+
+        To wait in vain for a source is no cost: those beside it that answer are not to be asked less often for that.
+        While this process was stopped the WMS bore nothing; it would otherwise be left alone for many times as long.
+        """
+        cost_s = sum(source.cost_s for source in result.sources if source.status != "failed") or took_s
+        if took_s > STOOD_STILL_S:
+            await anyio.sleep(SETTLE_S)  # what measures the loop's lag may come to it after us
+            cost_s = max(0.0, cost_s - (self._stood_still_s() - still_s))
+        return cost_s
 
     async def _within(self, deadline_s: float, call: Awaitable[PollResult]) -> PollResult:
         try:
@@ -322,7 +344,7 @@ class Backend:
 
     async def _change_state(self, state: Literal["up", "down", "auth", "stopped"], error: str) -> None:
         before, self._state = self._state, state
-        self._error = error[:ERROR_CHARS]
+        self._error = redact_text(error)[:ERROR_CHARS]
         if before != state:
             await self._cache.announce(
                 "backend.state", backend=self.name, state=state, before=before, error=self._error
@@ -331,15 +353,6 @@ class Backend:
     def _finish_poll(self) -> None:
         self._polled.set()
         self._polled = anyio.Event()
-
-
-def _cost(result: PollResult, took_s: float) -> float:
-    """What the WMS bore: what the adapter measured at its sources, or else how long the call took.
-
-    To wait in vain for a source is no cost: those beside it that answer are not to be asked less often for that.
-    """
-    measured = sum(source.cost_s for source in result.sources if source.status != "failed")
-    return measured or took_s
 
 
 def _source_row(source: Any) -> SourceRow:

@@ -35,6 +35,7 @@ from bpsd.errors import (
     UnknownMethod,
     nearest,
 )
+from bpsd.logs.redaction import redact_text
 
 RequestId = Annotated[int, Meta(ge=-(2**53), le=2**53)] | Annotated[str, Meta(max_length=255)]
 """Integers that every JSON reader keeps exact (RFC 8259, section 6), texts that are cheap to keep."""
@@ -299,14 +300,19 @@ def _body(value: msgspec.Struct | msgspec.Raw) -> bytes | msgspec.Raw:
 
 
 def _encode_error_line(id: RequestId | None, error: BpsdError) -> bytes | None:
-    """One line of JSON, or `None` if something in the error has no JSON form (a lone surrogate, for one)."""
+    """One line of JSON without secrets; `None` if something in the error has no JSON form (a lone surrogate, say)."""
     try:
         return (
             _encode_error(
                 {
                     "jsonrpc": "2.0",
                     "id": id,
-                    "error": {"code": error.number, "message": error.message, "data": error.data()},
+                    "error": {
+                        "code": error.number,
+                        # What a WMS said may hold what opens a door, and be meant for somebody's terminal.
+                        "message": redact_text(error.message, lines=True),
+                        "data": error.data(),
+                    },
                 }
             )
             + b"\n"

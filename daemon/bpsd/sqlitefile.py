@@ -390,14 +390,18 @@ def copy_name(path: Path, suffix: str = "") -> str:
 
 
 def copies(path: Path, folder: Path) -> list[Path]:
-    """All copies of a database in a folder, the newest first: by the day in the name, then by time of writing."""
+    """All copies of a database in a folder, the newest first: by the day in the name, then by time of writing.
+
+    Those of days that are still to come were written while the clock was wrong, and come last.
+    """
+    tomorrow = (dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1)).isoformat()
     pattern = re.compile(rf"{re.escape(path.stem)}-(\d{{4}}-\d\d-\d\d)(-schema-\d+)?{re.escape(path.suffix)}")
     found = []
     if folder.is_dir():
         for entry in folder.iterdir():
             match = pattern.fullmatch(entry.name)
             if match:
-                found.append(((match[1], entry.stat().st_mtime_ns), entry))
+                found.append(((match[1] <= tomorrow, match[1], entry.stat().st_mtime_ns), entry))
     return [entry for _, entry in sorted(found, reverse=True)]
 
 

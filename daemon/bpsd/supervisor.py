@@ -40,8 +40,9 @@ from bpsd.logs.events import LogEvent
 from bpsd.messages import Hello
 from bpsd.metrics import Metrics
 from bpsd.models import RunObservation
-from bpsd.monitor import Monitor, open_files
+from bpsd.monitor import Monitor
 from bpsd.notifier import Notifier
+from bpsd.openfiles import make_room, open_files
 from bpsd.peers import Policy
 from bpsd.permissions import policy_of
 from bpsd.poller import Backend
@@ -229,6 +230,7 @@ class Daemon:
 
     async def _serve(self, listener: Listener) -> None:
         gc.set_threshold(*GC_THRESHOLDS)
+        self._make_room(self._config.limits.clients)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         async with anyio.create_task_group() as self._group:
             self._engine = CommandEngine(
@@ -349,6 +351,11 @@ class Daemon:
             log=self._log,
         )
 
+    def _make_room(self, clients: int) -> None:
+        limit, wanted = make_room(clients)
+        if limit < wanted:
+            self._log.warning(LogEvent.OPEN_FILES_LIMITED, limit=limit, wanted=wanted)
+
     def _make_monitor(self) -> Monitor:
         return Monitor(
             metrics=self._metrics,
@@ -433,6 +440,7 @@ class Daemon:
             log=self._log,
             clock=self._clock,
             polled=self._polled,
+            stood_still_s=lambda: self._meter.stood_still_s,
         )
         self._backends[settings.name] = backend
         scope = self._scopes[settings.name] = anyio.CancelScope()
@@ -481,6 +489,7 @@ class Daemon:
         old, self._config = self._config, new
         self._deps.config = new
         self._engine.settings = new.commands
+        self._make_room(new.limits.clients)
         self._server.set_limits(new.limits)
         await self._know_people()
         self._deps.policy = self._policy

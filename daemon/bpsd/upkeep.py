@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DAY_S", "LoopMeter", "Upkeep", "memory_bytes"]
+__all__ = ["DAY_S", "Clocks", "LoopMeter", "Upkeep", "memory_bytes"]
 
 import resource
 import time
@@ -24,6 +24,9 @@ from bpsd.store import Store
 TICK_S = 0.25
 """How often the loop's lag is measured."""
 
+STOOD_STILL_S = 0.5
+"""A lag beyond this is no lag of a busy loop."""
+
 LAG_WINDOW = int(60.0 / TICK_S)
 """Measurements kept: the figures of `health` speak of the last minute."""
 
@@ -34,6 +37,9 @@ SPOOL_KEEP_S = 86_400.0
 """A document in the spool that nothing refers to goes after so long without use."""
 
 DAY_S = 86_400.0
+
+MAX_CLOCK_JUMP_S = 3_600.0
+"""While the clock is further off than that from where it was, nothing is pruned; a restart takes it as it is."""
 
 
 class LoopMeter:
@@ -60,6 +66,8 @@ class LoopMeter:
     ) -> None:
         self._systemd, self._observe, self._stuck, self._log = systemd, observe, stuck, log
         self._lags: deque[float] = deque(maxlen=LAG_WINDOW)
+        self.stood_still_s = 0.0
+        """How long, in all, the loop did nothing for long: the process was stopped, or blocked."""
 
     async def run(self) -> None:
         """Measure until cancelled, and tell systemd that the loop turns."""
@@ -70,6 +78,8 @@ class LoopMeter:
             now = time.monotonic()
             self._lags.append(max(0.0, now - due))
             self._observe(self._lags[-1])
+            if self._lags[-1] > STOOD_STILL_S:
+                self.stood_still_s += self._lags[-1]
             if self._systemd.watchdog_s is not None and now - fed >= self._systemd.watchdog_s / 2:
                 fed = now
                 if stuck := self._stuck():
@@ -82,6 +92,24 @@ class LoopMeter:
         if not self._lags:
             return {"loop_lag_mean_s": 0.0, "loop_lag_max_s": 0.0}
         return {"loop_lag_mean_s": sum(self._lags) / len(self._lags), "loop_lag_max_s": max(self._lags)}
+
+
+class Clocks:
+    """Whether the clock on the wall goes as the one that counts seconds since the boot, suspensions included.
+
+    Parameters
+    ----------
+    wall : callable
+        Epoch seconds.
+    """
+
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self._offset = wall() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def apart_s(self) -> float:
+        """How far the wall's clock was set forward (or back, if negative) since the start."""
+        return self._wall() - time.clock_gettime(time.CLOCK_BOOTTIME) - self._offset
 
 
 class Upkeep:
@@ -101,7 +129,8 @@ class Upkeep:
     ) -> None:
         self._config, self._cache, self._store, self._journal, self._spool = config, cache, store, journal, spool
         self._pinned, self._log, self._clock = pinned, log, clock
-        self._copied_at = 0.0
+        self._copied_at = float("-inf")
+        self._clocks = Clocks(clock)
 
     async def run(self) -> None:
         """Go round until cancelled."""
@@ -125,11 +154,16 @@ class Upkeep:
         await self._spool.collect(SPOOL_KEEP_S, self._pinned())
 
     async def _copy_journal(self) -> None:
-        if self._clock() - self._copied_at > DAY_S and not self._journal.status.read_only:
+        if time.monotonic() - self._copied_at > DAY_S and not self._journal.status.read_only:
             await self._journal.backup()
-            self._copied_at = self._clock()
+            self._copied_at = time.monotonic()
 
     async def _prune(self) -> None:
+        apart = self._clocks.apart_s()
+        if abs(apart) > MAX_CLOCK_JUMP_S:
+            # What a wrong clock calls old is gone for good.
+            self._log.warning(LogEvent.CLOCK_JUMPED, seconds=round(apart))
+            return
         history = self._config().history
         before = self._clock() - history.keep_days * DAY_S
         if await self._store.prune(before, history.timeline_events_per_run, history.store_bytes):

@@ -35,6 +35,9 @@ FAST: Mapping[str, Any] = {
 class RunningDaemon:
     """A daemon in ``folder``. A context manager that ends it, whatever happened."""
 
+    program: tuple[str, ...] = ("-m", "bpsd.cli.bpsd")
+    environment: Mapping[str, str] | None = None
+
     def __init__(self, folder: Path, backends: Mapping[str, Any], **settings: Any) -> None:
         self.folder = folder
         self.config = folder / "bpsd.yaml"
@@ -53,7 +56,8 @@ class RunningDaemon:
         """Start it and, unless told not to, wait until it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bpsd.cli.bpsd", "serve", "--config", str(self.config)],
+                [sys.executable, *self.program, "serve", "--config", str(self.config)],
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

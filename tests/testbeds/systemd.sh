@@ -54,7 +54,7 @@ needs() { # what the wheel depends on
 
 build() {
     local python=$1 stamp
-    stamp=$({ needs "$python"; cat "$here/../../constraints.txt" "$0"; } | sha256sum)
+    stamp=$({ needs "$python"; cat "$here/../../constraints.txt"; declare -f build; } | sha256sum)
     [ "$(cat "$root/.built" 2>/dev/null)" = "$stamp" ] && return 0
     [ -z "$(init_pid || true)" ] || stop
     rm -rf --one-file-system "$root"
@@ -75,6 +75,7 @@ build() {
     chroot "$root" groupadd operators
     chroot "$root" usermod -aG operators olga
     echo bpsd-bed >"$root/etc/hostname"
+    echo "127.0.0.1 localhost bpsd-bed" >"$root/etc/hosts"
     : >"$root/etc/machine-id"
     echo "$stamp" >"$root/.built"
 }
@@ -90,7 +91,7 @@ start() {
     local state
     for _ in $(seq 1 240); do
         nspawn_pid >/dev/null || { tail -n 20 "$log" >&2; die "it died at start"; }
-        state=$(inside systemctl is-system-running 2>/dev/null || true)
+        state=$( (inside systemctl is-system-running) 2>/dev/null || true) # a shell of its own: "inside" may exit
         case "$state" in running | degraded) init_pid; return 0 ;; esac
         sleep 0.25
     done
@@ -101,7 +102,7 @@ start() {
 stop() {
     local pid
     pid=$(nspawn_pid) || { rm -f "$pid_file"; return 0; }
-    inside systemctl poweroff >/dev/null 2>&1 || true
+    (inside systemctl poweroff) >/dev/null 2>&1 || true
     for _ in $(seq 1 120); do
         nspawn_pid >/dev/null || { rm -f "$pid_file"; return 0; }
         sleep 0.25

@@ -140,9 +140,7 @@ def test_paths_may_begin_at_home_and_the_environment_names_the_socket_last(tmp_p
         ("backends: {}",
          ["1 backends: there is no backend; leave the section out for the one that is there by default"]),
         ("mode: system", ["1 backends: a daemon in mode system needs at least one backend"]),
-        ("mode: system\nbackends: {a: {type: local}}",
-         [("2 backends.a.type: in mode system it needs run_as: submitter, or everybody's runs would run as the daemon's "
-          "user")]),
+        ("mode: system\nbackends: {a: {type: local}}", [f"2 backends.a.type: {config._RUNS_AS['system']}"]),
         ("backends:\n  Here: {type: local}",
          ["2 backends.Here: a name of a backend is a-z, then up to 31 of a-z, 0-9, _ and -"]),
         ("backends:\n  a: {type: lokal, pol: 5, poll: {jitter: 7}}",

@@ -15,6 +15,7 @@ import structlog
 from bpsd import poller
 from bpsd.cache import Cache
 from bpsd.config import BackendConfig, Polling
+from bpsd.errors import BackendUnavailable
 from bpsd.interface import WmsService
 from bpsd.models import PollRequest, PollResult
 from bpsd.poller import Backend
@@ -84,6 +85,7 @@ async def backend(poll: Callable[[], Any], tmp_path: Path) -> AsyncIterator[Back
         state_dir=tmp_path,
         log=structlog.get_logger(),
         polled=lambda *_: None,
+        stood_still_s=lambda: 0.0,
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(made.run)
@@ -120,3 +122,16 @@ async def test_a_task_that_heeds_no_deadline_is_stuck(tmp_path: Path, monkeypatc
             monkeypatch.setattr(poller, "STUCK_AFTER_S", 30.0)
             while stuck.is_stuck():  # noqa: ASYNC110 - as above
                 await anyio.sleep(0.02)
+
+
+async def test_what_a_wms_said_is_shown_without_its_secrets(tmp_path: Path) -> None:
+    async def refuse() -> None:
+        raise BackendUnavailable("cannot log in with password=hunter2")
+
+    with structlog.testing.capture_logs():
+        async with backend(refuse, tmp_path) as refused:
+            with anyio.fail_after(60):
+                while not refused.error:  # noqa: ASYNC110 - it has no event for that
+                    await anyio.sleep(0.02)
+
+    assert refused.error == "cannot log in with password=[redacted]"

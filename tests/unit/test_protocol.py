@@ -316,6 +316,15 @@ def test_every_error_can_be_sent(error: BpsdError) -> None:
     assert reply["error"]["data"]["code"] == error.code
 
 
+def test_no_error_tells_a_secret_or_writes_on_a_terminal() -> None:
+    protocol = answering(5000)
+
+    protocol.send_error(1, RunNotFound("condor said: password=hunter2 \x1b[2J"))
+
+    (reply,) = replies(protocol)
+    assert reply["error"]["message"] == "condor said: password=[redacted] \\x1b[2J"
+
+
 # -- parameters ------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from bpsd.errors import Conflict, InvalidParams, LimitExceeded, PermissionDenied
 from bpsd.holds import select_held
 from bpsd.journal import CommandRecord
 from bpsd.logs.events import LogEvent
+from bpsd.logs.redaction import redact_text
 from bpsd.messages import (
     CommandRow,
     CommandsParams,
@@ -287,7 +288,7 @@ class Orders:
             run_id=run_id,
             token=token,
             attempt=attempt,
-            args={**args, "command_line": await claimed_command_line(peer.pid)} if peer.pid else args,
+            args={**args, "command_line": redact_text(await claimed_command_line(peer.pid))} if peer.pid else args,
             state="ACCEPTED",
             uid=peer.uid,
             pid=peer.pid,

@@ -28,6 +28,7 @@ from bpsd.errors import BackendUnavailable, BpsdError, Conflict, StorageError
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord, Journal
 from bpsd.logs.events import LogEvent
+from bpsd.logs.redaction import redact_text
 from bpsd.models import WmsStates
 from bpsd.poller import Backend
 from bpsd.runs import Change, RunRecord
@@ -310,9 +311,11 @@ class CommandEngine:
 
     async def _fail(self, entry: _Entry, error: BpsdError) -> None:
         command = entry.command
-        await self._set(entry, "FAILED", error={**error.data(), "message": error.message}, note=str(error))
+        message = redact_text(error.message, lines=True)  # what a WMS said may hold what opens a door
+        told = {**error.data(), "message": message}
+        await self._set(entry, "FAILED", error=told, note=str(error))
         if command.verb == "submit":
-            await self._not_submitted(command, WmsStates.FAILED, f"not submitted: {error.message}")
+            await self._not_submitted(command, WmsStates.FAILED, f"not submitted: {message}")
 
     async def _expire(self, entry: _Entry) -> None:
         await self._set(entry, "EXPIRED", note=f"not tried: {entry.command.note or 'its time was over'}")
@@ -334,7 +337,7 @@ class CommandEngine:
         note: str = "",
     ) -> None:
         """Write a state to the journal, however long the disk takes, and tell the watchers."""
-        command = entry.command
+        command, note = entry.command, redact_text(note, lines=True)
         if command.state == state:
             if note and note != command.note:
                 entry.command = await self._durably(lambda: self._journal.note(command.id, note))

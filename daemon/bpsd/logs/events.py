@@ -22,6 +22,7 @@ class LogEvent(StrEnum):
     NAMES_UNKNOWN = "names_unknown"  # names, retry_s: users and groups of the configuration that nobody has now
     CONFIG_REFUSED = "config_refused"  # a new configuration has mistakes; the old one goes on
     WATCHDOG_NOT_FED = "watchdog_not_fed"  # stuck: backends whose tasks keep no deadline; systemd restarts the daemon
+    OPEN_FILES_LIMITED = "open_files_limited"  # limit, wanted: the hard limit is too low for limits.clients
     LIBRARY_MESSAGE = "library_message"  # logger, text: what a library said through `logging`, or a warning
     LOG_LINES_DROPPED = "log_lines_dropped"  # count: nobody read stderr
 
@@ -31,7 +32,7 @@ class LogEvent(StrEnum):
     SOCKET_STALE_REMOVED = "socket_stale_removed"  # path: its owner was gone
     SOCKET_TAKEN_AWAY = "socket_taken_away"  # path: at the end it was no longer ours
     ACCEPT_FAILED = "accept_failed"  # error: no file descriptors or memory for another client, for now
-    CLIENT_REFUSED = "client_refused"  # uid, pid, code, reason
+    CLIENT_REFUSED = "client_refused"  # uid, pid, code, reason, left_out (lines like this, under a flood)
     CLIENT_DROPPED = "client_dropped"  # connection, uid, pid, code, reason
     MESSAGE_REFUSED = "message_refused"  # connection, code: it was no request
     REQUEST_DENIED = "request_denied"  # method, uid, pid, user, reason: somebody may not do that
@@ -65,4 +66,5 @@ class LogEvent(StrEnum):
     METRICS_FAILED = "metrics_failed"  # what (a file or an address), error: it is tried again
     NOTIFICATION_FAILED = "notification_failed"  # route, causes, error: it is tried again
     NOTIFICATION_DROPPED = "notification_dropped"  # route, causes, error: it was tried for too long
+    CLOCK_JUMPED = "clock_jumped"  # seconds: nothing is pruned by a clock that was set
     UPKEEP_FAILED = "upkeep_failed"  # what, error

@@ -29,6 +29,7 @@ import msgspec
 from bpsd.config import Limits
 from bpsd.errors import BpsdError, DeadlineExceeded, PermissionDenied
 from bpsd.logs import LogEvent
+from bpsd.logs.throttle import Throttle
 from bpsd.messages import Goodbye
 from bpsd.peers import Peer, Right
 from bpsd.protocol import Refused, Request, RequestId, ServerProtocol, decode_params, unknown_method
@@ -95,6 +96,13 @@ class Core:
         self.figures = SocketFigures()
         self.turns = Turns()
         self.buffer = memoryview(bytearray(READ_BYTES))
+        self._throttle = Throttle()
+
+    def warn(self, event: LogEvent, about: tuple[object, ...], **fields: object) -> None:
+        """Log what a client could make happen as often as it likes, and of many times ``about`` the same only some."""
+        left_out = self._throttle.admit((event, *about))
+        if left_out is not None:
+            self.log.warning(event, **fields, **({"left_out": left_out} if left_out else {}))
 
     def internal_error(self, method: str, error: BaseException) -> BpsdError:
         """Log a mistake of ours; return what the client is told of it."""
@@ -215,6 +223,12 @@ class Connection(asyncio.BufferedProtocol):
             self._drop("deadline_exceeded", f"half a message and no more for {self._core.limits.read_timeout_s:g} s")
         elif limit := self._is_silent(now):
             self._drop("deadline_exceeded", f"nothing was asked for {limit:g} s")
+
+    def excuse(self, seconds: float) -> None:
+        """Hold nothing against the client that it did or did not do while this process stood still."""
+        self._delivered_at += seconds
+        self._half_since += seconds
+        self._heard_at += seconds
 
     def serve_share(self) -> None:
         """Answer some of what was received; the rest waits for its turn."""
@@ -363,8 +377,9 @@ class Connection(asyncio.BufferedProtocol):
         elif isinstance(error, BpsdError):
             told = error
             if isinstance(error, PermissionDenied):
-                self._core.log.warning(
+                self._core.warn(
                     LogEvent.REQUEST_DENIED,
+                    (self.peer.uid, request.method),
                     method=request.method,
                     uid=self.peer.uid,
                     pid=self.peer.pid,
@@ -436,8 +451,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _drop(self, code: str, reason: str) -> None:
         self._core.figures.clients_dropped += 1
-        self._core.log.warning(
+        self._core.warn(
             LogEvent.CLIENT_DROPPED,
+            (self.peer.uid, code, reason),
             connection=self.id,
             uid=self.peer.uid,
             pid=self.peer.pid,

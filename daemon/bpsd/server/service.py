@@ -38,6 +38,9 @@ ACCEPT_PAUSE_S = 0.2
 CHECK_INTERVAL_S = 1.0
 """How often connections are looked at for what takes too long, where the limits are not shorter than that."""
 
+STOOD_STILL_S = 0.5
+"""A check that comes later than this was kept by the loop, or the process was stopped: no fault of any client."""
+
 GOODBYE_S = 1.0
 """How long clients have to take their goodbye."""
 
@@ -214,8 +217,13 @@ class SocketServer:
 
     def _turn_away(self, connected: socket.socket, peer: Peer, goodbye: Goodbye) -> None:
         self._core.figures.clients_refused += 1
-        self._log.warning(
-            LogEvent.CLIENT_REFUSED, uid=peer.uid, pid=peer.pid, code=goodbye.code, reason=goodbye.message
+        self._core.warn(
+            LogEvent.CLIENT_REFUSED,
+            (peer.uid, goodbye.code),
+            uid=peer.uid,
+            pid=peer.pid,
+            code=goodbye.code,
+            reason=goodbye.message,
         )
         _tell(connected, goodbye)
         connected.close()
@@ -252,9 +260,13 @@ class SocketServer:
         while True:
             limits = self._core.limits
             shortest = min(limits.greet_timeout_s, limits.read_timeout_s, limits.write_timeout_s)
-            await anyio.sleep(min(CHECK_INTERVAL_S, shortest / 4))
+            due = time.monotonic() + min(CHECK_INTERVAL_S, shortest / 4)
+            await anyio.sleep(due - time.monotonic())
             now = time.monotonic()
+            stood_still = now - due
             for connection in list(self._connections):
+                if stood_still > STOOD_STILL_S:
+                    connection.excuse(stood_still)
                 connection.check(now)
 
     async def _say_goodbye(self) -> None:
