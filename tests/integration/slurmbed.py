@@ -102,7 +102,7 @@ class SlurmBed:
             "idle_interval_s": 0.4,
             "settle_s": 5.0,
             "submit_deadline_s": 20.0,
-            "lost_after_s": 15.0,
+            "lost_after_s": 5.0,
             **more,
         }
 

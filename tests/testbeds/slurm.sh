@@ -6,7 +6,8 @@
 #   slurm.sh DIR stop         end only what `start` started (one pid namespace)
 #   slurm.sh DIR status       is it up? (exit 0/3)
 #   slurm.sh DIR exec CMD..   run CMD inside as root  (exec-op: as user op)
-#   slurm.sh DIR conf K=V ..  change slurm.conf until the next `conf` or start, and restart slurmctld
+#   slurm.sh DIR conf [--clear] K=V ..  change slurm.conf until the next `conf` or start, and restart slurmctld
+#                             (--clear: it forgets all jobs)
 #   slurm.sh DIR ctld stop|start|freeze|thaw   slurmctld;  dbd stop|start: slurmdbd;  node NAME kill|start: a slurmd
 #   slurm.sh DIR purge        stop, then delete what was built
 #
@@ -249,16 +250,17 @@ wait_ctld() { # and for its nodes
 ctld() {
   case $1 in
     stop) inside bash -c 'p=$(cat /run/slurm/slurmctld.pid); kill $p; for ((i=0;i<200;i++)); do kill -0 $p 2>/dev/null || exit 0; sleep 0.1; done; exit 1';;
-    start) inside bash -c 'setsid slurmctld -D >>/var/log/bed/slurmctld 2>&1 </dev/null &'; wait_ctld;;
+    start) inside bash -c "setsid slurmctld -D ${2:-} >>/var/log/bed/slurmctld 2>&1 </dev/null &"; wait_ctld;;
     freeze) inside bash -c 'kill -STOP $(cat /run/slurm/slurmctld.pid)';;
     thaw) inside bash -c 'kill -CONT $(cat /run/slurm/slurmctld.pid)';;
     *) die "unknown: ctld $1";;
   esac
 }
 conf() {
+  local clear=; [ "${1:-}" = --clear ] && { clear=-c; shift; }
   cp "$ROOT/etc/slurm/slurm.conf.base" "$ROOT/etc/slurm/slurm.conf"
   local kv; for kv in "$@"; do sed -i "/^${kv%%=*}=/d" "$ROOT/etc/slurm/slurm.conf"; echo "$kv" >>"$ROOT/etc/slurm/slurm.conf"; done
-  ctld stop; ctld start
+  ctld stop; ctld start "$clear"
 }
 
 case "$MODE" in

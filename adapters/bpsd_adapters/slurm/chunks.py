@@ -39,6 +39,9 @@ class Chunk:
 
     job_id: int | None = None
     submitted: float = 0.0
+    doubted: float | None = None
+    """Since when it is known that nobody knows whether Slurm has it."""
+
     in_flight: bool = False
     """Whether this process is submitting it just now."""
 

@@ -43,6 +43,9 @@ _LIMITED = re.compile(
     r"MaxSubmitJob|SubmitJobLimit|SubmitJobsLimit|accounting/QOS policy|temporarily unable to accept|MaxJobCount",
     re.IGNORECASE,
 )
+_OF_NO_CONCERN = re.compile(r"\S+: (Job has already finished|No error|Job/step already completing or completed)\s*")
+"""What scontrol says, and fails for, of those tasks of an array that ended before."""
+
 _MISTAKE = re.compile(r"invalid (partition|account|qos|feature|license|time|reservation|gres)|option", re.IGNORECASE)
 _UNCERTAIN = re.compile(
     r"timed out|unable to contact|connect failure|connection (refused|reset)|socket|zero bytes|transport endpoint|"
@@ -290,7 +293,7 @@ class Cluster:
         whole = [str(i) for i in ids]
         for start in range(0, len(whole), IDS_PER_CALL):
             done = await self._tool("scontrol", verb, ",".join(whole[start : start + IDS_PER_CALL]))
-            said = said or (done.error_text if done.returncode else "")
+            said = said or (_OF_NO_CONCERN.sub("", done.error_text).strip() if done.returncode else "")
         return said
 
     async def _each(self, tool: str, options: Sequence[str], ids: Iterable[int]) -> None:

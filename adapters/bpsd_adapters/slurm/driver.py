@@ -391,7 +391,8 @@ class Driver:
                 if chunk is not None and chunk.job_id is None:
                     await self._now(held, engine.submitted, chunk.number, row.array_id)
         for chunk in names.values():
-            if now - chunk.intended > self._config.settle_s + self._config.submit_deadline_s:
+            ended = chunk.intended + self._config.submit_deadline_s if chunk.doubted is None else chunk.doubted
+            if now > ended + self._config.settle_s:
                 await self._void(held, chunk, list(chunk.open))
 
     async def _settle_lost(self, held: _Held, number: int, indices: Sequence[int]) -> None:
@@ -446,7 +447,7 @@ class Driver:
             async with limiter:
                 done = await self._cluster.submit(engine.meta.folder, plan)
         except BaseException:
-            engine.in_doubt(plan.chunk)
+            engine.in_doubt(plan.chunk, self._context.clock())
             raise
         if done.outcome is Outcome.SUBMITTED:
             await self._now(held, engine.submitted, plan.chunk, done.job_id)
@@ -462,7 +463,7 @@ class Driver:
         if done.outcome in (Outcome.LIMITED, Outcome.FULL):
             self._window.refused(self.in_queue - plan.size)
         if done.outcome in (Outcome.DOUBT, Outcome.FULL):
-            engine.in_doubt(plan.chunk)
+            engine.in_doubt(plan.chunk, self._context.clock())
             return
         if done.outcome is Outcome.REFUSED:
             engine.refusal, held.refused_at = done.text[:300], self._context.clock()

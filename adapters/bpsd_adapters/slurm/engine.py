@@ -235,9 +235,10 @@ class Engine(RunState):
         )
         self.write(now)
 
-    def in_doubt(self, number: int) -> None:
-        """Whether Slurm has a chunk is not known."""
+    def in_doubt(self, number: int, now: float) -> None:
+        """Sbatch has ended, and whether Slurm has the chunk is not known."""
         self.chunks[number].in_flight = False
+        self.chunks[number].doubted = now
 
     def withdraw(self, number: int, now: float, note: str = "", indices: Iterable[int] | None = None) -> None:
         """Jobs of a chunk (all) did not run and never will under their number: they are ready again."""
