@@ -51,10 +51,15 @@ class Held(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What of a run is to be released: ``jobs``, or (``whole``) everything that is held; ``note`` says what stays."""
+    """What of a run is to be released.
+
+    ``jobs`` are those that have names; ``whole``: it is all that is known to be held; ``itself``: the run as such (or
+    jobs without names) is among it. ``note`` says what stays on hold.
+    """
 
     whole: bool
-    jobs: tuple[str, ...]
+    jobs: tuple[str, ...] = ()
+    itself: bool = False
     note: str = ""
 
 
@@ -112,12 +117,15 @@ def select_held(record: RunRecord, jobs: JobTable, label: str | None, group: str
     if not chosen:
         return None
     names = tuple(held.job for held in chosen if held.job is not None)
+    itself = len(names) < len(chosen)
     if len(chosen) == len(everything):
-        return Selection(whole=True, jobs=names)
+        return Selection(whole=True, jobs=names, itself=itself)
     if not names:
-        return Selection(whole=False, jobs=(), note="other jobs of it are held for other reasons: release it by name")
-    stays = "" if len(names) == len(chosen) else "the run itself stays on hold: release it by name"
-    return Selection(whole=False, jobs=names, note=stays)
+        return Selection(
+            whole=False, itself=itself, note="other jobs of it are held for other reasons: release it by name"
+        )
+    stays = "the run itself stays on hold: release it by name" if itself else ""
+    return Selection(whole=False, jobs=names, itself=itself, note=stays)
 
 
 class HoldGroups:

@@ -105,6 +105,10 @@ class CondorBed:
         assert found, f"no process {sign} in the bed"
         self.as_root("kill", f"-{signal}", *found)
 
+    def cut_sessions(self) -> None:
+        """Break every SSH connection of the operator."""
+        self.signal("sshd-session: op@notty", "KILL")
+
     def kill_sessions(self, ports: Iterable[int]) -> None:
         """SIGKILL for the SSH server's processes of the connections that come from these ports."""
         for port in ports:

@@ -124,13 +124,13 @@ def test_a_label_and_a_group_choose() -> None:
     )
     memory = holds.group_of(holds.reason_of(MEMORY))
 
-    assert holds.select_held(record(), jobs, "isr", None) == (False, ("a_1", "a_2"), "")
-    assert holds.select_held(record(), jobs, None, memory) == (False, ("a_1", "b_1"), "")
-    assert holds.select_held(record(), jobs, "isr", memory) == (False, ("a_1",), "")
+    assert holds.select_held(record(), jobs, "isr", None) == (False, ("a_1", "a_2"), False, "")
+    assert holds.select_held(record(), jobs, None, memory) == (False, ("a_1", "b_1"), False, "")
+    assert holds.select_held(record(), jobs, "isr", memory) == (False, ("a_1",), False, "")
     assert holds.select_held(record(), jobs, "none", None) is None
     everything = holds.select_held(record(label="DRP"), jobs, "DRP", None)
     assert everything is not None
-    assert everything.whole
+    assert (everything.whole, len(everything.jobs), everything.itself) == (True, 3, False)
     counted = holds.HoldGroups("isr", memory)
     counted.add(record(), jobs)
     assert [group.held for group in counted.rows()] == [1]
@@ -146,7 +146,7 @@ def test_a_run_on_hold_among_jobs_held_for_other_reasons_is_not_released_with_th
     alone = holds.select_held(held, table(("a_1", "isr", WmsStates.HELD, MEMORY)), None, quota)
 
     assert chosen is not None
-    assert (chosen.whole, chosen.jobs) == (False, ("a_2",))
+    assert (chosen.whole, chosen.jobs, chosen.itself) == (False, ("a_2",), True)
     assert "the run itself stays on hold" in chosen.note
     assert alone is not None
     assert (alone.whole, alone.jobs) == (False, ())

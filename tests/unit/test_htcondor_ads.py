@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bpsd.models import WmsStates
 from bpsd.workflow import Executable, Group, Job, Workflow
 from bpsd_adapters.htcondor import quoting
-from bpsd_adapters.htcondor.classads import counts, literal, parse_ads, run_note, run_state
+from bpsd_adapters.htcondor.classads import counts, literal, parse_ads, parse_columns, run_note, run_state
 from bpsd_adapters.htcondor.observe import Ids, dag_file, observe_run
 from bpsd_adapters.htcondor.submission import SubmissionProblem, write_submission
 
@@ -46,6 +46,18 @@ def test_no_ads_in_all_its_forms(text: bytes) -> None:
 def test_half_an_answer_is_none(text: bytes) -> None:
     with pytest.raises(ValueError, match="not a list of ads"):
         parse_ads(text)
+
+
+def test_columns_are_values_of_ads() -> None:
+    line = b'12\ttrue\tundefined\t-3\t1.5\t"a \\"b\\"\\\\ \\n\\011\t"\n'
+
+    assert parse_columns(line.replace(b'\t"\n', b'"\n'), ["a", "b", "c", "d", "e", "f"]) == [
+        {"a": 12, "b": True, "d": -3, "e": 1.5, "f": 'a "b"\\ \n\t'}
+    ]
+    assert parse_columns(b"", ["a"]) == []
+    for bad in (b"1\t2\n", b"half\n", b"Error: something\n"):
+        with pytest.raises(ValueError, match="not"):
+            parse_columns(bad, ["a"])
 
 
 @pytest.mark.parametrize(

@@ -103,5 +103,5 @@ def test_constraints() -> None:
     assert all_of_them("a || b", "", "c") == "(a || b) && (c)"
     assert all_of_them("") == "True"
     assert named_jobs([]) == []
-    assert named_jobs(['a"b', "c"]) == ['member(bps_job_name, {"a\\"b","c"})']
+    assert named_jobs(['a"b', "c"]) == ['member(bps_job_name ?: DAGNodeName, {"a\\"b","c"})']
     assert [text.count(",") for text in named_jobs([f"j{n}" for n in range(1001)])] == [500, 500, 1]

@@ -214,7 +214,7 @@ class Finder:
 def named_jobs(names: Sequence[str]) -> list[str]:
     """Constraints that together name these jobs."""
     pieces = [names[start : start + NAMES_PER_CALL] for start in range(0, len(names), NAMES_PER_CALL)]
-    return [f"member(bps_job_name, {{{','.join(map(literal, piece))}}})" for piece in pieces]
+    return [f"member(bps_job_name ?: DAGNodeName, {{{','.join(map(literal, piece))}}})" for piece in pieces]
 
 
 def all_of_them(*terms: str) -> str:

@@ -14,7 +14,6 @@ from bpsd_adapters.htcondor.classads import Ad, JobStatus, as_number, as_text, c
 QUEUE, HISTORY = "queue", "history"
 _RANKS = {QUEUE: 0, HISTORY: 10}
 _DAGMAN_LOG = ".dagman.log"
-_DAGMAN_UNIVERSE = 7
 
 
 class Ids(NamedTuple):
@@ -134,8 +133,8 @@ def observe_run(
 
 def observe_child(ad: Ad) -> JobObservation | None:
     """A job from its own ad: for runs whose files we may not read. Attempts are counted as the logs count them."""
-    name = as_text(ad, "bps_job_name") or as_text(ad, "DAGNodeName")
-    if name is None or as_number(ad, "JobUniverse") == _DAGMAN_UNIVERSE:
+    name = as_text(ad, "bps_job_name")
+    if name is None:
         return None
     state = run_state(ad)
     starts = as_number(ad, "NumJobStarts") or 0

@@ -5,18 +5,19 @@ from __future__ import annotations
 __all__ = ["IS_DAG", "IS_RUN", "Answer", "Pool"]
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bpsd.errors import BackendAuthError, BackendUnavailable
 from bpsd_adapters.htcondor.classads import (
-    CHILD_ATTRIBUTES,
+    CHILD_COLUMNS,
     DAG_ATTRIBUTES,
     Ad,
     as_number,
     as_text,
     literal,
     parse_ads,
+    parse_columns,
 )
 from bpsd_adapters.htcondor.runfiles import sizes_of
 from bpsd_adapters.transports.base import Completed, Transport
@@ -82,11 +83,11 @@ class Pool:
 
     async def children(self, schedd: str | None, cluster: int, since: float) -> list[dict[str, Any]]:
         """The jobs of a run that changed since a time of the submit host's clock, in the queue or gone from it."""
-        changed = f"DAGManJobId =?= {cluster} && EnteredCurrentStatus >= {int(since)}"
-        gone = await self.history(
-            schedd, changed, "-since", f"EnteredCurrentStatus < {int(since)}", attributes=CHILD_ATTRIBUTES
+        changed = f"DAGManJobId =?= {cluster} && JobUniverse != 7 && EnteredCurrentStatus >= {int(since)}"
+        gone = await self._columns(
+            ["condor_history", *_name(schedd), "-constraint", changed, "-since", f"EnteredCurrentStatus < {int(since)}"]
         )
-        here = await self.queue(schedd, changed, CHILD_ATTRIBUTES)
+        here = await self._columns(["condor_q", *_name(schedd), "-allusers", "-constraint", changed])
         return [*here.ads, *gone.ads]
 
     async def ended(self, schedd: str | None, since: float) -> Answer:
@@ -158,7 +159,12 @@ class Pool:
         sign = -1 if zone[0] == "-" else 1
         return float(seconds), sign * (int(zone[1:3]) * 3600.0 + int(zone[3:5]) * 60.0)
 
-    async def _ask(self, argv: Sequence[str]) -> Answer:
+    async def _columns(self, argv: Sequence[str]) -> Answer:
+        return await self._ask(
+            [*argv, "-af:tV", *CHILD_COLUMNS.values()], lambda said: parse_columns(said, [*CHILD_COLUMNS])
+        )
+
+    async def _ask(self, argv: Sequence[str], parse: Callable[[bytes], list[dict[str, Any]]] = parse_ads) -> Answer:
         began = time.monotonic()
         done = await self.tool(argv, max_output_bytes=MAX_ANSWER_BYTES)
         if done.returncode != 0:
@@ -166,7 +172,7 @@ class Pool:
                 raise BackendAuthError(f"{argv[0]} was refused: {done.error_text}", advice="renew the token")
             done.check(self.transport.host)
         try:
-            ads = parse_ads(done.stdout)
+            ads = parse(done.stdout)
         except ValueError as exc:
             raise BackendUnavailable(f"{argv[0]} on {self.transport.host} gave a garbled answer: {exc}") from exc
         return Answer(ads, time.monotonic() - began, len(done.stdout))

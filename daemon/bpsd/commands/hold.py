@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Hold", "Release"]
 
 from bpsd.commands.outcomes import Again, Desk, Done, Failed, Outcome
-from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict
+from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict, UnsupportedOperation
 from bpsd.holds import Selection, select_held
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord
@@ -26,9 +26,7 @@ class Hold:
         if not chosen.whole and not chosen.jobs:
             return Failed(Conflict(f"run {command.run_id} was not {self.participle}: {chosen.note}"))
         try:
-            service = desk.service
-            jobs = () if chosen.whole else chosen.jobs
-            agreed, message = await desk.call(command.verb, self.ask, service, wms_id, jobs)
+            agreed, message = await self._ask_for(desk, command, wms_id, chosen)
         except (BackendUnavailable, BackendAuthError) as exc:
             return Again(str(exc))
         except BpsdError as exc:
@@ -38,13 +36,23 @@ class Hold:
             return Failed(Conflict(f"run {command.run_id} was not {self.participle}: {message}"))
         return Done(note="; ".join(filter(None, (message, chosen.note))))
 
+    async def _ask_for(self, desk: Desk, command: CommandRecord, wms_id: str, chosen: Selection) -> tuple[bool, str]:
+        """By name, so that nothing is hit that came meanwhile; the run as a whole where that is what is meant."""
+        if chosen.jobs and not (chosen.whole and chosen.itself):
+            try:
+                return await desk.call(command.verb, self.ask, desk.service, wms_id, chosen.jobs)
+            except UnsupportedOperation:  # it holds and releases whole runs only
+                if not chosen.whole:
+                    raise
+        return await desk.call(command.verb, self.ask, desk.service, wms_id, ())
+
     async def look_up(self, desk: Desk, command: CommandRecord) -> Outcome:
         """Whatever happened, asking again is safe."""
         return Again(f"{command.verb} is safe to repeat")
 
     def choose(self, desk: Desk, command: CommandRecord) -> Selection | None:
         """What of the run it is about, as it is now; `None`: nothing any more."""
-        return Selection(whole=True, jobs=())
+        return Selection(whole=True, itself=True)
 
     async def ask(self, service: WmsService, wms_id: str, jobs: tuple[str, ...]) -> tuple[bool, str]:
         """The call itself."""
@@ -61,7 +69,7 @@ class Release(Hold):
         label, group = command.args.get("label"), command.args.get("group")
         record = desk.cache.get(command.run_id)
         if record is None or (label is None and group is None):
-            return Selection(whole=True, jobs=())
+            return Selection(whole=True, itself=True)
         return select_held(record, desk.cache.jobs(command.run_id), label, group)
 
     async def ask(self, service: WmsService, wms_id: str, jobs: tuple[str, ...]) -> tuple[bool, str]:
