@@ -66,6 +66,11 @@ class IddsBed:
         )
 
 
+def listens() -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", PORT)) == 0
+
+
 if SOAK:
 
     @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ if SOAK:
             env={**bed.ours, **bed.environment()},
             stderr=subprocess.DEVNULL,
         )
-        until(lambda: socket.socket().connect_ex(("127.0.0.1", PORT)) == 0, "the relay listens")
+        until(listens, "the relay listens")
         yield bed
         relay.terminate()
         relay.wait(30)
