@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,7 +79,7 @@ if SOAK:
         folder = pool.folder()
         folder.chmod(0o777)
         (folder / "d").mkdir()
-        settings = {"htcondor": pool.settings, "bps_plugin": partial(condor_settings, pool)}[request.param]()
+        settings = pool.settings() if request.param == "htcondor" else condor_settings(pool)
         patient = {"deadline_s": 60.0}
         with RunningDaemon(
             folder / "d",
