@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -23,36 +20,18 @@ from bpsd_adapters.bps_plugin.service import BpsPluginService
 from tests.figures import SOAK
 from tests.integration.condorbed import CondorBed
 from tests.integration.daemons import until
-from tests.integration.lsstbed import present_beds
 from tests.integration.test_bps_plugin import WORLD
 
 pytestmark = pytest.mark.timeout(600)
 
 
-def middleware(pool: CondorBed) -> Path:
-    """The middleware's packages where the pool sees them; its Python and that of the bed are of one version."""
-    bed = next((bed for bed in present_beds() if bed.name == "lsst-current"), None)
-    assert bed is not None, "the pool's Python is 3.13, and there is no bed of the middleware for it"
-    made_from = hashlib.sha256((bed.folder / "made-from.txt").read_bytes()).hexdigest()[:12]
-    there = pool.share / f"lsst-site-{made_from}"
-    if not there.is_dir():
-        version = pool.run("python3", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])").strip()
-        packages = bed.folder / "lib" / version / "site-packages"
-        assert packages.is_dir(), f"the pool's Python is {version}, and there is no {packages}"
-        for old in pool.share.glob("lsst-site-*"):
-            shutil.rmtree(old)
-        half = there.with_name(f"{there.name}.half")
-        shutil.copytree(packages, half, copy_function=os.link)
-        half.replace(there)
-    return there
-
-
 def condor_settings(pool: CondorBed) -> dict[str, Any]:
+    """A backend whose plugin is HTCondorService, where ``htcondor.sh bps`` has put it."""
     return {
         "plugin": "lsst.ctrl.bps.htcondor.HTCondorService",
-        "python": "/usr/bin/python3",
+        "python": "/opt/bps/bin/python",
         "ssh": pool.ssh(),
-        "environment": {"PYTHONPATH": str(middleware(pool))},
+        "environment": {"CTRL_MPEXEC_DIR": "/opt/bps", "DAF_BUTLER_DIR": "/opt/bps"},
         "submit_root": "~/plugin-runs",
         "settle_s": 10.0,
     }
@@ -125,8 +104,13 @@ async def test_a_call_to_another_host_is_ended_there_by_its_deadline(far: Bed, p
 
 if SOAK:
 
+    @pytest.fixture(scope="module")
+    def middleware(pool: CondorBed) -> None:
+        done = pool.script("bps")
+        assert done.returncode == 0, f"the pool does not get the middleware:\n{done.stdout}{done.stderr}"
+
     @pytest.fixture
-    def bed(pool: CondorBed) -> Iterator[Bed]:
+    def bed(pool: CondorBed, middleware: None) -> Iterator[Bed]:
         folder = pool.folder()
         yield Bed(BpsPluginService, condor_settings(pool), folder, patience_s=240.0)
         pool.remove([folder])

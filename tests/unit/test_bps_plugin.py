@@ -6,6 +6,7 @@ import ast
 import json
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from bpsd_adapters.bps_plugin.fields import fields_of
 from bpsd_adapters.bps_plugin.hosted import RunCursor, observations_of
 from bpsd_adapters.bps_plugin.settings import PANDA_VARIABLES, BpsPluginConfig, Traits, traits_of
 from bpsd_adapters.bps_plugin.worker import Entry as WrittenEntry
-from bpsd_adapters.bps_plugin.worker import Refused, error_of, locked, plain, says_no
+from bpsd_adapters.bps_plugin.worker import Plugin, Refused, error_of, locked, plain, says_no
 
 TOKEN = "a" * 20
 
@@ -269,6 +270,36 @@ def test_an_entry_is_on_the_disk(tmp_path: Path) -> None:
     written.note(1, "done", "7")
     read = msgspec.convert(WrittenEntry(tmp_path).data, Entry)
     assert (read.attempts["1"].state, read.attempts["1"].wms_id, read.ours, read.last) == ("done", "7", True, 1)
+
+
+def test_settings_of_a_run_are_handed_on_as_they_were_read() -> None:
+    """What names other settings is looked up by the plugin; where files go is ours to say."""
+    document = {
+        "run": {"project": "dev", "payload": "night"},
+        "bps_config": {
+            "subDirTemplate": "{label}/{tract}",
+            "submitPath": "/home/me/submit/{outputRun}",
+            "payload": {"butlerConfig": "/repo"},
+            "bps_defined": {"timestamp": "T", "submitPath": "/home/me/submit/x", "runQgraphFile": "/q.qg"},
+            "wmsServiceClass": "bpsd.lsst.BpsdService",
+        },
+    }
+    plugin: Any = SimpleNamespace(name="a.B")
+    settings = Plugin.run_settings(plugin, document, Path("/runs/t"), SimpleNamespace(name="u/op/x"))
+    assert settings == {
+        "subDirTemplate": "{label}/{tract}",
+        "submitPath": "/runs/t",
+        "uniqProcName": "u_op_x",
+        "project": "dev",
+        "payload": {"butlerConfig": "/repo", "payloadName": "night"},
+        "bps_defined": {
+            "timestamp": "T",
+            "submitPath": "/runs/t",
+            "uniqProcName": "u_op_x",
+            "runQgraphFile": "/q.qg",
+        },
+        "wmsServiceClass": "a.B",
+    }
 
 
 def test_a_run_is_submitted_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

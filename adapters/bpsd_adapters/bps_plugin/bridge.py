@@ -298,8 +298,9 @@ class BridgedRuns:
         for entry in self._entries.all():
             attempt = entry.attempts.get(str(entry.last))
             if attempt is not None and attempt.wms_id is not None:
-                found += [r for r in await self.report(attempt.wms_id) if user is None or r.operator == user]
-        return [r for r in found if r.state not in TERMINAL or hist > 0]
+                reports = await self.report(attempt.wms_id)
+                found += [msgspec.structs.replace(r, wms_id=attempt.wms_id) for r in reports[:1]]
+        return [r for r in found if user in (None, r.operator) and (r.state not in TERMINAL or hist > 0)]
 
     async def status(self, wms_id: str, hist: float) -> tuple[WmsStates, str]:
         """The plugin's ``get_status``, or else the state in its report."""

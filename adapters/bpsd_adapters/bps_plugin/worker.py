@@ -251,7 +251,7 @@ class Plugin:
     def run_settings(self, document: dict[str, Any], folder: Path, workflow: Any) -> dict[str, Any]:
         """BPS settings of one run: those that ``bps prepare`` had, and where its files go here."""
         run = document.get("run", {})
-        settings = dict(self.convert.config_from_document(document) or {})
+        settings = dict(document.get("bps_config") or {})  # as it was read: what it names is looked up by the plugin
         settings.update({name: run[name] for name in ("project", "campaign", "operator") if run.get(name)})
         settings.setdefault("payload", {})
         if run.get("payload"):
