@@ -85,7 +85,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hook(receiver: Receiver, **fields: Any) -> dict[str, Any]:
-    return {"webhook": {"url": receiver.url}, "on": ALL, **fields}
+    return {"webhook": {"url": receiver.url}, "tell": ALL, **fields}
 
 
 def daemon_with(folder: Path, routes: dict[str, Any], backends: tuple[str, ...] = ("toy",), **fields: Any) -> Any:
@@ -250,7 +250,7 @@ def test_routes_take_what_they_ask_for(state_dir: Path, receiver: Receiver) -> N
     script.chmod(0o755)
     routes = {
         "all": hook(receiver),
-        "hers": {"command": [str(script)], "users": ["her"], "pattern": "u/*", "backends": ["toy"], "on": ["failed"]},
+        "hers": {"command": [str(script)], "users": ["her"], "pattern": "u/*", "backends": ["toy"], "tell": ["failed"]},
     }
     with daemon_with(state_dir, routes, ("toy", "other")) as daemon:
         for backend, name, operator in (
