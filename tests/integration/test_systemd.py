@@ -447,7 +447,7 @@ def test_a_person_s_own_daemon_is_a_user_service_whose_runs_outlive_it(bed: Syst
     finally:
         alice(f"{PROGRAMS}/bpsd", "uninstall", "--user")
         bed.run("loginctl", "disable-linger", "alice")
-    assert not bed.path("/home/alice/.config/systemd/user/bpsd.service").exists()
+    assert not (bed.path("/home") / "alice" / ".config/systemd/user/bpsd.service").exists()
 
 
 def test_zz_uninstall_leaves_state_and_configuration(serving: SystemdBed) -> None:
