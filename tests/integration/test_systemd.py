@@ -94,6 +94,7 @@ def serving(bed: SystemdBed) -> SystemdBed:
     bed.configure(SITE)
     bed.run("systemctl", "stop", "bpsd.socket", "bpsd.service")
     bed.run("find", STATE, "-mindepth", "1", "-delete")
+    bed.run("systemctl", "reset-failed")  # also what counts how often it was started lately
     bed.run("systemctl", "start", "bpsd.socket", "bpsd.service")
     return bed
 
