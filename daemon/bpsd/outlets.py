@@ -19,6 +19,7 @@ __all__ = [
 
 import fnmatch
 import ipaddress
+import re
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -82,13 +83,17 @@ def loopback_address(text: str) -> tuple[str, int]:
 class Webhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An address that gets a POST of a JSON document."""
 
-    url: Annotated[str, Meta(pattern=r"^https?://[^\s]+$", max_length=4096)] | None = None
+    url: Annotated[str, Meta(max_length=4096)] | None = None
     url_file: Annotated[str, Meta(pattern="^/")] | None = None
     bearer_file: Annotated[str, Meta(pattern="^/")] | None = None
 
     def __post_init__(self) -> None:
         if (self.url is None) == (self.url_file is None):
             raise ValueError("a webhook has either url or url_file")
+        if self.url is not None and not re.fullmatch(r"https?://\S+", self.url):
+            raise ValueError(
+                "url does not begin with http:// or https://, or has blanks"
+            )  # and is not shown: see above
 
     def __repr__(self) -> str:
         return "<Webhook>"
@@ -121,7 +126,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     command: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)] | None = None
     webhook: Webhook | None = None
     mail: Mail | None = None
-    on: list[NotificationKind] = msgspec.field(default_factory=lambda: [*PROBLEMS])
+    tell: list[NotificationKind] = msgspec.field(default_factory=lambda: [*PROBLEMS])
     backends: list[str] = []
     users: list[str] = []
     pattern: str = "*"
@@ -134,12 +139,12 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __repr__(self) -> str:
         outlet = "command" if self.command else repr(self.webhook or self.mail)
-        return f"<Route {outlet} on {', '.join(self.on)}>"
+        return f"<Route {outlet} on {', '.join(self.tell)}>"
 
     def takes(self, kind: str, backend: str, users: frozenset[str], names: frozenset[str]) -> bool:
         """Whether it is told of this; ``users`` and ``names`` are empty for what is about no run."""
         return (
-            kind in self.on
+            kind in self.tell
             and (not self.backends or backend in self.backends)
             and (not self.users or not users or not users.isdisjoint(self.users))
             and (not names or any(fnmatch.fnmatchcase(name, self.pattern) for name in names))

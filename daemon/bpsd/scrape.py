@@ -24,7 +24,7 @@ from bpsd.outlets import MetricsSettings, loopback_address
 CONNECTIONS = 16
 """Scrapes at once; whoever comes besides is turned away."""
 
-REQUEST_S = 10.0
+REQUEST_S = 5.0
 """How long one may take, from connecting to having read the page."""
 
 REQUEST_BYTES = 8192

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import email
 import email.policy
+import ipaddress
 import json
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -17,6 +20,11 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from bpsd.testing.wms import add_run, touch
 from tests.integration.bpsctl import bpsctl
@@ -85,7 +93,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hook(receiver: Receiver, **fields: Any) -> dict[str, Any]:
-    return {"webhook": {"url": receiver.url}, "on": ALL, **fields}
+    return {"webhook": {"url": receiver.url}, "tell": ALL, **fields}
 
 
 def daemon_with(folder: Path, routes: dict[str, Any], backends: tuple[str, ...] = ("toy",), **fields: Any) -> Any:
@@ -250,7 +258,7 @@ def test_routes_take_what_they_ask_for(state_dir: Path, receiver: Receiver) -> N
     script.chmod(0o755)
     routes = {
         "all": hook(receiver),
-        "hers": {"command": [str(script)], "users": ["her"], "pattern": "u/*", "backends": ["toy"], "on": ["failed"]},
+        "hers": {"command": [str(script)], "users": ["her"], "pattern": "u/*", "backends": ["toy"], "tell": ["failed"]},
     }
     with daemon_with(state_dir, routes, ("toy", "other")) as daemon:
         for backend, name, operator in (
@@ -313,6 +321,77 @@ def test_mail_over_a_real_server(state_dir: Path) -> None:
     assert letter["Bcc"] is None
     assert letter["Auto-Submitted"] == "auto-generated"
     assert "u/hér/dr1\\r\\nBcc" in letter.get_content()
+
+
+@pytest.fixture
+def certificate(state_dir: Path) -> tuple[Path, Path]:
+    """Certificate and key of 127.0.0.1, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = state_dir / "cert.pem", state_dir / "key.pem"
+    paths[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return paths
+
+
+def test_tls_is_verified_and_a_password_goes_through_it(
+    state_dir: Path, receiver: Receiver, certificate: tuple[Path, Path]
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    receiver.socket = context.wrap_socket(receiver.socket, server_side=True)
+    mailbox, logins = Mailbox(), []
+
+    def authenticate(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+        logins.append((data.login, data.password))
+        return AuthResult(success=data.password == BEARER.encode())
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Controller(
+        mailbox, hostname="127.0.0.1", port=port, tls_context=context, authenticator=authenticate, auth_required=True
+    )
+    server.start()
+    (state_dir / "password").write_text(BEARER)
+    mail = {"to": ["ops@example.org"], "from": "bpsd@example.org", "host": "127.0.0.1", "port": port}
+    login = {"tls": "starttls", "user": "bpsd", "password_file": str(state_dir / "password")}
+    routes = {"mail": {"mail": {**mail, **login}}, "hook": {"webhook": {"url": receiver.url.replace("http", "https")}}}
+    try:
+        daemon = daemon_with(state_dir, routes)
+        with daemon:
+            daemon.wms("toy").add("one", state="FAILED")
+            until(
+                lambda: (
+                    {line["route"] for line in daemon.logged() if line["event"] == "notification_failed"}
+                    == {"mail", "hook"}
+                ),
+                "neither trusts a stranger",
+            )
+            assert (mailbox.letters, logins, receiver.messages) == ([], [], [])
+            assert daemon.stop() == 0
+            daemon.environment = {**os.environ, "SSL_CERT_FILE": str(certificate[0])}
+            daemon.start()
+            until(lambda: mailbox.letters and receiver.messages, "both arrive")
+    finally:
+        server.stop()
+    assert logins == [(b"bpsd", BEARER.encode())]
+    assert BEARER not in daemon.log.read_text()
 
 
 def test_secrets_come_from_files_and_are_told_to_nobody(state_dir: Path, receiver: Receiver) -> None:

@@ -79,7 +79,8 @@ def test_wheel_holds_both_packages_with_their_types_and_nothing_else(wheel: Path
         for path in source.rglob("*")
         if path.suffix in {".py", ".typed"}
     }
-    assert {name for name in names if ".dist-info/" not in name} == in_tree
+    units = {f"bpsd/{path.relative_to(ROOT)}" for path in (ROOT / "systemd").rglob("*") if path.is_file()}
+    assert {name for name in names if ".dist-info/" not in name} == in_tree | units
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
@@ -89,6 +90,9 @@ def test_both_commands_run_from_the_wheel(installed: Path) -> None:
 
     assert bpsd.__version__ in _says(installed / "bpsctl", "--version")
     assert bpsd.__version__ in _says(installed / "bpsd", "--version")
+    assert "would write /etc/systemd/system/bpsd.service" in _says(
+        installed / "bpsd", "install", "--system", "--dry-run"
+    )
 
 
 def test_adapters_are_found_from_the_wheel(installed: Path) -> None:

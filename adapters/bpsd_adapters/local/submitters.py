@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 IDLE_S = 300.0
 """An agent that nobody has asked for so long is let go."""
 
+REFUSED_S = 600.0
+"""A user whose agent did not start is asked for nothing but live runs for so long."""
+
 
 class SubmitterService(WmsService):
     """Runs jobs on this machine as who submitted them."""
@@ -67,6 +70,7 @@ class SubmitterService(WmsService):
         self._starting: dict[int, anyio.Lock] = {}
         self._expected: set[int] = set()
         self._names: dict[int, str] = {}
+        self._refused: dict[int, float] = {}
 
     async def __aenter__(self) -> Self:
         await anyio.to_thread.run_sync(self._owners.load)
@@ -193,7 +197,9 @@ class SubmitterService(WmsService):
         for run in request.known:
             uid, number = self._parts(run.wms_id)
             known.setdefault(uid, []).append(msgspec.structs.replace(run, wms_id=number))
-        wanted = known.keys() | self._expected | {uid for uid, text in cursors.items() if _watches(text)}
+        # Who was never read, is: of such a user nothing is known, or no more.
+        new = {uid for uid in self._owners.users() - cursors.keys() if self._may_ask(uid)}
+        wanted = known.keys() | self._expected | new | {uid for uid, text in cursors.items() if _watches(text)}
         self._expected.clear()
         self._let_go(wanted)
         shares = [_Share(uid, tuple(known.get(uid, ())), cursors.get(uid)) for uid in sorted(wanted)]
@@ -210,6 +216,7 @@ class SubmitterService(WmsService):
                 share.result = await agent.call("poll", request)
         except BpsdError as exc:
             share.error = f"user {share.uid}: {exc.message}"
+            self._refused[share.uid] = time.monotonic()
 
     def _together(self, shares: Sequence[_Share], cursors: Mapping[int, str], took_s: float) -> PollResult:
         answered = [(share.uid, share.result) for share in shares if share.result is not None]
@@ -288,6 +295,10 @@ class SubmitterService(WmsService):
             if now - self._asked.get(uid, 0.0) > IDLE_S:
                 self._agents.pop(uid).close()
 
+    def _may_ask(self, uid: int) -> bool:
+        """Whether not to leave somebody alone whose agent does not start: users go, their runs are still there."""
+        return time.monotonic() - self._refused.get(uid, -REFUSED_S) >= REFUSED_S
+
     def _parts(self, wms_id: str) -> tuple[int, str]:
         uid, dash, number = wms_id.partition("-")
         if not (dash and uid.isascii() and uid.isdecimal() and number.isascii() and number.isdecimal()):
@@ -322,6 +333,10 @@ class _Owners:
     def of(self, token: str) -> int | None:
         """The user, if there is one."""
         return self._uids.get(token)
+
+    def users(self) -> set[int]:
+        """Everybody who ever submitted."""
+        return set(self._uids.values())
 
     def load(self) -> None:
         """Read what was noted before."""

@@ -33,7 +33,7 @@ from bpsd.logs import get_logger, log_to
 from bpsd.registry import adapter_config, known_adapters
 from bpsd.supervisor import Daemon
 
-PRIVATE = ("/home/", "/root/", "/run/user/")
+PRIVATE = ("/home", "/root", "/run/user")
 """Folders that a system's service does not see (ProtectHome= in its unit)."""
 
 CANNOT_START = 1
@@ -156,8 +156,13 @@ def _install(arguments: argparse.Namespace) -> int:
         raise CannotStart(
             "--run-as-submitter goes with --system", advice="your own daemon runs your jobs as you anyway"
         )
-    place = _place(arguments)
-    acts = installation(place, programs_folder(), run_as_submitter=arguments.run_as_submitter)
+    place, programs = _place(arguments), programs_folder()
+    if arguments.system and any(Path(programs).is_relative_to(folder) for folder in PRIVATE):
+        raise CannotStart(
+            f"the account bpsd cannot run the programs in {programs}",
+            advice="make a virtual environment in /opt/bpsd, install bpsd there, and run its `bpsd install`",
+        )
+    acts = installation(place, programs, run_as_submitter=arguments.run_as_submitter)
     _carry_out(acts, arguments)
     if not arguments.dry_run:
         control = " ".join(place.systemctl)

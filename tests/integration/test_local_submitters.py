@@ -1,0 +1,182 @@
+"""Runs as their submitters, with agents that are plain processes (`test_systemd` has real units and real users)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+import msgspec
+import pytest
+
+from bpsd.errors import BackendUnavailable, PermissionDenied, RunNotFound, UnsupportedOperation
+from bpsd.interface import ServiceContext, WmsWorkflow
+from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, WmsStates
+from bpsd.testing.contract import AdapterContract, Bed
+from bpsd.testing.observer import Observer, document, shell_job
+from bpsd.workflow import WorkflowFile
+from bpsd_adapters.local.service import LocalConfig, LocalService
+from bpsd_adapters.local.submitters import SubmitterService
+
+ANN, BEN = 41001, 41002
+"""User ids of people who need not be there: who we are is systemd's business."""
+
+
+class AnnsRuns(SubmitterService):
+    """With somebody who submits, as the daemon says it."""
+
+    Config: ClassVar[type[msgspec.Struct]] = LocalConfig
+
+    async def prepare(
+        self, config: Mapping[str, Any], generic_workflow: WorkflowFile, out_prefix: str | None = None
+    ) -> WmsWorkflow:
+        return await super().prepare({"submitter_uid": ANN, **config}, generic_workflow, out_prefix)
+
+
+@pytest.fixture(autouse=True)
+def plain_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Agents as children of a shell that stays, as ``systemd-run`` does; returns the units that were wanted."""
+    wanted: list[str] = []
+    for uid in (ANN, BEN):
+        (tmp_path / "lib" / str(uid)).mkdir(parents=True)
+
+    def command(unit: str, uid: int, program: Sequence[str], *, outlived: bool) -> list[str]:
+        wanted.append(unit)
+        return [
+            "env",
+            f"STATE_DIRECTORY={tmp_path / 'lib' / str(uid)}",
+            "sh",
+            "-c",
+            'exec 3<&0; "$@" <&3 3<&- & wait',
+            "sh",
+            *program,
+        ]
+
+    monkeypatch.setattr("bpsd_adapters.local.submitters.service_command", command)
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/systemd-run")
+    return wanted
+
+
+class TestSubmitters(AdapterContract):
+    @pytest.fixture
+    def bed(self, tmp_path: Path) -> Bed:
+        settings = {"cores": 2, "ledger": str(tmp_path / "ledger"), "terminate_grace_s": 2.0, "run_as": "submitter"}
+        return Bed(AnnsRuns, settings, tmp_path)
+
+
+async def settled(observer: Observer, jobs: list[dict[str, Any]], uid: int = ANN) -> str:
+    """Submit as somebody; returns the run's id."""
+    workflow = await observer.workflow(document(*jobs))
+    prepared = await observer.service.prepare({"submitter_uid": uid}, workflow)
+    await observer.service.submit(prepared)
+    assert prepared.run_id is not None
+    return prepared.run_id
+
+
+@pytest.fixture
+def bed(tmp_path: Path) -> Bed:
+    return Bed(AnnsRuns, {"cores": 2, "ledger": str(tmp_path / "ledger"), "terminate_grace_s": 2.0}, tmp_path)
+
+
+async def test_each_user_has_agents_and_units_of_their_own(bed: Bed, plain_agents: list[str]) -> None:
+    async with bed.open() as observer:
+        anns = await settled(observer, [shell_job("a", "true")])
+        bens = await settled(observer, [shell_job("b", "true")], BEN)
+        assert (anns, bens) == (f"{ANN}-1", f"{BEN}-1")
+        for run in (anns, bens):
+            assert (await observer.until_over(run)).state is WmsStates.SUCCEEDED
+
+    kinds = sorted(unit.rsplit("-", 1)[0] for unit in plain_agents)
+    assert kinds == [f"bpsd-agent-{ANN}", f"bpsd-agent-{BEN}", f"bpsd-run-{ANN}-1", f"bpsd-run-{BEN}-1"]
+
+
+async def test_nothing_runs_as_root_or_as_nobody(bed: Bed, plain_agents: list[str]) -> None:
+    async with bed.open() as observer:
+        workflow = await observer.workflow(document(shell_job("a", "true")))
+        with pytest.raises(PermissionDenied):
+            await observer.service.prepare({"submitter_uid": 0}, workflow)
+        with pytest.raises(UnsupportedOperation):
+            await observer.service.prepare({"submitter_uid": None}, workflow)
+        with pytest.raises(RunNotFound):
+            await observer.service.cancel("1")
+
+    assert plain_agents == []
+
+
+async def test_a_token_is_its_first_submitter_s(bed: Bed) -> None:
+    async with bed.open() as observer:
+        workflow = await observer.workflow(document(shell_job("a", "true")))
+        await observer.service.prepare({"submitter_uid": ANN}, workflow)
+
+        with pytest.raises(PermissionDenied):
+            await observer.service.prepare({"submitter_uid": BEN}, workflow)
+
+
+async def test_an_agent_tells_of_its_own_user_s_runs_alone(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user's process says of somebody else's run is dropped, whatever it claims."""
+    async with bed.open() as observer:
+        service = observer.service
+        assert isinstance(service, SubmitterService)
+        anns = await settled(observer, [shell_job("a", "sleep 60")])
+        bens = await settled(observer, [shell_job("b", "sleep 60")], BEN)
+        token = (await observer.until(anns, lambda run: run.state is WmsStates.RUNNING)).token
+        await observer.until(bens, lambda run: run.state is WmsStates.RUNNING)
+        lie = RunObservation(wms_id="1", source="log", state=WmsStates.FAILED, token=token, attempt=99, rank=99)
+        bens_agent, ask = service._agents[BEN], service._agents[BEN].call
+
+        async def lying(name: str, args: msgspec.Struct) -> Any:
+            answer = await ask(name, args)
+            return msgspec.structs.replace(answer, observations=[lie]) if isinstance(answer, PollResult) else answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bens_agent, "call", lying)
+            result = await service.poll(PollRequest(known=observer.known()))
+
+        assert [seen for seen in result.observations if seen.attempt == 99] == []
+        for run in (anns, bens):
+            assert (await service.cancel(run))[0]
+            await observer.until_over(run)
+
+
+async def test_an_agent_that_ends_is_started_again_and_takes_nobody_along(bed: Bed) -> None:
+    async with bed.open() as observer:
+        service = observer.service
+        assert isinstance(service, SubmitterService)
+        run = await settled(observer, [shell_job("a", "sleep 60")])
+        await observer.until(run, lambda seen: seen.state is WmsStates.RUNNING)
+        service._agents[ANN].close()
+
+        result = await service.poll(PollRequest(known=observer.known()))
+
+        assert {source.status for source in result.sources} == {"ok"}
+        assert (await service.cancel(run))[0]
+        assert (await observer.until_over(run)).state is WmsStates.DELETED
+
+
+async def test_users_whose_agent_does_not_start_are_a_partial_answer(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bed.open() as observer:
+        service = observer.service
+        run = await settled(observer, [shell_job("a", "true")])
+        await observer.until_over(run)
+        monkeypatch.setattr(
+            "bpsd_adapters.local.submitters.service_command",
+            lambda *_, **__: ["sh", "-c", "echo Access denied >&2; exit 1"],
+        )
+        stranger = KnownRun(run_id="r", wms_id=f"{BEN}-7")
+        result = await service.poll(PollRequest(known=(stranger, *observer.known())))
+
+        assert {source.status for source in result.sources} == {"partial"}
+        assert "Access denied" in result.sources[0].error
+        assert result.absent == ()
+        with pytest.raises(BackendUnavailable, match="Access denied"):
+            await service.cancel(f"{BEN}-7")
+
+
+@pytest.mark.blocking_allowed  # what a service is made of is looked at as it is made
+async def test_the_settings_choose_the_class(tmp_path: Path) -> None:
+    async with anyio.create_task_group() as tasks:
+        context = ServiceContext("b", tmp_path, None, lambda: 0.0, lambda _: None, tasks)
+
+        assert isinstance(LocalService.made(LocalConfig(), context), LocalService)
+        assert isinstance(LocalService.made(LocalConfig(run_as="submitter"), context), SubmitterService)
