@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import busy, jobs, million, reads, synthetic
+from benchmarks import busy, jobs, million, pool, reads, synthetic
 from benchmarks.measure import Line
 from bpsd import __version__
 
@@ -32,6 +32,8 @@ PARTS: dict[str, Callable[[Path], list[Line]]] = {
     "jobs": jobs.local,
     "idle": reads.idle,
     "million": million.million,
+    "htcondor": pool.htcondor,
+    "htcondor-load": pool.load,
 }
 
 TABLE = Path(__file__).resolve().parent.parent / "docs/benchmarks.md"
