@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import busy, jobs, lsst, million, reads, synthetic
+from benchmarks import busy, jobs, lsst, million, pool, reads, synthetic
 from benchmarks.measure import Line
 from bpsd import __version__
 
@@ -33,6 +33,8 @@ PARTS: dict[str, Callable[[Path], list[Line]]] = {
     "idle": reads.idle,
     "million": million.million,
     "bps": lsst.bps_reports,
+    "htcondor": pool.htcondor,
+    "htcondor-load": pool.load,
 }
 
 TABLE = Path(__file__).resolve().parent.parent / "docs/benchmarks.md"

@@ -24,7 +24,7 @@ from tests.integration.together import Outcomes, Rows
 
 pytestmark = pytest.mark.timeout(900)
 
-MOMENTS = figure("CONDOR_CUT_MOMENTS", test=2, soak=16)
+MOMENTS = figure("CONDOR_CUT_MOMENTS", test=1, soak=16)
 """At how many moments of each command, in each manner, the connection is cut."""
 
 LONGEST_S = 0.8
@@ -199,7 +199,7 @@ def rows() -> Rows:
     for command in COMMANDS:
         for manner in MANNERS:
             for moment in range(MOMENTS):
-                after_s = LONGEST_S * (moment + 0.1) / MOMENTS
+                after_s = LONGEST_S * (moment + 0.3) / MOMENTS
                 rows.add(f"{command.__name__}-{manner}-{after_s:.2f}", row(command, manner, after_s))
     return rows
 

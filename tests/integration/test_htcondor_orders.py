@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
+import msgspec
 import pytest
 
 from bpsd.errors import Conflict, RunNotFound
@@ -16,6 +18,7 @@ from bpsd.testing.contract import Bed
 from bpsd.testing.observer import Observer, document, shell_job
 from bpsd_adapters.htcondor.service import HTCondorService
 from tests.integration.condorbed import SECOND_SCHEDD, CondorBed
+from tests.integration.daemons import RunningDaemon, until
 from tests.integration.together import Outcomes, Rows
 
 pytestmark = pytest.mark.timeout(600)
@@ -225,3 +228,41 @@ def outcomes(pool: CondorBed) -> Outcomes:
 @pytest.mark.parametrize("name", ROWS.names)
 def test_orders(outcomes: Outcomes, name: str) -> None:
     outcomes.check(name)
+
+
+def test_holds_are_grouped_and_released_by_label_and_reason(pool: CondorBed, state_dir: Path) -> None:
+    """Through a daemon: two runs of two labels on hold from their birth, and one job that a person holds."""
+    polling = {"min_interval_s": 0.5, "idle_interval_s": 0.5, "deadline_s": 60.0, "stale_after_s": 60.0}
+    settings = {"type": "htcondor", **pool.settings()}
+    jobs = [
+        *(shell_job(f"{name}_1", "true", profile={"hold": "True"}) for name in ("a", "b")),
+        shell_job("c_1", "sleep 300"),
+    ]
+    with RunningDaemon(state_dir, {"usdf": settings}, polling=polling) as daemon, daemon.client() as client:
+        until(lambda: client.backends()["backends"][0]["state"] == "up", "the pool is read")
+        runs = [
+            client.wait_command(client.submit_document(msgspec.json.encode(document(*jobs)))["id"], timeout_s=90)["run"]
+            for _ in range(2)
+        ]
+        until(lambda: client.holds(runs)["held"] == 4, "four jobs are on hold")
+        (born,) = client.holds(runs)["groups"]
+        assert (born["labels"], born["run_count"]) == ({"a": 2, "b": 2}, 2)
+        assert "(code 15.0)" in born["reason"]
+
+        cluster = client.status(runs[0])["wms_id"].partition(".")[0]
+        until(lambda: client.jobs(runs[0], label="c")["jobs"][0]["state"] == "RUNNING", "c_1 runs")
+        chosen = f'DAGManJobId == {cluster} && bps_job_name == "c_1"'
+        pool.run("condor_hold", "-reason", "the disk /data/x is 97 % full", "-constraint", chosen)
+        until(lambda: len(client.holds(runs)["groups"]) == 2, "there are two reasons")
+        disk = next(group for group in client.holds(runs)["groups"] if group["group"] != born["group"])
+        assert disk["reason"] == "the disk PATH is N % full (by user op) (code 1.0)"
+
+        for run in runs:
+            client.wait_command(client.release(run, group=born["group"], label="a")["id"], timeout_s=60)
+        until(lambda: client.holds(runs)["held"] == 3, "a_1 of both is released")
+        client.wait_command(client.release(runs[0], group=disk["group"])["id"], timeout_s=60)
+        until(lambda: client.jobs(runs[0], label="c")["jobs"][0]["state"] == "RUNNING", "c_1 runs again")
+        assert client.holds(runs)["groups"][0]["labels"] == {"b": 2}
+        for run in runs:
+            assert client.wait_command(client.cancel(run)["id"], timeout_s=90)["state"] == "DONE"
+        assert client.holds(runs)["groups"] == []
