@@ -130,6 +130,12 @@ def test_lines_of_a_profile_reach_the_jobs_of_their_label_and_site() -> None:
     assert job["profile"] == {"rank": "Memory", "requirements": "(Name == 1)", "+Flavour": "long"}
 
 
+def test_what_only_plugins_fill_in_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    prepared(workflow_of(arguments="--try <WMS:attemptNum>"))
+
+    assert "<WMS:...>" in caplog.text
+
+
 def test_commands_that_a_plugin_would_put_together_are_refused() -> None:
     with pytest.raises(preparing.CannotPrepare, match="bpsMakeCommand is false for label1"):
         prepared(workflow_of(), bpsMakeCommand=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 import structlog
@@ -83,6 +85,11 @@ def blocking(tmp_path: Path) -> Bed:
 def let(bed: Bed, method: str, what: str) -> None:
     """Let a method of the plugin misbehave; an empty word mends it."""
     (bed.folder / "wms" / f"fault.{method}").write_text(what)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder."""
+    shutil.rmtree(folder)
 
 
 def environ_of(pid: int) -> str:
@@ -322,3 +329,67 @@ async def test_a_run_that_goes_on_is_not_restarted(blocking: Bed) -> None:
             await observer.service.get_status("/nowhere")
         await observer.service.cancel(wms_id)
         await observer.until_over(wms_id)
+
+
+async def test_a_run_whose_folder_was_deleted_is_absent_and_the_others_are_not(blocking: Bed) -> None:
+    flag = blocking.scratch / "flag"
+    flag.touch()
+    async with blocking.open() as observer:
+        orphan = shell_job("long_1", f"while test -e {flag}; do sleep 0.05; done")
+        gone, workflow = await observer.submit(document(orphan))
+        there, _ = await observer.submit(document(shell_job("long_1", "sleep 300")))
+        await observer.until(there, lambda run: run.state is WmsStates.RUNNING)
+        os.kill(host_of(blocking, workflow.token), signal.SIGKILL)
+        remove(Path(gone))
+        result = await observer.poll()
+        assert result.absent == (gone,)
+        flag.unlink()
+        await observer.service.cancel(there)
+        await observer.until_over(there)
+
+
+async def test_a_folder_that_is_not_mounted_denies_no_run(blocking: Bed) -> None:
+    runs = blocking.folder / "runs"
+    async with blocking.open() as observer:
+        wms_id, _ = await observer.submit(document(shell_job("long_1", "sleep 300")))
+        await observer.until(wms_id, lambda run: run.state is WmsStates.RUNNING)
+        runs.rename(runs.with_name("elsewhere"))
+        with pytest.raises(BackendUnavailable, match="is its file system mounted"):
+            await observer.poll()
+    async with blocking.open() as observer:
+        with pytest.raises(BackendUnavailable, match="is its file system mounted"):
+            await observer.poll()
+        assert not (runs / ".bpsd").exists()
+    runs.with_name("elsewhere").rename(runs)
+    async with blocking.open() as observer:
+        await observer.until(wms_id, lambda run: run.state is WmsStates.RUNNING)
+        await observer.service.cancel(wms_id)
+        await observer.until_over(wms_id)
+
+
+async def test_a_slow_import_is_waited_for_by_several_polls(tmp_path: Path) -> None:
+    """Who asks may give up: the import goes on, and is not begun again."""
+    bed = Bed(BpsPluginService, tiny_settings(tmp_path, "TinyService"), tmp_path)
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "slowwms.py").write_text(
+        "import pathlib, time, os\nfrom tinywms import TinyService as SlowService\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'begun').open('a').write('x')\n"
+        f"while not pathlib.Path({str(tmp_path)!r}, 'gate').exists(): time.sleep(0.05)\n"
+    )
+    bed.settings["plugin"] = "slowwms.SlowService"
+    bed.settings["environment"]["PYTHONPATH"] += f":{tmp_path / 'slow'}"
+    async with bed.open() as observer:
+        for _ in range(3):
+            with pytest.raises(TimeoutError), anyio.fail_after(0.5):
+                await observer.service.report()
+        (tmp_path / "gate").touch()
+        assert await observer.service.report() == ([], "")
+    assert (tmp_path / "begun").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "forms"), [("12", {"12", "12.0"}), ("12.0", {"12", "12.0"}), ("/a/b/", {"/a/b/", "/a/b"})]
+)
+async def test_forms_of_an_id(tiny: Bed, text: str, forms: set[str]) -> None:
+    async with tiny.open() as observer:
+        assert set(observer.service.resolve_id(text)) == forms

@@ -278,9 +278,9 @@ def test_settings_of_a_run_are_handed_on_as_they_were_read() -> None:
         "run": {"project": "dev", "payload": "night"},
         "bps_config": {
             "subDirTemplate": "{label}/{tract}",
-            "submitPath": "/home/me/submit/{outputRun}",
+            "submitPath": "/data/submit/{outputRun}",
             "payload": {"butlerConfig": "/repo"},
-            "bps_defined": {"timestamp": "T", "submitPath": "/home/me/submit/x", "runQgraphFile": "/q.qg"},
+            "bps_defined": {"timestamp": "T", "submitPath": "/data/submit/x", "runQgraphFile": "/q.qg"},
             "wmsServiceClass": "bpsd.lsst.BpsdService",
         },
     }

@@ -10,7 +10,7 @@ from bpsd.models import made_ready
 from bpsd_adapters.bps_plugin.link import WorkerLink
 
 _OVERLAP_S = 5.0
-"""How much is read again each time: a file may have been written in the second in which it was looked at."""
+"""How much is read again each time, by the file system's own clock: of two files of one second one may come later."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -78,7 +78,7 @@ class Entries:
         answer = await self._link.ask("entries", self._deadline_s, since=self._since)
         entries = msgspec.convert(answer["entries"], list[Entry])
         self.now = answer["now"]
-        self._since = self.now - _OVERLAP_S
+        self._since = max(0.0, answer["newest"] - _OVERLAP_S)
         for entry in entries:
             self._by_token[entry.token] = entry
             for attempt in entry.attempts.values():

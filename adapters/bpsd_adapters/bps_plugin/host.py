@@ -183,6 +183,8 @@ def look(wanted: dict[str, int], max_bytes: int) -> dict[str, Any]:
     for folder, offset in wanted.items():
         path = Path(folder, LOG)
         held = _is_held(path)
+        if not held and any(Path(folder).glob("cancel.*")):
+            _finish_cancel(Path(folder))
         data, size = b"", max(left, 64 * 1024)
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             file.seek(offset)
@@ -208,11 +210,11 @@ def cancel(folder: Path, grace_s: float) -> str:
     if _is_held(log) and pid is not None:
         if not request.exists():
             request.touch()
-            os.kill(pid, signal.SIGTERM)
+            _signal(pid, signal.SIGTERM)
             return "its host was asked to end it"
         if time.time() - request.stat().st_mtime < grace_s:
             return "its host is ending it"
-        os.kill(pid, signal.SIGKILL)
+        _signal(pid, signal.SIGKILL)
     fd = _lock(log, BEGIN_WAIT_S)
     if fd is None:
         return "its host does not let go of the log"
@@ -223,6 +225,18 @@ def cancel(folder: Path, grace_s: float) -> str:
     finally:
         os.close(fd)
     return "what its host left was ended"
+
+
+def _finish_cancel(folder: Path) -> None:
+    """A host that was to end its run and died before it had: its part is done here."""
+    number, _, over = _last(folder / LOG)
+    if not over and (folder / f"cancel.{number}").exists():
+        cancel(folder, 0.0)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _end_processes(folder: Path, spare: int = 0) -> None:

@@ -220,9 +220,12 @@ class HostedRuns:
         observations: list[RunObservation] = []
         run_cursors: dict[str, str] = {}
         read_bytes = 0
-        for path, (data, held, there) in (await self._look(cursors)).items():
+        looked = await self._look(cursors)
+        gone = [run.wms_id for run in request.known if self._entries.of_id(run.wms_id) is None]
+        for path, (data, held, there) in looked.items():
             read_bytes += len(data)
             if not there:
+                gone += [path] if path in known else []
                 continue
             seen, cursor, lost = observations_of(wanted[path], data, held, cursors[path])
             if lost and cursors[path].offset:  # which jobs ran stands before the cursor
@@ -232,7 +235,6 @@ class HostedRuns:
             run_cursors[path] = msgspec.json.encode(cursor).decode()
             if cursor.over:
                 done[f"{path}#{wanted[path].last}"] = 1
-        gone = tuple(run.wms_id for run in request.known if self._entries.of_id(run.wms_id) is None)
         return PollResult(
             observations=observations,
             cursor=msgspec.json.encode(done).decode(),
@@ -246,8 +248,8 @@ class HostedRuns:
                     cost_bytes=read_bytes,
                 ),
             ),
-            absent=gone,
-            more=len(run_cursors) < len(cursors),
+            absent=tuple(gone),
+            more=len(looked) < len(cursors),
         )
 
     def _is_wanted(self, entry: Entry, known: dict[str, KnownRun], done: dict[str, Literal[1]]) -> bool:

@@ -7,14 +7,17 @@ __all__ = ["Deployment", "WorkerError", "WorkerLink"]
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
 import anyio.to_thread
 import msgspec
+from anyio.abc import TaskGroup
 
-from bpsd.errors import BackendUnavailable, DeadlineExceeded
+from bpsd.errors import BackendUnavailable, BpsdError, DeadlineExceeded
 from bpsd.logs import LogEvent
 from bpsd_adapters.transports.base import Channel, Transport
 
@@ -50,34 +53,71 @@ class Deployment:
         "bpsd_convert.py": ("bpsd.lsst", "convert.py"),
     }
 
-    def __init__(self, transport: Transport, submit_root: str) -> None:
+    def __init__(self, transport: Transport, submit_root: str, seen: Path) -> None:
         self._transport = transport
-        self._root = submit_root
+        self._root, self._seen = submit_root, seen
         self.root = ""
         self.folder = ""
 
     async def ensure(self) -> None:
-        """Put the files where they belong, unless that was done; then ``root`` and ``folder`` are absolute paths."""
+        """Put the files where they belong, unless that was done; then ``root`` and ``folder`` are absolute paths.
+
+        Raises
+        ------
+        BackendUnavailable
+            If the folder of the runs was there once and is not: an empty one in its place would deny every run.
+        """
         if self.folder:
             return
         files = await anyio.to_thread.run_sync(_contents)
         digest = hashlib.sha256(b"".join(files.values())).hexdigest()[:16]
-        script = 'case "$1" in "~/"*) r="$HOME/${1#"~/"}";; *) r="$1";; esac; mkdir -p "$r/.bpsd/$2" && cd "$r" && pwd'
+        before = await anyio.to_thread.run_sync(_read_or_empty, self._seen)
+        known = "known" if before == self._root else "new"
         done = await self._transport.run(
-            ["/bin/sh", "-c", script, "sh", self._root, digest], deadline_s=DEPLOY_DEADLINE_S
+            ["/bin/sh", "-c", _DEPLOY, "sh", self._root, digest, known], deadline_s=DEPLOY_DEADLINE_S
         )
+        if done.returncode == _NOT_THERE:
+            raise BackendUnavailable(
+                f"{self._root} on {self._transport.host} is not there, or not what it was",
+                advice=f"is its file system mounted? If the runs in it are gone for good, remove {self._seen}",
+            )
         self.root = done.check(self._transport.host).stdout.decode().strip()
         folder = f"{self.root}/.bpsd/{digest}"
         for name, data in files.items():
             if await self._transport.stat(f"{folder}/{name}") is None:
                 await self._transport.write(f"{folder}/{name}", data)
+        await anyio.to_thread.run_sync(self._seen.write_text, self._root)
         self.folder = folder
+
+
+_NOT_THERE = 66
+
+_DEPLOY = f"""
+case "$1" in "~/"*) r="$HOME/${{1#"~/"}}";; *) r="$1";; esac
+[ "$3" = new ] || [ -d "$r/.bpsd" ] || exit {_NOT_THERE}
+mkdir -p "$r/.bpsd/$2" && cd "$r" && pwd
+"""
+
+
+def _read_or_empty(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _contents() -> dict[str, bytes]:
     return {
         name: resources.files(package).joinpath(file).read_bytes() for name, (package, file) in Deployment.FILES.items()
     }
+
+
+@dataclass(slots=True)
+class _Start:
+    """A start that is under way, and what came of it."""
+
+    over: anyio.Event
+    error: BaseException | None = None
 
 
 class WorkerLink:
@@ -101,6 +141,8 @@ class WorkerLink:
         How long that may take.
     log : logger
         Where what the plugin prints goes.
+    group : `~anyio.abc.TaskGroup`
+        Where it is started: to import a plugin may take longer than who asks can wait, and is done once.
     """
 
     def __init__(
@@ -113,12 +155,14 @@ class WorkerLink:
         order: Mapping[str, Any],
         start_deadline_s: float,
         log: Any,
+        group: TaskGroup,
     ) -> None:
         self.purpose = purpose
         self.facts: dict[str, Any] = {}
         self._deployment, self._transport = deployment, transport
         self._python, self._environment, self._order = python, dict(environment), dict(order)
-        self._start_deadline_s, self._log = start_deadline_s, log
+        self._start_deadline_s, self._log, self._group = start_deadline_s, log, group
+        self._starting: _Start | None = None
         self._lock = anyio.Lock()
         self._channel: Channel | None = None
         self._buffer = bytearray()
@@ -140,10 +184,8 @@ class WorkerLink:
             If there was no answer.
         """
         async with self._lock:
-            await self._started()
-            if call in _OF_THE_PLUGIN and "implements" not in self.facts:
-                self.facts |= await self._exchange("import", {}, self._start_deadline_s)
-                self._log.info(LogEvent.PLUGIN_LOADED, purpose=self.purpose, **self.facts)
+            while not self._is_ready(call):
+                await self._started(call)
             self._last_asked = time.monotonic()
             return await self._exchange(call, arguments, deadline_s)
 
@@ -159,9 +201,34 @@ class WorkerLink:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    async def _started(self) -> None:
-        if self._channel is not None:
-            return
+    def _is_ready(self, call: str) -> bool:
+        up = self._channel is not None and self._starting is None
+        return up and (call not in _OF_THE_PLUGIN or "implements" in self.facts)
+
+    async def _started(self, call: str) -> None:
+        """Wait for a start, which goes on if we are not there any more when it is done."""
+        if self._starting is None:
+            self._starting = _Start(anyio.Event())
+            self._group.start_soon(self._start, self._starting, call in _OF_THE_PLUGIN, name=f"start {self!r}")
+        start = self._starting
+        await start.over.wait()
+        if start.error is not None:
+            raise start.error
+
+    async def _start(self, start: _Start, with_plugin: bool) -> None:
+        try:
+            if self._channel is None:
+                await self._begin()
+            if with_plugin:
+                self.facts |= await self._exchange("import", {}, self._start_deadline_s)
+                self._log.info(LogEvent.PLUGIN_LOADED, purpose=self.purpose, **self.facts)
+        except (BpsdError, OSError) as exc:
+            start.error = exc
+        finally:
+            self._starting = None
+            start.over.set()
+
+    async def _begin(self) -> None:
         await self._deployment.ensure()
         variables = [f"{name}={value}" for name, value in sorted(self._environment.items())]
         program = [self._python, "-u", f"{self._deployment.folder}/bpsd_worker.py"]

@@ -76,7 +76,7 @@ class BpsPluginService(WmsService):
         config = self._config
         self._transport = await make_transport(config.ssh)
         await self._transport.__aenter__()
-        self._deployment = Deployment(self._transport, config.submit_root)
+        self._deployment = Deployment(self._transport, config.submit_root, self.context.state_dir / "submit_root")
         self._reading, self._commanding = self._link("questions"), self._link("commands")
         self._entries = Entries(self._reading, config.call_deadline_s)
         if self._traits.blocks:
@@ -110,6 +110,7 @@ class BpsPluginService(WmsService):
             {"plugin": self._config.plugin, "settings": self._config.settings},
             self._config.start_deadline_s,
             self.context.log,
+            self.context.task_group,
         )
 
     @property
@@ -378,6 +379,11 @@ class BpsPluginService(WmsService):
         if found is None:
             return TokenAnswer(verdict="absent")
         return TokenAnswer(verdict="found", wms_id=found, path=known["path"])
+
+    def resolve_id(self, text: str) -> tuple[str, ...]:
+        """See `WmsService.resolve_id`: with HTCondor ``12`` is ``12.0``; a folder may end in a slash."""
+        bare = text.rstrip("/").removesuffix(".0")
+        return tuple(dict.fromkeys((text, bare, f"{bare}.0" if bare.isdecimal() else bare)))
 
     async def read_output(self, wms_id: str, job: str, stream: str, offset: int, limit: int) -> OutputPiece:
         """See `WmsService.read_output`; where the plugin's workflow says where output goes (Parsl).

@@ -19,6 +19,7 @@ __all__ = [
     "Entry",
     "Plugin",
     "Refused",
+    "Worker",
     "describe",
     "error_of",
     "load_document",
@@ -43,6 +44,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 TEXT_CHARS = 8000
@@ -205,7 +207,6 @@ class Plugin:
         self.bps = importlib.import_module("lsst.ctrl.bps")
         module, _, attribute = name.rpartition(".")
         self.kind: type[Any] = getattr(importlib.import_module(module), attribute)
-        # A class of modules that re-export it is known by one name: the one of the settings.
         self._service: Any = None
         self._prepared: dict[str, Any] = {}
 
@@ -407,14 +408,18 @@ class Worker:
                 entry.note(number, "failed" if wms_id is None else "done", wms_id)
 
     def entries(self, since: float) -> Any:
-        """Every entry that was written at or after ``since`` (epoch seconds of this host), and the time here."""
-        now, found = time.time(), []
-        with contextlib.suppress(FileNotFoundError):
-            for folder in os.scandir(self.root):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-                    if Path(folder.path, "bpsd.json").stat().st_mtime >= since:
-                        found.append(Entry(Path(folder.path)).data)
-        return {"now": now, "entries": found}
+        """Every entry whose file is not older than ``since``, the newest file's time, and the time on this host."""
+        newest, found = since, []
+        if not (self.root / ".bpsd").is_dir():  # not an empty folder: one that is not mounted
+            raise FileNotFoundError(f"{self.root} is not there, or not what it was: is its file system mounted?")
+        for folder in os.scandir(self.root):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path = Path(folder.path)
+                changed = (path / "bpsd.json").stat().st_mtime
+                if changed >= since:
+                    newest = max(newest, changed)
+                    found.append(Entry(path).data)
+        return {"now": time.time(), "newest": newest, "entries": found}
 
     def note_cancel(self, token: str) -> Any:
         """Remember that we asked for the end of a run: some WMS call that a failure."""
@@ -485,7 +490,7 @@ def _done_before(entry: Entry, number: int) -> str | None:
 # -- the process -------------------------------------------------------------------------------------------------------
 
 
-class Speaker:
+class _Speaker:
     """The way to the daemon: whole lines, from any thread."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -503,8 +508,8 @@ class Speaker:
             os._exit(0)
 
 
-def take_streams(tell: Callable[[str, str], None]) -> tuple[BinaryIO, BinaryIO]:
-    """Put standard input, output and error aside for the protocol; what is written to them from now on is told.
+def take_streams(tell: Callable[[str, str], None]) -> BinaryIO:
+    """Put standard input aside for the protocol; what is written to output and error from now on is told.
 
     Parameters
     ----------
@@ -513,11 +518,10 @@ def take_streams(tell: Callable[[str, str], None]) -> tuple[BinaryIO, BinaryIO]:
 
     Returns
     -------
-    hearing, speaking : file objects
-        What were standard input and output.
+    hearing : file object
+        What was standard input.
     """
     hearing = os.fdopen(os.dup(0), "rb")
-    speaking = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -527,7 +531,7 @@ def take_streams(tell: Callable[[str, str], None]) -> tuple[BinaryIO, BinaryIO]:
         os.close(writing)
         threading.Thread(target=_tell_lines, args=(reading, name, tell), daemon=True, name=name).start()
     sys.stdin = open(0, closefd=False)  # noqa: SIM115  # a descriptor, for the life of the process
-    return hearing, speaking
+    return hearing
 
 
 def _tell_lines(fd: int, name: str, tell: Callable[[str, str], None]) -> None:
@@ -548,7 +552,7 @@ def _begun(order: dict[str, Any]) -> tuple[Worker, dict[str, Any]]:
     return Worker(root, plugin, hosts), facts
 
 
-def _listen(hearing: BinaryIO, requests: Any) -> None:
+def _listen(hearing: BinaryIO, requests: SimpleQueue[dict[str, Any]]) -> None:
     """Hand requests on; when the daemon is gone, so are we, whatever the plugin is doing."""
     while line := hearing.readline():
         requests.put(json.loads(line))
@@ -566,18 +570,11 @@ def _answer(call: Callable[[], Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Take the first line as what to work with, then answer questions, one by one, until nobody asks any more."""
-    import queue
-
-    waiting: list[tuple[str, str]] = []
-    tell: list[Callable[[str, str], None]] = [lambda name, text: waiting.append((name, text))]
-    hearing, speaking = take_streams(lambda name, text: tell[0](name, text))
-    speaker = Speaker(speaking)
-    tell[0] = lambda name, text: speaker.say({"log": name, "text": text})
-    for name, text in waiting:
-        tell[0](name, text)
+    speaker = _Speaker(os.fdopen(os.dup(1), "wb"))
+    hearing = take_streams(lambda name, text: speaker.say({"log": name, "text": text}))
     logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s: %(message)s")
 
-    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    requests: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(hearing, requests), daemon=True, name="listen").start()
     first = requests.get()
     worker, facts = _begun(first["args"])

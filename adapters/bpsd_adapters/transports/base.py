@@ -17,6 +17,7 @@ from __future__ import annotations
 
 __all__ = [
     "MAX_OUTPUT_BYTES",
+    "STDERR_CHARS",
     "Channel",
     "CommandFailed",
     "CommandMissing",
@@ -40,6 +41,7 @@ MAX_OUTPUT_BYTES = 64 * 1024 * 1024
 """The most that a command may print, unless its caller says otherwise."""
 
 STDERR_CHARS = 600
+"""How much of the end of what a program said on stderr goes into a message."""
 
 
 class Unreachable(BackendUnavailable):

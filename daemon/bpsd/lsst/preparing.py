@@ -152,6 +152,8 @@ def prepared_document(config: BpsConfig, workflow: GenericWorkflow, environ: Map
     environment = shell_environment(searched(config, ENVIRONMENT_SETTING, default=True), environ)
     if environment:
         document["environment"] = environment
+    if any("<WMS:" in job.get("arguments", "") for job in document["jobs"]):
+        _LOG.warning("Arguments have <WMS:...> in them, which only backends that are plugins of ctrl_bps fill in")
     _expand(document, environment, lambda program: shutil.which(program, path=environ.get("PATH")))
     return document
 
