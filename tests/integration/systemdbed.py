@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["SystemdBed"]
 
+import fcntl
 import json
 import os
 import shutil
@@ -41,12 +42,16 @@ class SystemdBed:
         )
 
     def start(self) -> None:
-        """Boot it."""
+        """Boot it, when nobody else on this host uses it any more."""
+        self._lock = (bed_folder() / "systemd.lock").open("ab")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         done = self._script("start")
         assert done.returncode == 0, f"the systemd bed does not start:\n{done.stdout}{done.stderr}"
 
     def stop(self) -> None:
+        """Power it off."""
         self._script("stop")
+        self._lock.close()
 
     # -- doing things inside -----------------------------------------------------------------------------------------
 

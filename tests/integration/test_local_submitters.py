@@ -122,18 +122,33 @@ async def test_an_agent_tells_of_its_own_user_s_runs_alone(bed: Bed, monkeypatch
         bens = await settled(observer, [shell_job("b", "sleep 60")], BEN)
         token = (await observer.until(anns, lambda run: run.state is WmsStates.RUNNING)).token
         await observer.until(bens, lambda run: run.state is WmsStates.RUNNING)
-        lie = RunObservation(wms_id="1", source="log", state=WmsStates.FAILED, token=token, attempt=99, rank=99)
+        own = observer.runs[bens].token
+        lies = [
+            RunObservation(wms_id="1", source="log", state=WmsStates.FAILED, token=token, attempt=99),
+            RunObservation(wms_id="x", source="log", state=WmsStates.FAILED, token=own, attempt=99),
+            RunObservation(wms_id="1", source="log", state=WmsStates.FAILED, attempt=99),
+        ]
         bens_agent, ask = service._agents[BEN], service._agents[BEN].call
 
         async def lying(name: str, args: msgspec.Struct) -> Any:
             answer = await ask(name, args)
-            return msgspec.structs.replace(answer, observations=[lie]) if isinstance(answer, PollResult) else answer
+            if not isinstance(answer, PollResult):
+                return answer
+            return msgspec.structs.replace(
+                answer, observations=lies, run_cursors={"x": "y"}, absent=("x",), cursor="z" * 2**21, more=True
+            )
 
         with monkeypatch.context() as patch:
             patch.setattr(bens_agent, "call", lying)
-            result = await service.poll(PollRequest(known=observer.known()))
+            patch.setattr("bpsd_adapters.local.submitters.MORE_ROUNDS", 3)
+            results = [await service.poll(PollRequest(known=observer.known())) for _ in range(4)]
 
+        result = results[0]
         assert [seen for seen in result.observations if seen.attempt == 99] == []
+        assert [name for name in result.run_cursors if "x" in name] == []
+        assert result.absent == ()
+        assert len(result.cursor or "") < 1000
+        assert [each.more for each in results] == [True, True, False, False]  # nor is there no end to it
         for run in (anns, bens):
             assert (await service.cancel(run))[0]
             await observer.until_over(run)
@@ -154,23 +169,59 @@ async def test_an_agent_that_ends_is_started_again_and_takes_nobody_along(bed: B
         assert (await observer.until_over(run)).state is WmsStates.DELETED
 
 
-async def test_users_whose_agent_does_not_start_are_a_partial_answer(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_agent_that_does_not_answer_keeps_nobody_waiting_for_long(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpsd_adapters.local.submitters.ANSWER_WAIT_S", 0.5)
     async with bed.open() as observer:
         service = observer.service
-        run = await settled(observer, [shell_job("a", "true")])
+        assert isinstance(service, SubmitterService)
+        run = await settled(observer, [shell_job("a", "sleep 60")])
+        await observer.until(run, lambda seen: seen.state is WmsStates.RUNNING)
+        with monkeypatch.context() as patch:
+            patch.setattr(service._agents[ANN], "call", lambda *_: anyio.sleep_forever())
+            late = await service.poll(PollRequest(known=observer.known()))
+        soon = await service.poll(PollRequest(known=observer.known()))
+
+        assert "no answer within 0.5 s" in late.sources[0].error
+        assert "asked again soon" in soon.sources[0].error
+        assert {source.status for source in (*late.sources, *soon.sources)} == {"partial"}  # others are none the worse
+        monkeypatch.setattr("bpsd_adapters.local.submitters.PAUSE_S", 0.0)
+        assert (await service.cancel(run))[0]
         await observer.until_over(run)
+
+
+async def test_users_whose_agent_does_not_start_are_a_partial_answer(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger = KnownRun(run_id="r", wms_id=f"{BEN}-7")
+    async with bed.open() as observer:
+        service = observer.service
+        run = await settled(observer, [shell_job("a", "sleep 60")])
+        await observer.until(run, lambda seen: seen.state is WmsStates.RUNNING)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "bpsd_adapters.local.submitters.service_command",
+                lambda *_, **__: ["sh", "-c", "echo Access denied >&2; exit 1"],
+            )
+            result = await service.poll(PollRequest(known=(stranger, *observer.known())))
+
+            assert {source.status for source in result.sources} == {"partial"}
+            assert "Access denied" in result.sources[0].error
+            assert result.absent == ()
+            with pytest.raises(BackendUnavailable, match="Access denied"):
+                await service.cancel(f"{BEN}-7")
+        assert (await service.cancel(run))[0]
+        await observer.until_over(run)
+
+
+async def test_where_no_agent_starts_at_all_the_backend_is_down(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bed.open() as observer:
         monkeypatch.setattr(
             "bpsd_adapters.local.submitters.service_command",
             lambda *_, **__: ["sh", "-c", "echo Access denied >&2; exit 1"],
         )
-        stranger = KnownRun(run_id="r", wms_id=f"{BEN}-7")
-        result = await service.poll(PollRequest(known=(stranger, *observer.known())))
+        result = await observer.service.poll(PollRequest(known=(KnownRun(run_id="r", wms_id=f"{BEN}-7"),)))
 
-        assert {source.status for source in result.sources} == {"partial"}
-        assert "Access denied" in result.sources[0].error
-        assert result.absent == ()
-        with pytest.raises(BackendUnavailable, match="Access denied"):
-            await service.cancel(f"{BEN}-7")
+    assert {source.status for source in result.sources} == {"failed"}
 
 
 @pytest.mark.blocking_allowed  # what a service is made of is looked at as it is made

@@ -415,6 +415,25 @@ def test_who_may_not_is_refused_whatever_it_says_of_itself(serving: SystemdBed) 
     assert {entry["BPSD_USER"] for entry in denied} == {"alice", "bob", "olga"}
 
 
+def test_without_the_rule_a_submit_waits_and_says_what_is_missing(serving: SystemdBed) -> None:
+    serving.run(f"{PROGRAMS}/bpsd", "install", "--system")
+    try:
+        bpsctl = ("submit", "--detach", "--backend", "here", "-")
+        submitted = serving.bpsctl("alice", *bpsctl, input=workflow("u/waits", "true"))
+
+        def command() -> dict[str, Any]:
+            (row,) = serving.bpsctl("alice", "commands", "--run", submitted["run"])["commands"]
+            assert isinstance(row, dict)
+            return row
+
+        serving.until("the reason", lambda: "--run-as-submitter" in command()["note"])
+        assert command()["state"] in ("ACCEPTED", "RUNNING")
+    finally:
+        serving.run(f"{PROGRAMS}/bpsd", "install", "--system", "--run-as-submitter")
+    serving.until("the command carried out", lambda: command()["state"] == "DONE")
+    until_state(serving, submitted["run"], "SUCCEEDED")
+
+
 # -- one person's own ------------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,9 @@ from bpsd_adapters.local.service import LocalConfig, LocalService
 JOBS_PER_POLL = 2_000
 """How many observations of jobs go over at once: the daemon decodes them, and its loop has to wait for that."""
 
+_OF_THE_UNIT = ("INVOCATION_ID", "JOURNAL_STREAM", "STATE_DIRECTORY", "SYSTEMD_EXEC_PID")
+"""What systemd tells a service of itself (systemd.exec(5))."""
+
 
 class _Local(LocalService):
     """The local backend of one user, in a unit of systemd's that is that user's already."""
@@ -166,6 +169,8 @@ def _write_at(path: Path, chunk: Chunk) -> None:
 
 async def _run(settings: AgentSettings) -> None:
     folder = Path(os.environ["STATE_DIRECTORY"]) / settings.folder
+    for name in _OF_THE_UNIT:  # jobs inherit the rest
+        os.environ.pop(name, None)
     config = msgspec.convert(settings.config, LocalConfig)
     if config.run_dir is not None:
         config = msgspec.structs.replace(config, run_dir=f"{config.run_dir}/{os.getuid()}")

@@ -46,7 +46,7 @@ from bpsd.interface import OutputPiece
 from bpsd.models import PollRequest, PollResult, TokenAnswer, made_ready
 from bpsd.workflow import WorkflowFile
 
-MAX_LINE_BYTES = 32 * 1024 * 1024
+MAX_LINE_BYTES = 8 * 1024 * 1024
 """The longest line that either side takes; who sends more is cut off."""
 
 CHUNK_BYTES = 512 * 1024

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 __all__ = ["SubmitterService"]
 
+import math
 import os
 import pwd
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
@@ -28,7 +29,7 @@ import msgspec
 
 from bpsd.errors import BackendUnavailable, BpsdError, PermissionDenied, RunNotFound, UnsupportedOperation
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
-from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer
+from bpsd.models import KnownRun, PollRequest, PollResult, TokenAnswer
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters.local.agents import AgentLink, start_agent
 from bpsd_adapters.local.agentwire import (
@@ -42,8 +43,8 @@ from bpsd_adapters.local.agentwire import (
     TokenOrder,
 )
 from bpsd_adapters.local.fields import FIELDS
-from bpsd_adapters.local.follow import BackendCursor
 from bpsd_adapters.local.observe import LOG, PROCESSES
+from bpsd_adapters.local.shares import Share, cursors_of, is_number, renamed, together, watches, whole_id
 from bpsd_adapters.local.units import service_command, unit_name
 
 if TYPE_CHECKING:
@@ -52,8 +53,20 @@ if TYPE_CHECKING:
 IDLE_S = 300.0
 """An agent that nobody has asked for so long is let go."""
 
+ANSWER_WAIT_S = 20.0
+"""How long an agent may keep the others' answers waiting."""
+
+ANSWER_PART = 0.8
+"""The part of that after which it should end with what it has."""
+
+PAUSE_S = 60.0
+"""An agent that failed is not asked again for so long: one that is stopped would slow down each poll of all users."""
+
 REFUSED_S = 600.0
-"""A user whose agent did not start is asked for nothing but live runs for so long."""
+"""Neither is one without live runs: users go, and what they once ran is still there."""
+
+MORE_ROUNDS = 900
+"""How often in a row an agent may have more to tell at once (of 2000 jobs each time)."""
 
 
 class SubmitterService(WmsService):
@@ -71,6 +84,7 @@ class SubmitterService(WmsService):
         self._expected: set[int] = set()
         self._names: dict[int, str] = {}
         self._refused: dict[int, float] = {}
+        self._rounds: dict[int, int] = {}
 
     async def __aenter__(self) -> Self:
         await anyio.to_thread.run_sync(self._owners.load)
@@ -119,13 +133,15 @@ class SubmitterService(WmsService):
                     await agent.call("receive", Chunk(generic_workflow.token, offset, data))
                     offset += len(data)
             done: Prepared = await agent.call("prepare", generic_workflow)
+        if not is_number(done.wms_id) or done.token != generic_workflow.token:
+            raise BackendUnavailable(f"the agent of user {uid} answered with a run that is none")
         return WmsWorkflow(done.name, done.token, done.path, data={"uid": uid, "prepared": done})
 
     async def submit(self, workflow: WmsWorkflow, **kwargs: Any) -> None:
         """Launch the run's first driver, in a unit of its own, unless that was done before."""
         uid, prepared = workflow.data["uid"], workflow.data["prepared"]
         await self._launching(uid, prepared.wms_id, "submit", prepared)
-        workflow.run_id = _whole(uid, prepared.wms_id)
+        workflow.run_id = whole_id(uid, prepared.wms_id)
 
     async def restart(
         self, wms_workflow_id: str, *, attempt_token: str | None = None
@@ -133,13 +149,13 @@ class SubmitterService(WmsService):
         """Launch a driver for the next attempt, in a unit of its own."""
         uid, number = self._parts(wms_workflow_id)
         answer = await self._launching(uid, number, "restart", Restart(number, attempt_token))
-        return wms_workflow_id, answer[1], _renamed(answer[2], uid, number)
+        return wms_workflow_id, answer[1], renamed(answer[2], uid, number)
 
     async def cancel(self, wms_id: str, pass_thru: str | None = None) -> tuple[bool, str]:
         """Ask the driver to end all jobs; if it is dead, one is launched to do that."""
         uid, number = self._parts(wms_id)
         agreed, words = await self._launching(uid, number, "cancel", Named(number))
-        return agreed, _renamed(words, uid, number)
+        return agreed, renamed(words, uid, number)
 
     async def hold(self, wms_id: str, jobs: tuple[str, ...] = ()) -> tuple[bool, str]:
         """Let the run start no more jobs; those that run go on."""
@@ -155,7 +171,7 @@ class SubmitterService(WmsService):
         uid, number = self._parts(wms_id)
         async with self._reader(uid) as agent:
             agreed, words = await agent.call(verb, Named(number))
-        return agreed, _renamed(words, uid, number)
+        return agreed, renamed(words, uid, number)
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -168,7 +184,9 @@ class SubmitterService(WmsService):
             answer: TokenAnswer = await agent.call("find", TokenOrder(token, since))
         if answer.wms_id is None:
             return answer
-        return msgspec.structs.replace(answer, wms_id=_whole(uid, answer.wms_id))
+        if not is_number(answer.wms_id):
+            return TokenAnswer(verdict="cannot_tell", reason=f"the agent of user {uid} names a run that is none")
+        return msgspec.structs.replace(answer, wms_id=whole_id(uid, answer.wms_id))
 
     async def read_output(self, wms_id: str, job: str, stream: str, offset: int, limit: int) -> OutputPiece:
         """A piece of what the last attempt of a job printed."""
@@ -192,70 +210,48 @@ class SubmitterService(WmsService):
     async def poll(self, request: PollRequest) -> PollResult:
         """Ask the agents of all users who have something to tell; one that fails takes only its own user's share."""
         began = time.monotonic()
-        cursors = _cursors(request.cursor)
+        cursors = cursors_of(request.cursor)
         known: dict[int, list[KnownRun]] = {}
         for run in request.known:
             uid, number = self._parts(run.wms_id)
             known.setdefault(uid, []).append(msgspec.structs.replace(run, wms_id=number))
         # Who was never read, is: of such a user nothing is known, or no more.
-        new = {uid for uid in self._owners.users() - cursors.keys() if self._may_ask(uid)}
-        wanted = known.keys() | self._expected | new | {uid for uid, text in cursors.items() if _watches(text)}
+        new = {uid for uid in self._owners.users() - cursors.keys() if self._may_ask(uid, REFUSED_S)}
+        wanted = known.keys() | self._expected | new | {uid for uid, text in cursors.items() if watches(text)}
         self._expected.clear()
         self._let_go(wanted)
-        shares = [_Share(uid, tuple(known.get(uid, ())), cursors.get(uid)) for uid in sorted(wanted)]
+        shares = [Share(uid, tuple(known.get(uid, ())), cursors.get(uid)) for uid in sorted(wanted)]
         async with anyio.create_task_group() as asking:
             for share in shares:
-                asking.start_soon(self._ask, share, request.deadline_s)
-        cursors |= {share.uid: share.result.cursor for share in shares if share.result and share.result.cursor}
-        return self._together(shares, cursors, time.monotonic() - began)
+                asking.start_soon(self._ask, share, min(ANSWER_WAIT_S, request.deadline_s / 2))
+        return together(shares, cursors, time.monotonic() - began, self._owners.of, self._names.get)
 
-    async def _ask(self, share: _Share, deadline_s: float) -> None:
-        request = PollRequest(cursor=share.cursor, known=share.known, deadline_s=deadline_s)
+    async def _ask(self, share: Share, deadline_s: float) -> None:
+        if not self._may_ask(share.uid, PAUSE_S):
+            share.error = f"user {share.uid}: the agent failed lately, and is asked again soon"
+            return
+        request = PollRequest(cursor=share.cursor, known=share.known, deadline_s=deadline_s * ANSWER_PART)
         try:
-            async with self._reader(share.uid) as agent:
-                share.result = await agent.call("poll", request)
+            with anyio.fail_after(deadline_s):
+                share.denied = True
+                async with self._reader(share.uid) as agent:
+                    share.denied = False
+                    share.result = await agent.call("poll", request)
+        except TimeoutError:
+            share.denied = False
+            self._failed(share, f"no answer within {deadline_s:g} s")
         except BpsdError as exc:
-            share.error = f"user {share.uid}: {exc.message}"
-            self._refused[share.uid] = time.monotonic()
+            self._failed(share, exc.message)
+        else:
+            rounds = self._rounds[share.uid] = self._rounds.get(share.uid, 0) + 1 if share.result.more else 0
+            share.more = 0 < rounds < MORE_ROUNDS
 
-    def _together(self, shares: Sequence[_Share], cursors: Mapping[int, str], took_s: float) -> PollResult:
-        answered = [(share.uid, share.result) for share in shares if share.result is not None]
-        sources = [source for _, result in answered for source in result.sources]
-        errors = [share.error for share in shares if share.error] + [s.error for s in sources if s.error]
-        failed = len(answered) < len(shares)
-        status: Literal["ok", "partial", "failed"]
-        status = "failed" if failed and not answered else "partial" if errors else "ok"
-        return PollResult(
-            observations=[seen for uid, result in answered for seen in self._own(uid, result.observations)],
-            cursor=msgspec.json.encode({str(uid): text for uid, text in cursors.items()}).decode(),
-            run_cursors={_whole(uid, n): text for uid, result in answered for n, text in result.run_cursors.items()},
-            sources=tuple(
-                SourceReport(
-                    name=name,
-                    status=status,
-                    covers=f"runs of {len(answered)} of {len(shares)} users",
-                    cost_s=took_s if name == LOG else 0.0,
-                    cost_bytes=sum(s.cost_bytes for s in sources if s.name == name),
-                    error="; ".join(errors[:3]),
-                )
-                for name in (PROCESSES, LOG)
-            ),
-            absent=tuple(_whole(uid, number) for uid, result in answered for number in result.absent),
-            more=any(result.more for _, result in answered),
-        )
-
-    def _own(self, uid: int, observations: Iterable[RunObservation]) -> list[RunObservation]:
-        """What an agent may say: of its own user's runs alone."""
-        return [
-            msgspec.structs.replace(
-                seen,
-                wms_id=_whole(uid, seen.wms_id),
-                owner=self._names.get(uid) if seen.owner is not None else None,
-                note=None if seen.note is None else _renamed(seen.note, uid, seen.wms_id),
-            )
-            for seen in observations
-            if seen.token is not None and self._owners.of(seen.token) == uid
-        ]
+    def _failed(self, share: Share, why: str) -> None:
+        """An agent that does not do its work is let go; there will be another."""
+        share.error = f"user {share.uid}: {why}"
+        self._refused[share.uid] = time.monotonic()
+        if (agent := self._agents.pop(share.uid, None)) is not None:
+            agent.close()
 
     # -- agents ------------------------------------------------------------------------------------------------------
 
@@ -295,26 +291,17 @@ class SubmitterService(WmsService):
             if now - self._asked.get(uid, 0.0) > IDLE_S:
                 self._agents.pop(uid).close()
 
-    def _may_ask(self, uid: int) -> bool:
-        """Whether not to leave somebody alone whose agent does not start: users go, their runs are still there."""
-        return time.monotonic() - self._refused.get(uid, -REFUSED_S) >= REFUSED_S
+    def _may_ask(self, uid: int, pause_s: float) -> bool:
+        """Whether an agent did its work, or failed long enough ago."""
+        return time.monotonic() - self._refused.get(uid, -math.inf) >= pause_s
 
     def _parts(self, wms_id: str) -> tuple[int, str]:
         uid, dash, number = wms_id.partition("-")
-        if not (dash and uid.isascii() and uid.isdecimal() and number.isascii() and number.isdecimal()):
+        if not (dash and is_number(uid) and is_number(number)):
             raise RunNotFound(
                 f"backend {self.context.backend} has no run {wms_id}", advice="`bpsctl list` shows the runs there are"
             )
         return int(uid), number
-
-
-class _Share:
-    """What one user's agent is asked, and what came of it."""
-
-    def __init__(self, uid: int, known: tuple[KnownRun, ...], cursor: str | None) -> None:
-        self.uid, self.known, self.cursor = uid, known, cursor
-        self.result: PollResult | None = None
-        self.error = ""
 
 
 class _Owners:
@@ -358,31 +345,8 @@ class _Owners:
             os.close(fd)
 
 
-def _whole(uid: int, number: str) -> str:
-    return f"{uid}-{number}"
-
-
-def _renamed(text: str, uid: int, number: str) -> str:
-    """What an agent says of a run, with the id by which the daemon knows it."""
-    return text.replace(f" {number}`", f" {_whole(uid, number)}`").replace(
-        f"run {number} ", f"run {_whole(uid, number)} "
-    )
-
-
 def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"#{uid}"
-
-
-def _cursors(text: str | None) -> dict[int, str]:
-    try:
-        return {int(uid): cursor for uid, cursor in msgspec.json.decode(text or "{}", type=dict[str, str]).items()}
-    except ValueError:
-        return {}
-
-
-def _watches(cursor: str) -> bool:
-    """Whether an agent has runs to look at that the daemon does not know as live."""
-    return bool(BackendCursor.parsed(cursor).watch)

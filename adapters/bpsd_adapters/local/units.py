@@ -62,6 +62,8 @@ def service_command(unit: str, uid: int, program: Sequence[str], *, outlived: bo
         "StateDirectoryMode=0700",
         "UMask=0077",
         "CollectMode=inactive-or-failed",
+        # A job that takes more memory than there is must not take its run along.
+        "OOMPolicy=continue",
         # A stop (of the unit, or of the machine) ends drivers and jobs alike, in good order.
         "KillMode=control-group",
         f"ExitType={'cgroup' if outlived else 'main'}",
