@@ -46,7 +46,7 @@ def next_look(
         Slurm's MinJobAge, if it is known.
     """
     if failures:
-        return max(min(interval_s * 2.0 ** min(failures, 20), FAILED_MAX_S), COST_FACTOR * min(cost_s, 1.0))
+        return max(min(interval_s * 2.0 ** min(failures, 20), FAILED_MAX_S), interval_s)
     wanted = interval_s if changed else min(max(before_s, interval_s) * GROWTH, idle_s)
     if min_job_age_s:
         wanted = min(wanted, max(min_job_age_s * MIN_JOB_AGE_PART, interval_s))
