@@ -355,11 +355,13 @@ async def a_job_that_lost_its_claim_does_not_run(slurm: SlurmBed, bed: Bed) -> N
     """Somebody submits a chunk a second time: the second finds the claims of the first."""
     trace = bed.scratch / "ran"
     async with bed.open() as observer:
-        wms_id, workflow = await observer.submit(document(shell_job("a_1", f"echo a_1 >> {trace}; sleep 2")))
+        script = f"echo a_1 >> {trace}; while ! test -e {bed.scratch}/go; do sleep 0.1; done"
+        wms_id, workflow = await observer.submit(document(shell_job("a_1", script)))
         await until_job(observer, wms_id, "a_1", "RUNNING")
         run_folder = f"/home/op/bpsd/{workflow.token}"
         await do(slurm, "exec-op", "sbatch", "-W", "-a", "0", "-J", f"{wms_id}-1", "-o", "/dev/null",
                  f"{run_folder}/wrapper.sh", run_folder, "1")  # fmt: skip
+        (bed.scratch / "go").touch()
         run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
         assert run.state is WmsStates.SUCCEEDED
         assert trace.read_text() == "a_1\n"

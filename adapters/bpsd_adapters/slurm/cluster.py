@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, TypeVar
 
-from bpsd.errors import BackendUnavailable
+from bpsd.errors import BackendAuthError, BackendUnavailable
 from bpsd_adapters.slurm import scripts
 from bpsd_adapters.slurm.chunks import Plan
 from bpsd_adapters.slurm.options import job_options
@@ -176,7 +176,10 @@ class Cluster:
     async def association_limit(self) -> int | None:
         """How many jobs our association may have submitted, if that is limited and can be read."""
         script = 'exec sacctmgr -n -P show assoc where user="$(id -un)" format=MaxSubmitJobs,GrpSubmitJobs'
-        done = await self._shell(script)
+        try:
+            done = await self._shell(script)
+        except BackendUnavailable:
+            return None  # accounting is away: a refusal will tell
         if done.returncode != 0:
             return None
         return smallest_limit(re.split(r"[|\n]", done.stdout.decode(errors="replace")))
@@ -226,7 +229,7 @@ class Cluster:
         ]  # fmt: skip
         try:
             done = await self.transport.run(argv, deadline_s=self._config.submit_deadline_s, input=plan.jobs)
-        except BackendUnavailable as exc:
+        except (BackendUnavailable, BackendAuthError) as exc:
             return Submission(Outcome.DOUBT, text=exc.message)
         if done.returncode == 0:
             text = done.stdout.decode(errors="replace").strip().partition(";")[0]

@@ -110,6 +110,11 @@ class Driver:
         return sum(held.engine.in_queue for held in self._runs.values())
 
     @property
+    def attempts(self) -> dict[str | None, int]:
+        """The runs that are driven, by token, and their attempts."""
+        return {token: held.engine.attempt for token, held in self._runs.items() if held.engine.live}
+
+    @property
     def live(self) -> bool:
         """Whether there is anything to drive."""
         return any(held.engine.live for held in self._runs.values())
@@ -392,7 +397,11 @@ class Driver:
         names = {chunk_name(engine.meta.token, chunk.number): chunk for chunk in chunks}
         if self._limits.has_accounting:
             age = now - min(chunk.intended for chunk in chunks)
-            for row in await self._ask(self.accounting, self._cluster.accounts_by_name(list(names), age + 600)):
+            try:
+                rows = await self._ask(self.accounting, self._cluster.accounts_by_name(list(names), age + 600))
+            except BackendUnavailable:
+                return  # they stay in doubt
+            for row in rows:
                 chunk = names.pop(row.name, None)
                 if chunk is not None and chunk.job_id is None:
                     await self._now(held, engine.submitted, chunk.number, row.array_id)
@@ -443,9 +452,14 @@ class Driver:
                 plans = await anyio.to_thread.run_sync(held.engine.plan, share, self._context.clock())
             self._changed |= bool(plans)
             limiter = anyio.CapacityLimiter(SUBMITS_AT_ONCE)
-            async with anyio.create_task_group() as group:
-                for plan in plans:
-                    group.start_soon(self._submit, held, plan, limiter)
+            try:
+                async with anyio.create_task_group() as group:
+                    for plan in plans:
+                        group.start_soon(self._submit, held, plan, limiter)
+            except* OSError as failed:  # our own disk: what was submitted is looked up when it can be written again
+                raise OSError(
+                    f"the log of run {held.engine.meta.token} cannot be written: {failed.exceptions[0]}"
+                ) from failed
 
     async def _hand_over(self, held: _Held) -> None:
         """Give Slurm what it does not have yet of a run that it is to keep the order of, some at a time."""

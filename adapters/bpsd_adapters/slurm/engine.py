@@ -296,8 +296,8 @@ class Engine(RunState):
         self._pending.append(event)
         self._replay(event)
         pending = WmsStates.UNREADY if chunk.whole else WmsStates.PENDING
-        for job in chunk.open.values():
-            job.state = pending
+        for index, job in chunk.open.items():
+            job.state, job.wms_id = pending, f"{job_id}_{index}"
         self._tell(
             JobState(j.ref.node, j.ref.name, j.ref.label, j.attempt, int(pending), f"{job_id}_{i}")
             for i, j in chunk.open.items()

@@ -88,6 +88,7 @@ exit "$code"
 MAKE_RUN = r"""set -eu; umask 022
 mkdir -p "$1"; cd "$1"
 mkdir -p chunks claim exits out slurm work
+chmod 700 chunks # a job's environment may be nobody else's business
 cat >wrapper.part; chmod 755 wrapper.part; mv -f wrapper.part wrapper.sh
 """
 """Arguments: the run's folder. Input: `WRAPPER`."""
