@@ -35,3 +35,12 @@ def slurm() -> Iterator[SlurmBed]:
     bed.start()
     yield bed
     bed.stop()
+
+
+@pytest.fixture(scope="session")
+def old_slurm() -> Iterator[SlurmBed]:
+    """A real Slurm cluster of the oldest version that is supported (22.05)."""
+    bed = SlurmBed(name="slurm-22.05", suite="bookworm", port=16917, ssh_port=2224)
+    bed.start()
+    yield bed
+    bed.stop()

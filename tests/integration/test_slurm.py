@@ -8,7 +8,11 @@ import pytest
 
 from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
 from bpsd_adapters.slurm.service import SlurmService
+from tests.figures import figure
 from tests.integration.slurmbed import SlurmBed
+
+OLD_SLURM = figure("OLD_SLURM", test=0, soak=1)
+"""Whether the oldest version has its turn too: building its cluster takes a minute, and another the tests."""
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,3 +31,15 @@ class TestOnTheSubmitHost(AdapterContract):
         folder = slurm.new_folder()
         yield Bed(SlurmService, slurm.local_settings(folder), folder, patience_s=90.0)
         slurm.remove(folder)
+
+
+if OLD_SLURM:
+
+    class TestTheOldestVersion(AdapterContract, ExecutionContract):
+        """Slurm 22.05, over SSH."""
+
+        @pytest.fixture
+        def bed(self, old_slurm: SlurmBed) -> Iterator[Bed]:
+            folder = old_slurm.new_folder()
+            yield Bed(SlurmService, old_slurm.settings(), folder, patience_s=90.0)
+            old_slurm.remove(folder)

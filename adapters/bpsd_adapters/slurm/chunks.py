@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = ["Chunk", "Plan", "QueuedJob", "Sight"]
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from bpsd.models import WmsStates
 from bpsd_adapters.slurm.events import JobRef
@@ -39,6 +39,9 @@ class Chunk:
 
     job_id: int | None = None
     submitted: float = 0.0
+    whole: bool = False
+    """Whether it is one job of a run that is handed to Slurm whole."""
+
     doubted: float | None = None
     """Since when it is known that nobody knows whether Slurm has it."""
 
@@ -76,17 +79,6 @@ class Sight(NamedTuple):
     """By chunk, and in it by node and attempt."""
 
     accounts: Mapping[tuple[int, int], AccountRow] = {}
-
-    @classmethod
-    def of(
-        cls,
-        began: float,
-        now: float,
-        rows: Mapping[int, Mapping[int, Sequence[QueueRow]]],
-        records: Mapping[int, Iterable[ExitRecord]],
-    ) -> Self:
-        """A look, before accounting is asked."""
-        return cls(began, now, rows, {n: {(r.node, r.attempt): r for r in found} for n, found in records.items()})
 
     def ids(self, chunk: int) -> set[int]:
         """The Slurm jobs that bear the name of a chunk."""

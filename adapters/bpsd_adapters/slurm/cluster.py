@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, TypeVar
 
-from bpsd.errors import BackendUnavailable
+from bpsd.errors import BackendAuthError, BackendUnavailable
 from bpsd_adapters.slurm import scripts
 from bpsd_adapters.slurm.chunks import Plan
+from bpsd_adapters.slurm.options import job_options
 from bpsd_adapters.slurm.parsing import (
     SACCT_FORMAT,
     SQUEUE_FORMAT,
@@ -175,7 +176,10 @@ class Cluster:
     async def association_limit(self) -> int | None:
         """How many jobs our association may have submitted, if that is limited and can be read."""
         script = 'exec sacctmgr -n -P show assoc where user="$(id -un)" format=MaxSubmitJobs,GrpSubmitJobs'
-        done = await self._shell(script)
+        try:
+            done = await self._shell(script)
+        except BackendUnavailable:
+            return None  # accounting is away: a refusal will tell
         if done.returncode != 0:
             return None
         return smallest_limit(re.split(r"[|\n]", done.stdout.decode(errors="replace")))
@@ -220,12 +224,12 @@ class Cluster:
         """Submit a chunk, once: a second call for the same chunk only says that it was tried."""
         argv = [
             "sh", "-c", scripts.SUBMIT, "sh", folder, str(plan.chunk), "--parsable", f"--array=0-{plan.size - 1}",
-            *self.job_options(folder, plan.name, plan.label, f"{plan.chunk}_%a"), *plan.options,
+            *job_options(folder, plan.name, plan.label, f"{plan.chunk}_%a"), *plan.options,
             f"{folder}/wrapper.sh", folder, str(plan.chunk),
         ]  # fmt: skip
         try:
             done = await self.transport.run(argv, deadline_s=self._config.submit_deadline_s, input=plan.jobs)
-        except BackendUnavailable as exc:
+        except (BackendUnavailable, BackendAuthError) as exc:
             return Submission(Outcome.DOUBT, text=exc.message)
         if done.returncode == 0:
             text = done.stdout.decode(errors="replace").strip().partition(";")[0]
@@ -236,14 +240,6 @@ class Cluster:
             scripts.FULL: Outcome.FULL,
         }.get(done.returncode) or classify_refusal(done.error_text)
         return Submission(outcome, text=done.error_text)
-
-    @staticmethod
-    def job_options(folder: str, name: str, label: str, log: str) -> list[str]:
-        """The options of sbatch that every job of ours has."""
-        return [
-            f"--job-name={name}", f"--chdir={folder}/work", f"--output={folder}/slurm/{log}.log", "--open-mode=append",
-            f"--comment={label}",
-        ]  # fmt: skip
 
     async def call_off(self, folder: str, chunks: Sequence[int]) -> dict[int, str]:
         """Keep chunks from being submitted, if that was not begun: ``off``, ``tried``, or ``id N``."""
@@ -258,21 +254,25 @@ class Cluster:
         lines = (line.partition(" ") for line in done.stdout.decode(errors="replace").splitlines())
         return {claim: owner.strip() for claim, _, owner in lines}
 
-    async def submit_all(self, folder: str, jobs: bytes, lines: Sequence[Sequence[str]]) -> dict[int, int]:
-        """Submit many jobs with what they wait for; as far as it came: chunk to id. It may be done again."""
-        await self.transport.write(f"{folder}/chunks/run.all", jobs)
+    async def submit_all(
+        self, folder: str, jobs: bytes, lines: Sequence[Sequence[str]]
+    ) -> tuple[dict[int, int], Submission | None]:
+        """Submit jobs with what they wait for, in this order: chunk to id, as far as it came, and why no further."""
+        await self.transport.write(f"{folder}/chunks/{scripts.ALL}.jobs", jobs)
         told = "".join(shlex.join(line) + "\n" for line in lines).encode()
-        argv = ["sh", "-c", scripts.SUBMIT_ALL, "sh", folder, "run"]
-        done = await self.transport.run(argv, deadline_s=self._config.submit_deadline_s + len(lines), input=told)
+        argv = ["sh", "-c", scripts.SUBMIT_ALL, "sh", folder]
+        done = await self.transport.run(argv, deadline_s=self._config.submit_deadline_s, input=told)
         found = {}
         for line in done.stdout.decode(errors="replace").splitlines():
             chunk, _, said = line.partition(" ")
             job_id = said.partition(";")[0]
             if job_id.isdecimal():
                 found[int(chunk)] = int(job_id)
-        if done.returncode not in (0, scripts.CALLED_OFF) and len(found) < len(lines):
-            done.check(self.transport.host)
-        return found
+        if done.returncode == 0:
+            return found, None
+        doubt = done.returncode == scripts.CALLED_OFF
+        outcome = Outcome.DOUBT if doubt else classify_refusal(done.error_text)
+        return found, Submission(outcome, text=done.error_text)
 
     async def cancel(self, ids: Iterable[int]) -> None:
         """End arrays with all their tasks; those that are over are no error. The queue will tell."""

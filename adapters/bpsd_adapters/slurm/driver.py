@@ -29,11 +29,14 @@ from bpsd_adapters.slurm.layout import StateFolder
 from bpsd_adapters.slurm.looks import by_run, collect_folder
 from bpsd_adapters.slurm.options import Defaults
 from bpsd_adapters.slurm.pacing import Window, next_look
-from bpsd_adapters.slurm.parsing import AccountRow, ClusterLimits, chunk_name
+from bpsd_adapters.slurm.parsing import AccountRow, ClusterLimits, ExitRecord, chunk_name
 from bpsd_adapters.slurm.settings import SlurmConfig
 
 SUBMITS_AT_ONCE = 4
 """How many sbatch run at the same time."""
+
+HANDED_AT_ONCE = 200
+"""How many jobs of a run that is handed over whole are submitted in one call: some ten seconds."""
 
 REFUSED_RETRY_LOOKS = 10
 """After so many poll intervals what Slurm refused is offered again."""
@@ -105,6 +108,11 @@ class Driver:
     def in_queue(self) -> int:
         """How many jobs of all runs are in Slurm, or may be."""
         return sum(held.engine.in_queue for held in self._runs.values())
+
+    @property
+    def attempts(self) -> dict[str | None, int]:
+        """The runs that are driven, by token, and their attempts."""
+        return {token: held.engine.attempt for token, held in self._runs.items() if held.engine.live}
 
     @property
     def live(self) -> bool:
@@ -271,6 +279,8 @@ class Driver:
         for token in list(self._runs):
             held = self._runs[token]
             await self._act(token, held)
+            if held.engine.meta.hands_off and held.engine.live and not (held.engine.cancelled or held.engine.held):
+                await self._hand_over(held)
             if not held.engine.live:
                 await self._let_go(token)
         await self._submit_ready()
@@ -282,27 +292,28 @@ class Driver:
         answer = await self._ask(self.queue, self._cluster.queue())
         self.queue.cost_bytes = answer.cost_bytes
         rows = by_run(answer.rows)
-        folders = {
-            collect_folder(held.engine.meta.token, chunk.number): (token, chunk.number)
-            for token, held in self._runs.items()
-            for chunk in held.engine.chunks.values()
-            if chunk.job_id is not None
-        }
+        folders: dict[str, list[tuple[str, int]]] = {}
+        for token, held in self._runs.items():
+            for chunk in held.engine.chunks.values():
+                if chunk.job_id is not None:
+                    folders.setdefault(collect_folder(token, chunk), []).append((token, chunk.number))
         records, size = await self._ask(self.exits, self._cluster.exits(list(folders)))
         self.exits.cost_bytes = size
-        sights: dict[str, Sight] = {}
-        for token in self._runs:
-            own = {number: found for folder, (run, number) in folders.items()
-                   if run == token and (found := records.get(folder)) is not None}  # fmt: skip
-            sights[token] = Sight.of(began, self._context.clock(), rows.get(token, {}), own)
+        found: dict[str, dict[int, dict[tuple[int, int], ExitRecord]]] = {token: {} for token in self._runs}
+        for folder, chunks in folders.items():
+            known = {(record.node, record.attempt): record for record in records.get(folder, ())}
+            for token, number in chunks:
+                found[token][number] = known
+        now = self._context.clock()
+        sights = {token: Sight(began, now, rows.get(token, {}), own) for token, own in found.items()}
         wanted: set[int] = set()
         for token, sight in sights.items():
             wanted |= self._runs[token].engine.missing(sight)
         accounts, complete = await self._accounts(wanted)
         for token, sight in sights.items():
-            held = self._runs.get(token)
-            if held is None:
+            if token not in self._runs:
                 continue
+            held = self._runs[token]
             whole = sight._replace(accounts=accounts)
             after = self._config.lost_after_s if complete else _INF
             async with held.lock:
@@ -386,7 +397,11 @@ class Driver:
         names = {chunk_name(engine.meta.token, chunk.number): chunk for chunk in chunks}
         if self._limits.has_accounting:
             age = now - min(chunk.intended for chunk in chunks)
-            for row in await self._ask(self.accounting, self._cluster.accounts_by_name(list(names), age + 600)):
+            try:
+                rows = await self._ask(self.accounting, self._cluster.accounts_by_name(list(names), age + 600))
+            except BackendUnavailable:
+                return  # they stay in doubt
+            for row in rows:
                 chunk = names.pop(row.name, None)
                 if chunk is not None and chunk.job_id is None:
                     await self._now(held, engine.submitted, chunk.number, row.array_id)
@@ -437,9 +452,38 @@ class Driver:
                 plans = await anyio.to_thread.run_sync(held.engine.plan, share, self._context.clock())
             self._changed |= bool(plans)
             limiter = anyio.CapacityLimiter(SUBMITS_AT_ONCE)
-            async with anyio.create_task_group() as group:
-                for plan in plans:
-                    group.start_soon(self._submit, held, plan, limiter)
+            try:
+                async with anyio.create_task_group() as group:
+                    for plan in plans:
+                        group.start_soon(self._submit, held, plan, limiter)
+            except* OSError as failed:  # our own disk: what was submitted is looked up when it can be written again
+                raise OSError(
+                    f"the log of run {held.engine.meta.token} cannot be written: {failed.exceptions[0]}"
+                ) from failed
+
+    async def _hand_over(self, held: _Held) -> None:
+        """Give Slurm what it does not have yet of a run that it is to keep the order of, some at a time."""
+        engine = held.engine
+        while True:
+            async with held.lock:
+                jobs, lines = await anyio.to_thread.run_sync(engine.hand_over, self._context.clock())
+            if not lines:
+                return
+            self._changed = True
+            found, why = await self._cluster.submit_all(engine.meta.folder, jobs, lines[:HANDED_AT_ONCE])
+            for number, job_id in found.items():
+                await self._now(held, engine.submitted, number, job_id)
+            if why is not None:
+                self._context.log.info(
+                    LogEvent.SLURM_NOT_SUBMITTED,
+                    backend=self._context.backend,
+                    run=engine.meta.token,
+                    outcome=why.outcome.value,
+                    error=why.text,
+                )
+                if why.outcome is Outcome.DOUBT and len(found) < len(lines):
+                    engine.in_doubt(int(lines[len(found)][0]), self._context.clock())
+                return  # the rest with the next look
 
     async def _submit(self, held: _Held, plan: Any, limiter: anyio.CapacityLimiter) -> None:
         engine = held.engine

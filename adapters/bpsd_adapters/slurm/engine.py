@@ -7,9 +7,10 @@ Before a chunk is submitted its intent is on the disk; what became of a chunk th
 
 from __future__ import annotations
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "handover_order"]
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 
 from bpsd.models import WmsStates
 from bpsd.workflow import Job
@@ -34,7 +35,7 @@ from bpsd_adapters.slurm.events import (
     Withdrawn,
 )
 from bpsd_adapters.slurm.layout import Meta, RunFolder
-from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
+from bpsd_adapters.slurm.options import Defaults, OptionError, job_options, memory_for, options_of
 from bpsd_adapters.slurm.parsing import ExitRecord, chunk_name
 from bpsd_adapters.slurm.runstate import RunState
 from bpsd_adapters.slurm.states import why_stuck
@@ -94,11 +95,20 @@ class Engine(RunState):
 
     def doubtful(self) -> list[Chunk]:
         """Chunks that were about to be submitted, and nobody knows whether they were."""
-        return [c for c in self.chunks.values() if c.job_id is None and not c.in_flight]
+        return [c for c in self.chunks.values() if c.job_id is None and not c.in_flight and not self._to_hand(c)]
+
+    @property
+    def to_hand_over(self) -> list[Chunk]:
+        """Of a run that is handed over whole: what Slurm is still to get."""
+        return [c for c in self.chunks.values() if self._to_hand(c)]
+
+    def _to_hand(self, chunk: Chunk) -> bool:
+        return chunk.whole and chunk.job_id is None and chunk.doubted is None and not chunk.ending
 
     def waiting(self) -> set[int]:
         """The arrays in which jobs wait without being on hold."""
-        return {c.job_id for c in self.chunks.values() if c.job_id is not None and _some(c, WmsStates.PENDING)}
+        waits = (WmsStates.PENDING, WmsStates.UNREADY)
+        return {c.job_id for c in self.chunks.values() if c.job_id is not None and _some(c, *waits)}
 
     def on_hold(self) -> set[int]:
         """The arrays in which jobs are on hold."""
@@ -218,6 +228,65 @@ class Engine(RunState):
             self.chunks[intent.chunk].in_flight = True
         return plans
 
+    def hand_over(self, now: float) -> tuple[bytes, list[list[str]]]:
+        """All jobs of a run that Slurm does not have yet, for `Cluster.submit_all`; their intent is on the disk.
+
+        Returns
+        -------
+        jobs : `bytes`
+            The entries of all jobs that are, or are to be, in Slurm.
+        lines : `list`
+            For each that is to be submitted, parents first: chunk, index, chunks of its parents, options.
+        """
+        self._now = now
+        names = {self._document.job_name(n).name: n for n in range(len(self._document))}
+        jobs = {n: self._document.job(n) for n in names.values() if n != self._dag.final}
+        open_states = (WmsStates.UNREADY, WmsStates.READY)
+        fresh = [
+            n for n in jobs
+            if self._dag.state[n] in open_states and n not in self._queued and not self._dag.is_instant(n)
+        ]  # fmt: skip
+        intents = [
+            Intent(chunk=number, time=now, jobs=(self._ref(n, jobs[n], self._dag.starts[n] + 1),), whole=True)
+            for number, n in enumerate(fresh, self._next_chunk)
+        ]
+        if intents:
+            self._log.append(intents, durable=True)
+            for intent in intents:
+                self._replay(intent)
+        facts, whole = self.run_facts(), {n: c for n, (c, _) in self._queued.items() if c.whole}
+        text = [entry(facts, jobs[n], n, c.open[0].ref.attempt, n, jobs[n].request_memory) for n, c in whole.items()]
+        order = handover_order({n: [names[p] for p in job.parents] for n, job in jobs.items()})
+        parents_of, lines = dict(order), []
+        for node, parents in order:
+            chunk = whole.get(node)
+            if chunk is None or not self._to_hand(chunk):
+                continue
+            job, number = jobs[node], str(chunk.number)
+            after = self._waited_for(parents, whole, parents_of)
+            lines.append([
+                number, str(node), " ".join(str(whole[p].number) for p in sorted(after)), "--parsable", "--array=0",
+                "--kill-on-invalid-dep=yes",
+                *job_options(facts.folder, chunk_name(facts.token, chunk.number), job.label, f"all_{node}"),
+                *options_of(job, self._defaults),
+            ])  # fmt: skip
+        return "".join(text).encode(), lines
+
+    def _waited_for(
+        self, parents: Sequence[int], whole: Mapping[int, Chunk], parents_of: Mapping[int, list[int]]
+    ) -> set[int]:
+        """The jobs in Slurm that a job waits for: through noop jobs, and not for what is over."""
+        found: set[int] = set()
+        todo, seen = list(parents), set(parents)
+        while todo:
+            node = todo.pop()
+            if node in whole:
+                found.add(node)
+            elif self._dag.is_instant(node):
+                todo += [p for p in parents_of[node] if p not in seen]
+                seen.update(parents_of[node])
+        return found
+
     def submitted(self, number: int, job_id: int, now: float) -> None:
         """Slurm has a chunk."""
         chunk = self.chunks[number]
@@ -226,9 +295,9 @@ class Engine(RunState):
         event = Submitted(chunk=number, time=now, job_id=job_id)
         self._pending.append(event)
         self._replay(event)
-        pending = WmsStates.PENDING
-        for job in chunk.open.values():
-            job.state = pending
+        pending = WmsStates.UNREADY if chunk.whole else WmsStates.PENDING
+        for index, job in chunk.open.items():
+            job.state, job.wms_id = pending, f"{job_id}_{index}"
         self._tell(
             JobState(j.ref.node, j.ref.name, j.ref.label, j.attempt, int(pending), f"{job_id}_{i}")
             for i, j in chunk.open.items()
@@ -275,7 +344,8 @@ class Engine(RunState):
             if gone:
                 missing.append((chunk.number, gone))
             self._drop_empty(chunk)
-        self._tell(self._live)
+        over = (WmsStates.PRUNED, WmsStates.DELETED)  # hands-off: Slurm is about to end them
+        self._tell(told for told in self._live if self._dag.state[told.node] not in over)
         self._live = []
         self._note_stuck(sight.now)
         self.write(sight.now)
@@ -432,7 +502,8 @@ class Engine(RunState):
         """What may be submitted; with hands-off some of it is in Slurm already."""
         if not self.meta.hands_off:
             return self._dag.ready(limit)
-        return [n for n in self._dag.ready(limit + len(self._queued)) if n not in self._queued][:limit]
+        # All but the final job is handed over whole.
+        return [n for n in self._dag.ready(limit + len(self._queued)) if n == self._dag.final]
 
     def _ref(self, node: int, job: Job, attempt: int) -> JobRef:
         return JobRef(node, job.name, job.label, attempt)
@@ -456,9 +527,14 @@ class Engine(RunState):
         self._tell(self._state_of(n) for n in nodes if not self._dag.is_instant(n))
 
 
+def handover_order(parents: Mapping[int, list[int]]) -> list[tuple[int, list[int]]]:
+    """Jobs with their parents, parents first."""
+    return [(node, parents[node]) for node in TopologicalSorter(parents).static_order()]
+
+
 def _record(records: Mapping[tuple[int, int], ExitRecord], job: QueuedJob) -> ExitRecord | None:
     return records.get((job.ref.node, job.ref.attempt))
 
 
-def _some(chunk: Chunk, state: WmsStates) -> bool:
-    return any(job.state is state for job in chunk.open.values())
+def _some(chunk: Chunk, *states: WmsStates) -> bool:
+    return any(job.state in states for job in chunk.open.values())

@@ -72,6 +72,8 @@ class Intent(msgspec.Struct, frozen=True, tag_field="e", tag="intent", kw_only=T
     chunk: int
     time: float
     jobs: tuple[JobRef, ...]
+    whole: bool = False
+    """Whether it is one job of a run that is handed to Slurm whole."""
 
 
 class Submitted(msgspec.Struct, frozen=True, tag_field="e", tag="submitted", kw_only=True):

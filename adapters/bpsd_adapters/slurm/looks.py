@@ -6,7 +6,9 @@ __all__ = ["by_run", "collect_folder"]
 
 from collections.abc import Iterable
 
+from bpsd_adapters.slurm.chunks import Chunk
 from bpsd_adapters.slurm.parsing import QueueRow, parse_chunk_name
+from bpsd_adapters.slurm.scripts import ALL
 
 
 def by_run(rows: Iterable[QueueRow]) -> dict[str, dict[int, dict[int, list[QueueRow]]]]:
@@ -21,6 +23,6 @@ def by_run(rows: Iterable[QueueRow]) -> dict[str, dict[int, dict[int, list[Queue
     return found
 
 
-def collect_folder(token: str, chunk: int) -> str:
+def collect_folder(token: str, chunk: Chunk) -> str:
     """Where the exit records of a chunk are, below the work folder."""
-    return f"{token}/exits/{chunk}"
+    return f"{token}/exits/{ALL if chunk.whole else chunk.number}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Defaults", "OptionError", "memory_for", "options_of"]
+__all__ = ["Defaults", "OptionError", "job_options", "memory_for", "options_of"]
 
 import math
 import re
@@ -116,3 +116,14 @@ def _options(field: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, ""
         elif value is not None and value is not False:
             yield name, str(value)
+
+
+def job_options(folder: str, name: str, label: str, log: str) -> list[str]:
+    """The options of ``sbatch`` that every job of a run has: ``log`` names the file for what Slurm says about it."""
+    return [
+        f"--job-name={name}",
+        f"--chdir={folder}/work",
+        f"--output={folder}/slurm/{log}.log",
+        "--open-mode=append",
+        f"--comment={label}",
+    ]

@@ -46,7 +46,7 @@ def next_look(
         Slurm's MinJobAge, if it is known.
     """
     if failures:
-        return max(min(interval_s * 2.0 ** min(failures, 20), FAILED_MAX_S), COST_FACTOR * min(cost_s, 1.0))
+        return max(min(interval_s * 2.0 ** min(failures, 20), FAILED_MAX_S), interval_s)
     wanted = interval_s if changed else min(max(before_s, interval_s) * GROWTH, idle_s)
     if min_job_age_s:
         wanted = min(wanted, max(min_job_age_s * MIN_JOB_AGE_PART, interval_s))
@@ -57,14 +57,18 @@ def next_look(
 class Window:
     """How many jobs may be in Slurm at once: less after a refusal, and slowly more again."""
 
-    most: int
+    wanted: int
+    """What the settings say."""
+
+    most: int = 0
     now: int = 0
 
     def __post_init__(self) -> None:
-        self.now = self.most
+        self.now = self.most = self.wanted
 
     def limit(self, *, array_size: int | None, job_count: int | None, association: int | None) -> None:
         """Keep to what the site says."""
+        self.most = self.wanted
         for limit in (
             None if array_size is None else array_size - 1,
             None if job_count is None else int(job_count * COUNT_PART),

@@ -129,10 +129,10 @@ class RunState:
         self._dag.begin()
 
     def _intend(self, event: Intent) -> None:
-        chunk = self.chunks[event.chunk] = Chunk(event.chunk, event.time)
+        chunk = self.chunks[event.chunk] = Chunk(event.chunk, event.time, whole=event.whole)
         self._next_chunk = max(self._next_chunk, event.chunk + 1)
         for index, ref in enumerate(event.jobs):
-            if not self.meta.hands_off or self._dag.state[ref.node] == WmsStates.READY:
+            if not event.whole or self._dag.state[ref.node] == WmsStates.READY:
                 self._dag.start(ref.node)
             chunk.open[index] = QueuedJob(ref, ref.attempt)
             self._queued[ref.node] = chunk, index

@@ -16,6 +16,7 @@ A run's folder in the work folder::
 from __future__ import annotations
 
 __all__ = [
+    "ALL",
     "CALLED_OFF",
     "CALL_OFF",
     "COLLECT",
@@ -30,6 +31,9 @@ __all__ = [
     "VOID",
     "WRAPPER",
 ]
+
+ALL = "all"
+"""The chunk of all jobs of a run that is handed to Slurm whole."""
 
 CALLED_OFF = 73
 """Exit code of `SUBMIT`: the chunk was tried or called off before."""
@@ -84,6 +88,7 @@ exit "$code"
 MAKE_RUN = r"""set -eu; umask 022
 mkdir -p "$1"; cd "$1"
 mkdir -p chunks claim exits out slurm work
+chmod 700 chunks # a job's environment may be nobody else's business
 cat >wrapper.part; chmod 755 wrapper.part; mv -f wrapper.part wrapper.sh
 """
 """Arguments: the run's folder. Input: `WRAPPER`."""
@@ -106,27 +111,33 @@ exit $code
 """Arguments: the run's folder, the chunk, those of sbatch. Input: the chunk's jobs. Prints what sbatch prints."""
 
 SUBMIT_ALL = rf"""
-run=$1 from=$2; shift 2
+run=$1
 cd "$run" || exit {NOT_WRITTEN}
+mkdir -p exits/{ALL}
 while IFS= read -r line; do
   eval "set -- $line"
   n=$1 index=$2 parents=$3; shift 3
   if [ -s "chunks/$n.id" ]; then echo "$n $(cat "chunks/$n.id")"; continue; fi
-  mkdir "chunks/$n.try" 2>/dev/null || {{ echo "$n tried"; exit {CALLED_OFF}; }}
+  mkdir "chunks/$n.try" 2>/dev/null || exit {CALLED_OFF}
   after=
-  for p in $parents; do id=$(cat "chunks/$p.id") || exit 1; after=$after:${{id%%;*}}; done
-  [ -n "$after" ] && set -- "#SBATCH --dependency=afterok$after" "$@" || set -- "#" "$@"
-  head=$1; shift
-  mkdir -p "exits/$n"; ln -f "chunks/$from.all" "chunks/$n.jobs"
-  printf '#!/bin/sh\n%s\nexec /bin/sh "$@"\n' "$head" >"chunks/$n.sh"
-  sbatch "$@" "chunks/$n.sh" "$run/wrapper.sh" "$run" "$n" "$index" >"chunks/$n.said" || exit 1
-  mv -f "chunks/$n.said" "chunks/$n.id"; rm -f "chunks/$n.sh"
+  for p in $parents; do
+    id=$(cat "chunks/$p.id") || {{ rmdir "chunks/$n.try"; exit 1; }}
+    after=$after:${{id%%;*}}
+  done
+  # In the script, since an argument has at most 128 KiB.
+  printf '#!/bin/sh\n%s\nexec /bin/sh "$@"\n' "${{after:+#SBATCH --dependency=afterok$after}}" >"chunks/$n.sh"
+  if ! sbatch "$@" "chunks/$n.sh" "$run/wrapper.sh" "$run" {ALL} "$index" >"chunks/$n.said" 2>"chunks/$n.err"; then
+    grep -Eqi 'timed out|contact|connect|socket|communication' "chunks/$n.err" || rmdir "chunks/$n.try"
+    cat "chunks/$n.err" >&2
+    exit 1
+  fi
+  mv -f "chunks/$n.said" "chunks/$n.id"; rm -f "chunks/$n.sh" "chunks/$n.err"
   echo "$n $(cat "chunks/$n.id")"
 done
 """
-"""Hands-off: arguments: the run's folder, the name of the file of jobs. Input: a line for each job, parents before
-children: its chunk, its index in the file, the chunks of its parents, and the options of sbatch, quoted for the shell.
-Prints a chunk and its id for each that is submitted, now or before: it may be broken off and run again."""
+"""Hands-off: arguments: the run's folder. Input: a line for each job, parents before children: its chunk, its index in
+``chunks/all.jobs``, the chunks of its parents, and the options of sbatch, quoted for the shell. Prints a chunk and its
+id for each that is submitted, now or before: it may be broken off and run again."""
 
 CALL_OFF = r"""
 run=$1; shift

@@ -66,6 +66,7 @@ class SlurmService(WmsService):
         self._state = StateFolder(context.state_dir)
         self._follower = Follower(self._state)
         self._driving = anyio.CancelScope()
+        self._told_at = 0.0
 
     async def __aenter__(self) -> Self:
         config = self._settings
@@ -251,6 +252,8 @@ class SlurmService(WmsService):
                 break
         if errors:
             self.context.log.warning(LogEvent.RUN_LOGS_DAMAGED, errors=errors[:5], count=len(errors))
+        if not more:
+            observations += self._still_there(request)
         log = SourceReport(
             name=LOG,
             status="partial" if errors else "ok",
@@ -267,6 +270,18 @@ class SlurmService(WmsService):
             absent=tuple(absent),
             more=more,
         )
+
+    def _still_there(self, request: PollRequest) -> list[RunObservation]:
+        """Live runs, if Slurm was asked since the last poll: nothing new of them is news too."""
+        if self._driver.queue.at <= self._told_at or not self._driver.queue.ok:
+            return []
+        self._told_at = self._driver.queue.at
+        attempts = self._driver.attempts
+        return [
+            RunObservation(wms_id=run.wms_id, source=QUEUE, token=run.token, attempt=attempts[run.token])
+            for run in request.known
+            if run.token in attempts
+        ]
 
     def _sources(self) -> list[SourceReport]:
         driver = self._driver

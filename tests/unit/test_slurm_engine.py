@@ -1,0 +1,204 @@
+"""A run's engine without Slurm: whatever it is told, its log gives the same engine again."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpsd.models import WmsStates
+from bpsd.testing.observer import document, shell_job
+from bpsd.workflow import RunAttributes
+from bpsd_adapters import runlog
+from bpsd_adapters.runlog import RunLog
+from bpsd_adapters.slurm.chunks import Sight
+from bpsd_adapters.slurm.engine import Engine, handover_order
+from bpsd_adapters.slurm.layout import Meta, RunFolder
+from bpsd_adapters.slurm.options import Defaults
+from bpsd_adapters.slurm.parsing import ExitRecord, QueueRow
+
+TOKEN = "t" * 20
+
+
+@contextmanager
+def run_of(*jobs: dict[str, Any], **fields: Any) -> Iterator[RunFolder]:
+    path = Path(tempfile.mkdtemp(prefix="bpsd"))
+    folder = RunFolder(path)
+    folder.workflow.write_bytes(msgspec.json.encode(document(*jobs, **fields)))
+    yield folder
+    shutil.rmtree(path)
+
+
+def opened(folder: RunFolder, *, hands_off: bool = False) -> Engine:
+    meta = Meta(
+        number=1,
+        token=TOKEN,
+        name="run",
+        run=RunAttributes(),
+        job_count=1,
+        run_summary="",
+        created=0.0,
+        folder="/w",
+        hands_off=hands_off,
+    )
+    fd = runlog.lock(folder.log)
+    assert fd is not None
+    return Engine(meta, folder, RunLog(folder.log, fd), Defaults())
+
+
+def told(engine: Engine) -> tuple[Any, ...]:
+    """What must survive a killed daemon."""
+    chunks = {
+        n: (c.job_id, {i: (j.ref, j.attempt, j.state if j.wms_id else None) for i, j in c.open.items()})
+        for n, c in engine.chunks.items()
+    }
+    return (
+        engine.attempt,
+        engine.end,
+        engine.held,
+        engine.cancelled,
+        bytes(engine._dag.state),
+        list(engine._dag.starts),
+        chunks,
+    )
+
+
+def row(engine: Engine, chunk: int, index: int, state: str, reason: str = "None", start: float = 1.0) -> QueueRow:
+    job_id = engine.chunks[chunk].job_id or 0
+    return QueueRow(job_id, (index,), job_id + index, f"bps-{TOKEN}-{chunk}", state, 5, start, reason)
+
+
+def look(engine: Engine, now: float, rows: dict[tuple[int, int], QueueRow], codes: dict[tuple[int, int], int]) -> None:
+    by_chunk: dict[int, dict[int, list[QueueRow]]] = {}
+    for (chunk, index), one in rows.items():
+        by_chunk.setdefault(chunk, {})[index] = [one]
+    records: dict[int, dict[tuple[int, int], ExitRecord]] = {}
+    for (chunk, index), code in codes.items():
+        ref = engine.chunks[chunk].open[index].ref
+        record = ExitRecord(ref.node, ref.attempt, 1, 0, code, now, now, "n1", "")
+        records.setdefault(chunk, {})[ref.node, ref.attempt] = record
+    engine.see(Sight(now, now, by_chunk, records), 100.0)
+
+
+DIAMOND = (
+    shell_job("a_1", "true", number_of_retries=1),
+    shell_job("b_1", "true", parents=["a_1"]),
+    shell_job("b_2", "true", parents=["a_1"], request_memory=10),
+    shell_job("c_1", "true", parents=["b_1", "b_2"]),
+)
+
+
+ACTS = ("plan", "plan", "submit", "see", "see", "withdraw", "cancel", "hold", "kill")
+LET_IT_END = 40
+"""From this step on nothing is done but what brings a run to its end."""
+
+
+def do(act: str, engine: Engine, now: float, data: st.DataObject, *, ending: bool) -> None:
+    """What a driver does with an engine."""
+    if act == "plan":
+        for plan in engine.plan(10, now):
+            engine.in_doubt(plan.chunk, now)
+    elif act == "submit":
+        for chunk in engine.doubtful():
+            engine.submitted(chunk.number, 100 + 10 * chunk.number, now)
+    elif act == "withdraw":
+        for chunk in engine.doubtful():
+            engine.withdraw(chunk.number, now, "refused")
+    elif act == "cancel" and data.draw(st.integers(0, 5)) == 0:
+        engine.cancel(now)
+    elif act == "hold":
+        engine.hold(now, held=not engine.held)
+    elif act == "see":
+        rows, codes = {}, {}
+        for place in [(n, i) for n, c in engine.chunks.items() if c.job_id is not None for i in c.open]:
+            if ending or data.draw(st.booleans()):
+                codes[place] = data.draw(st.sampled_from([0, 0, 0, 1]))
+            else:
+                rows[place] = row(engine, *place, data.draw(st.sampled_from(["PENDING", "RUNNING"])))
+        look(engine, now + 0.5, rows, codes)
+
+
+@given(st.data())
+def test_a_killed_daemon_is_where_it_was(data: st.DataObject) -> None:
+    """After any events the log makes the same engine again, and a run always comes to its end."""
+    with run_of(*DIAMOND, final=shell_job("final_1", "true")) as folder:
+        engine = opened(folder)
+        engine.begin(1, 1.0)
+        for step in range(LET_IT_END + 40):
+            ending = step >= LET_IT_END
+            act = ("plan", "submit", "see")[step % 3] if ending else data.draw(st.sampled_from(ACTS))
+            if act == "kill":
+                before = told(engine)
+                engine.close()
+                engine = opened(folder)
+                assert engine.skipped_events == 0
+                assert told(engine) == before
+            if ending:
+                engine.hold(step + 2.0, held=False)
+            do(act, engine, step + 2.0, data, ending=ending)
+        assert engine.end is not None
+        assert engine.in_queue == 0
+        engine.close()
+
+
+def test_a_requeue_is_another_attempt_and_the_claim_stays() -> None:
+    with run_of(shell_job("a_1", "true")) as folder:
+        engine = opened(folder)
+        engine.begin(1, 1.0)
+        engine.plan(10, 1.0)
+        engine.submitted(1, 50, 1.0)
+        for now, state, start in (
+            (2.0, "RUNNING", 2.0),
+            (3.0, "PENDING", 2.0),
+            (4.0, "RUNNING", 4.0),
+            (5.0, "RUNNING", 5.0),
+        ):
+            look(engine, now, {(1, 0): row(engine, 1, 0, state, start=start)}, {})
+        job = engine.chunks[1].open[0]
+        assert (job.attempt, job.ref.attempt) == (3, 1)
+        look(engine, 6.0, {}, {(1, 0): 0})
+        assert engine.end is not None
+        assert engine.end.state == WmsStates.SUCCEEDED
+        assert list(engine._dag.starts) == [3]
+        engine.close()
+
+
+def test_what_no_source_knows_is_asked_for_and_not_ended() -> None:
+    with run_of(shell_job("a_1", "true")) as folder:
+        engine = opened(folder)
+        engine.begin(1, 1.0)
+        engine.plan(10, 1.0)
+        engine.submitted(1, 50, 1.0)
+        sight = Sight(2.0, 2.0, {}, {})
+        assert engine.missing(sight) == {50}
+        assert engine.see(sight, 100.0) == []
+        assert engine.see(Sight(90.0, 90.0, {}, {}), float("inf")) == []
+        assert engine.see(Sight(103.0, 103.0, {}, {}), 100.0) == [(1, [0])]
+        assert engine.in_queue == 1
+        engine.close()
+
+
+def test_a_whole_run_is_handed_over_parents_first() -> None:
+    with run_of(*DIAMOND[1:3], DIAMOND[0] | {"number_of_retries": 0}, DIAMOND[3]) as folder:
+        engine = opened(folder, hands_off=True)
+        engine.begin(1, 1.0)
+        _, lines = engine.hand_over(1.0)
+        seen: set[str] = set()
+        for chunk, _, parents, *_ in lines:
+            assert set(parents.split()) <= seen
+            seen.add(chunk)
+        assert sorted(len(line[2].split()) for line in lines) == [0, 1, 1, 2]
+        before = told(engine)
+        engine.close()
+        engine = opened(folder, hands_off=True)
+        assert told(engine) == before
+        assert engine.hand_over(2.0)[1] == lines
+        engine.close()
+    assert [n for n, _ in handover_order({2: [1], 1: [0], 0: []})] == [0, 1, 2]
