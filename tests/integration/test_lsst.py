@@ -105,7 +105,9 @@ def test_campaigns_fail_are_seen_and_are_restarted(daemon: RunningDaemon, reposi
     assert bps("status", "--id", run, check=False).returncode == FAILED
     brief = bps("report", "--hist", "1").stdout
     percent = int(good / total * 100)
-    assert re.search(rf"^ +FAILED +{percent} +{run} +op +dev +mock +anywhere +{names[0]} ", brief, re.MULTILINE), brief
+    site = "" if bps.bed.name == "lsst-3.11" else "anywhere +"  # the last release for Python 3.11 has no such column
+    line = rf"^ +FAILED +{percent} +{run} +op +dev +mock +{site}{names[0]} "
+    assert re.search(line, brief, re.MULTILINE), brief
 
     # It is restarted where it failed, and keeps its id.
     repository.show_raw()
