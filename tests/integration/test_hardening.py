@@ -237,6 +237,8 @@ def test_stopped_and_continued_nobody_is_let_go_and_nothing_lost(state_dir: Path
         ping = wire.encode_request(7, "ping", {})
         assert daemon.process is not None
         half.socket.sendall(ping[:10])
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > 1.5, "its half a message was noticed")
         os.kill(daemon.process.pid, signal.SIGSTOP)
         until(lambda: _process_state(daemon) == "T", "it is stopped")
         early = stack.enter_context(Raw(daemon.socket))  # it comes while nobody is there

@@ -122,10 +122,10 @@ def seen(daemon: RunningDaemon, state: str, count: int) -> None:
     until(shown, f"{count} runs are {state}")
 
 
-def told_nothing_more(daemon: RunningDaemon, receiver: Receiver) -> None:
+def told_nothing_more(daemon: RunningDaemon, receiver: Receiver, backend: str = "toy") -> None:
     """Whatever was to be told so far is told: an event after all others has come out."""
     before = len(receiver.messages)
-    daemon.wms("toy").add("marker", state="FAILED", note=f"marker {'x' * before}")
+    daemon.wms(backend).add("marker", state="FAILED", note=f"marker {'x' * before}")
     until(
         lambda: [g for g in receiver.groups("failed") if g["cause"] == f"marker {'x' * before}"], "the marker is told"
     )
@@ -192,6 +192,25 @@ def test_a_backend_that_is_down_and_back_and_stale_between(state_dir: Path, rece
 
         assert {g["backend"] for g in receiver.groups()} == {"toy"}
         assert receiver.groups("backend_down")[0]["cause"].startswith("down: ")
+
+
+def test_a_problem_that_outlives_the_daemon_is_told_once_and_so_is_its_end(state_dir: Path, receiver: Receiver) -> None:
+    with daemon_with(state_dir, {"ops": hook(receiver)}, ("toy", "other")) as daemon:
+        daemon.wms("toy").fault("poll", "error")
+        for kind in ("backend_down", "stale"):
+            until(partial(_is_told, receiver, kind, "first"), f"{kind} is told")
+        wms = daemon.wms("toy")
+        assert daemon.stop() == 0
+        daemon.start()
+        with daemon.client() as client:
+            until(lambda: client.backends("toy")["backends"][0]["failures"] > 0, "it is down still")
+        told_nothing_more(daemon, receiver, "other")
+        wms.fault("poll", None)
+        for kind in ("backend_down", "stale"):
+            until(partial(_is_told, receiver, kind, "recovered"), f"the end of {kind} is told")
+        told_nothing_more(daemon, receiver)
+
+        assert [outcomes(receiver, kind) for kind in ("backend_down", "stale")] == [["first", "recovered"]] * 2
 
 
 def test_a_webhook_that_fails_is_tried_again_and_holds_nothing_up(state_dir: Path, receiver: Receiver) -> None:
