@@ -22,6 +22,7 @@ from __future__ import annotations
 
 __all__ = ["Instructions", "main", "work"]
 
+import contextlib
 import gc
 import os
 import sys
@@ -110,7 +111,8 @@ def _write(path: Path, content: bytes) -> None:
 
 def main() -> int:
     """Serve one line."""
-    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        os.nice(NICENESS)
     gc.disable()  # a workflow has no cycles to collect, and this process ends when it is written: 1 s of 100,000 jobs
     instructions = msgspec.json.decode(sys.stdin.buffer.readline(), type=Instructions)
     sys.stdout.buffer.write(msgspec.json.encode(work(instructions)) + b"\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["Answer", "Found", "Order", "find_problems", "main", "make_folder"]
 
+import contextlib
 import os
 import shutil
 import sys
@@ -196,5 +197,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        os.nice(NICENESS)
     sys.exit(main())
