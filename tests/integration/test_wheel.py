@@ -102,6 +102,7 @@ def test_adapters_are_found_from_the_wheel(installed: Path) -> None:
     )
 
     assert json.loads(_says(installed / "python", "-c", program)) == {
+        "bps_plugin": "BpsPluginService",
         "htcondor": "HTCondorService",
         "local": "LocalService",
         "scripted": "ScriptedService",
