@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import busy, jobs, lsst, million, pool, reads, synthetic
+from benchmarks import busy, jobs, lsst, million, pool, reads, slurm, synthetic
 from benchmarks.measure import Line
 from bpsd import __version__
 
@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[Path], list[Line]]] = {
     "submit": busy.under_submit,
     "crowd": busy.crowd,
     "jobs": jobs.local,
+    "slurm": slurm.controller,
     "idle": reads.idle,
     "million": million.million,
     "bps": lsst.bps_reports,
