@@ -29,7 +29,8 @@ universe = scheduler
 executable = /bin/sleep
 arguments = 3600
 +bps_isjob = "True"
-+bps_run = "u_op_night_$(Process)"
+initialdir = $(folder)
++bps_run = "u_op_night_$(number)"
 +bps_project = "dev"
 +bps_campaign = "night"
 +bps_payload = "drp"
@@ -41,7 +42,7 @@ arguments = 3600
 +DAG_NodesReady = 10
 +DAG_NodesUnready = 50
 +DAG_NodesFailed = 0
-queue {count}
+queue
 """
 """Runs as the queue shows them: the attributes of DAGMan and of bps, and next to no work."""
 
@@ -67,8 +68,11 @@ def bps_reports(folder: Path) -> list[Line]:
 def measured(pool: CondorBed, share: Path, daemon: RunningDaemon, count: int) -> Line:
     """Fill the queue up to ``count`` runs and time the three commands."""
     have = len(pool.run("condor_q", "-af", "ClusterId").split())
-    (share / "runs.sub").write_text(SLEEPERS.format(count=count - have))
-    pool.run("condor_submit", str(share / "runs.sub"))
+    (share / "runs.sub").write_text(SLEEPERS)
+    for number in range(have, count):  # each has a folder and a cluster of its own, as runs have
+        folder = share / "scratch" / str(number)
+        folder.mkdir()
+        pool.run("condor_submit", f"number={number}", f"folder={folder}", str(share / "runs.sub"))
 
     def known() -> bool:
         with daemon.client() as client:
@@ -87,7 +91,7 @@ def measured(pool: CondorBed, share: Path, daemon: RunningDaemon, count: int) ->
     commands = {
         "bpsd": [*variables, "/opt/bps/bin/bps", "report", "--wms-service-class", "bpsd.lsst.BpsdService"],
         "plugin": [*variables, "/opt/bps/bin/bps", "report", "--wms-service-class", plugin],
-        "bpsctl": [*variables, "/opt/bps/bin/python", "-m", "bpsd.cli.bpsctl", "report"],
+        "bpsctl": [*variables, "/opt/bps/bin/python", "-m", "bpsd.cli.bpsctl", "report", "--active"],
     }
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for turn in range(TURNS + 1):
