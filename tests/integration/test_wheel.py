@@ -106,4 +106,5 @@ def test_adapters_are_found_from_the_wheel(installed: Path) -> None:
         "htcondor": "HTCondorService",
         "local": "LocalService",
         "scripted": "ScriptedService",
+        "slurm": "SlurmService",
     }
