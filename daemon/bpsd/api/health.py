@@ -45,7 +45,9 @@ class Health:
         worst = max(check.status for check in checks)
         bad = [check.message for check in checks if check.status]
         word = _WORDS[worst]
-        message = f"{word}: " + ("; ".join(bad) if bad else f"{len(self._deps.backends)} backends, nothing amiss")
+        count = len(self._deps.backends)
+        fine = f"{count} {'backend' if count == 1 else 'backends'}, nothing amiss"
+        message = f"{word}: " + ("; ".join(bad) or fine)
         return HealthResult(status=worst, message=message, checks=checks, figures=figures)
 
     def _backends(self) -> list[HealthCheck]:
