@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -325,16 +326,18 @@ def test_a_link_in_the_place_of_a_log_is_not_followed(path: Path) -> None:
 # -- a disk that fills -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[int]:
-    """Files of this process end at 4096 bytes (Python ignores the signal, so the write fails)."""
+@contextmanager
+def files_end_at(size_bytes: int) -> Iterator[None]:
+    """Files of this process end there (Python ignores the signal, so the write fails); so does what pytest prints to."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_write_that_fails_leaves_the_log_as_it_was(path: Path, file_size_limit: int) -> None:
+def test_a_write_that_fails_leaves_the_log_as_it_was(path: Path) -> None:
     log = opened(path)
     count = 0
 
@@ -344,12 +347,11 @@ def test_a_write_that_fails_leaves_the_log_as_it_was(path: Path, file_size_limit
             log.append([{"e": count, "pad": "x" * 100}], durable=True)
             count += 1
 
-    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+    with files_end_at(4096), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         fill()
     assert len(followed(path)[0]) == count
     assert path.read_bytes()[-1:] == b"\n"
 
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     log.append([{"e": "after"}], durable=True)
     log.close()
     assert followed(path)[0][-1] == {"e": "after"}
