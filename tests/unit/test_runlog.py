@@ -328,7 +328,7 @@ def test_a_link_in_the_place_of_a_log_is_not_followed(path: Path) -> None:
 
 @contextmanager
 def files_end_at(size_bytes: int) -> Iterator[None]:
-    """Files of this process end there (Python ignores the signal: the write fails), also the one pytest may print to."""
+    """Files of this process end there: the write fails (Python ignores the signal), and so would pytest's own word."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
     try:
