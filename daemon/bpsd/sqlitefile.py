@@ -120,7 +120,8 @@ def translated(doing: str, path: Path, *, distrust: bool = False) -> Iterator[No
         yield
     except sqlite3.Error as exc:
         code = _code(exc)
-        if code in _DAMAGE or (distrust and code not in _ADVICE):
+        # We write no documents while we distrust: one that is too big is a length that was damaged.
+        if code in _DAMAGE or (distrust and (code not in _ADVICE or code == sqlite3.SQLITE_TOOBIG)):
             raise Damaged(path, str(exc)) from exc
         if code not in _ADVICE:
             raise

@@ -325,6 +325,15 @@ def test_log_without_its_database_is_noticed(tmp_path: Path) -> None:
 # -- errors ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_length_that_was_damaged_is_damage_and_a_document_too_large_is_not(filled: Path) -> None:
+    with contextlib.closing(sqlite3.connect(filled)) as connection:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100)
+        with pytest.raises(Damaged, match="too big"), sqlitefile.translated("opening", filled, distrust=True):
+            connection.execute("SELECT zeroblob(1000)").fetchall()
+        with pytest.raises(StorageError, match="larger than SQLite takes"), sqlitefile.translated("writing", filled):
+            connection.execute("SELECT zeroblob(1000)").fetchall()
+
+
 def test_errors_of_the_disk_are_ours_and_errors_of_logic_are_not(filled: Path) -> None:
     with contextlib.closing(_open(filled)) as connection:
         with pytest.raises(sqlite3.IntegrityError), sqlitefile.translated("writing", filled):
