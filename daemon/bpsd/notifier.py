@@ -201,7 +201,7 @@ class Notifier:
                 while after < until and (page := await self._timeline(after, REPLAY_PAGE)):
                     for entry in page:
                         if entry.seq <= until and entry.kind in KINDS:
-                            self._hear(_event(entry), [lane])
+                            self._hear(entry.shown(), [lane])
                     after = page[-1].seq
             except BpsdError as exc:
                 self._log.error(LogEvent.UPKEEP_FAILED, what="catching up with notifications", error=str(exc))
@@ -291,17 +291,6 @@ class Notifier:
                 self._log.error(LogEvent.UPKEEP_FAILED, what=str(self._path), error=str(exc))
             else:
                 self._kept = kept
-
-
-def _event(entry: TimelineEvent) -> Event:
-    return Event(
-        seq=entry.seq,
-        time=entry.time,
-        kind=entry.kind,
-        backend=entry.backend or None,
-        run=entry.run_id,
-        data=msgspec.json.decode(entry.doc, type=dict[str, Any]),
-    )
 
 
 def _read(path: Path) -> _Kept:

@@ -11,10 +11,11 @@ __all__ = ["Batch", "Pending", "StoredRun", "TimelineEvent"]
 
 import sqlite3
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from bpsd.messages import Event
 from bpsd.sqlitefile import text
 
 K = TypeVar("K")
@@ -46,6 +47,17 @@ class TimelineEvent(msgspec.Struct, frozen=True):
     backend: str
     kind: str
     doc: bytes
+
+    def shown(self) -> Event:
+        """As a client sees it."""
+        return Event(
+            seq=self.seq,
+            time=self.time,
+            kind=self.kind,
+            backend=self.backend or None,
+            run=self.run_id,
+            data=msgspec.json.decode(self.doc, type=dict[str, Any]),
+        )
 
 
 class Batch(msgspec.Struct, kw_only=True):

@@ -12,14 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
-
-class JobRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A job in an attempt of its own: the first, or a retry, or one in a later attempt of the run."""
-
-    node: int
-    name: str
-    label: str
-    attempt: int
+from bpsd_adapters.driven import End, Held, JobRef
 
 
 class JobState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -74,22 +67,6 @@ class Ended(msgspec.Struct, frozen=True, tag_field="e", tag="ended", kw_only=Tru
     state: int
     exit_code: int | None = None
     again: bool = False
-    note: str = ""
-
-
-class Held(msgspec.Struct, frozen=True, tag_field="e", tag="held", kw_only=True):
-    """The run is held (starts no more jobs), or is no longer."""
-
-    time: float
-    held: bool
-
-
-class End(msgspec.Struct, frozen=True, tag_field="e", tag="end", kw_only=True):
-    """The attempt of the run is over."""
-
-    attempt: int
-    time: float
-    state: int
     note: str = ""
 
 

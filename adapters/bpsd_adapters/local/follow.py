@@ -21,6 +21,7 @@ import msgspec
 
 from bpsd.models import KnownRun, PollRequest, RunObservation, made_ready
 from bpsd_adapters import runlog
+from bpsd_adapters.driven import KeptCursor
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import processes
 from bpsd_adapters.local.events import decode
@@ -50,23 +51,11 @@ T = TypeVar("T")
 _LIVE = frozenset({Phase.RUNNING, Phase.HELD, Phase.ENDING})
 
 
-class BackendCursor(msgspec.Struct, array_like=True):
+class BackendCursor(KeptCursor, msgspec.Struct, array_like=True):
     """What the backend as a whole was seen to have: all numbers up to ``upto``, and who of them must be looked at."""
 
     upto: int = 0
-    watch: dict[str, RunCursor] = {}
-
-    def text(self) -> str:
-        """As a text, for the daemon to keep."""
-        return msgspec.json.encode(self).decode()
-
-    @classmethod
-    def parsed(cls, text: str | None) -> BackendCursor:
-        """Of a text; from the beginning if it is not one of ours."""
-        try:
-            return cls() if text is None else msgspec.json.decode(text, type=cls)
-        except msgspec.MsgspecError:
-            return cls()
+    watch: dict[str, RunCursor] = msgspec.field(default_factory=dict)
 
 
 made_ready(BackendCursor)

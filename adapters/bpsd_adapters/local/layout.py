@@ -28,20 +28,14 @@ from pathlib import Path
 
 import msgspec
 
-from bpsd.workflow import RunAttributes
+from bpsd_adapters.driven import RunMeta
 from bpsd_adapters.files import safe_name, sync_folder, write_durably
 
 
-class Meta(msgspec.Struct, frozen=True, kw_only=True):
+class Meta(RunMeta, frozen=True, kw_only=True):
     """What a run is, apart from its jobs; never changes."""
 
     wms_id: str
-    token: str
-    name: str
-    run: RunAttributes
-    job_count: int
-    run_summary: str
-    created: float
 
 
 _decode_meta = msgspec.json.Decoder(Meta).decode

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from bpsd.models import JobObservation, RunObservation, WmsStates
+from bpsd_adapters.driven import KeptCursor, identity
 from bpsd_adapters.local.events import Begin, End, Ended, Event, Held, Started, States
 from bpsd_adapters.local.history import History, OpenJob
 from bpsd_adapters.local.layout import Meta
@@ -41,7 +42,7 @@ class Phase(Enum):
     """The log has no end, nobody writes it, and nothing runs; that was told."""
 
 
-class RunCursor(msgspec.Struct, frozen=True, array_like=True):
+class RunCursor(KeptCursor, msgspec.Struct, frozen=True, array_like=True):
     """How far the log of a run was read, and what is wanted of it to read on."""
 
     inode: int = 0
@@ -62,18 +63,6 @@ class RunCursor(msgspec.Struct, frozen=True, array_like=True):
     def in_phase(self, phase: Phase) -> RunCursor:
         """The cursor with another phase."""
         return RunCursor(*self.position, self.attempt, phase)
-
-    def text(self) -> str:
-        """As a text, for the daemon to keep."""
-        return msgspec.json.encode(self).decode()
-
-    @classmethod
-    def parsed(cls, text: str | None) -> RunCursor:
-        """Of a text; from the beginning if it is not one of ours."""
-        try:
-            return cls() if text is None else msgspec.json.decode(text, type=cls)
-        except msgspec.MsgspecError:
-            return cls()
 
 
 class Teller:
@@ -193,28 +182,11 @@ class Teller:
                 end_time=None if self._end is None else self._end.time,
                 note=self._note,
                 jobs=tuple(self._jobs.values()),
-                **(self._identity() if self._first else {}),
+                **(identity(self._meta, self._path) | {"owner": self._owner} if self._first else {}),
             )
         )
         self._first = False
         self._jobs, self._time = {}, None
-
-    def _identity(self) -> dict[str, Any]:
-        meta, run = self._meta, self._meta.run
-        return {
-            "path": self._path,
-            "label": run.label,
-            "run": meta.name,
-            "project": run.project,
-            "campaign": run.campaign,
-            "payload": run.payload,
-            "operator": run.operator,
-            "site": run.site,
-            "run_summary": meta.run_summary,
-            "owner": self._owner,
-            "submit_time": meta.created,
-            "total_number_jobs": meta.job_count,
-        }
 
 
 def driver_died(

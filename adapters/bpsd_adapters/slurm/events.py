@@ -28,15 +28,7 @@ from typing import TypeAlias
 import msgspec
 
 from bpsd.models import made_ready
-
-
-class JobRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A job in an attempt of its own, as it was submitted: its claim is ``NODE.ATTEMPT``."""
-
-    node: int
-    name: str
-    label: str
-    attempt: int
+from bpsd_adapters.driven import End, Held, JobRef
 
 
 class JobState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -113,13 +105,6 @@ class Ended(msgspec.Struct, frozen=True, tag_field="e", tag="ended", kw_only=Tru
     source: str = ""
 
 
-class Held(msgspec.Struct, frozen=True, tag_field="e", tag="held", kw_only=True):
-    """The run is held (nothing more is submitted, what waits is held in Slurm), or is no longer."""
-
-    time: float
-    held: bool
-
-
 class Cancel(msgspec.Struct, frozen=True, tag_field="e", tag="cancel", kw_only=True):
     """The run is to end."""
 
@@ -131,15 +116,6 @@ class Note(msgspec.Struct, frozen=True, tag_field="e", tag="note", kw_only=True)
 
     time: float
     note: str
-
-
-class End(msgspec.Struct, frozen=True, tag_field="e", tag="end", kw_only=True):
-    """The attempt of the run is over."""
-
-    attempt: int
-    time: float
-    state: int
-    note: str = ""
 
 
 Event: TypeAlias = Begin | States | Intent | Submitted | Withdrawn | Ended | Held | Cancel | Note | End

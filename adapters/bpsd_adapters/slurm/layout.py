@@ -21,7 +21,8 @@ from pathlib import Path
 import msgspec
 
 from bpsd.models import made_ready
-from bpsd.workflow import RunAttributes, WorkflowFile
+from bpsd.workflow import WorkflowFile
+from bpsd_adapters.driven import RunMeta
 from bpsd_adapters.files import sync_folder, write_durably
 
 _TOKEN = re.compile(r"[a-z0-9]{20}", re.ASCII)
@@ -38,16 +39,10 @@ def token_of(text: str) -> str | None:
     return token if _TOKEN.fullmatch(token) else None
 
 
-class Meta(msgspec.Struct, frozen=True, kw_only=True):
+class Meta(RunMeta, frozen=True, kw_only=True):
     """What a run is, apart from its jobs; never changes. ``folder`` is its folder on the submit host."""
 
     number: int
-    token: str
-    name: str
-    run: RunAttributes
-    job_count: int
-    run_summary: str
-    created: float
     folder: str
     hands_off: bool = False
 

@@ -12,6 +12,7 @@ import msgspec
 
 from bpsd.models import JobObservation, KnownRun, PollRequest, RunObservation, WmsStates, made_ready
 from bpsd_adapters import runlog
+from bpsd_adapters.driven import KeptCursor, identity
 from bpsd_adapters.runlog import Position
 from bpsd_adapters.slurm.events import Begin, End, Ended, Event, Held, Note, States, decode
 from bpsd_adapters.slurm.layout import Meta, StateFolder, run_id, token_of
@@ -24,7 +25,7 @@ _RANK_OF = {"exit": 30, "accounting": 10, "queue": 5}
 """How far the source of a job's end is trusted."""
 
 
-class RunCursor(msgspec.Struct, frozen=True, array_like=True):
+class RunCursor(KeptCursor, msgspec.Struct, frozen=True, array_like=True):
     """How far the log of a run was read, and what is wanted of it to read on. ``state`` is the run's; -1: not begun."""
 
     inode: int = 0
@@ -38,36 +39,12 @@ class RunCursor(msgspec.Struct, frozen=True, array_like=True):
         """Whether the run was not over there."""
         return self.state in (-1, int(WmsStates.RUNNING), int(WmsStates.HELD))
 
-    def text(self) -> str:
-        """As a text, for the daemon to keep."""
-        return msgspec.json.encode(self).decode()
 
-    @classmethod
-    def parsed(cls, text: str | None) -> RunCursor:
-        """Of a text; from the beginning if it is not one of ours."""
-        try:
-            return cls() if text is None else msgspec.json.decode(text, type=cls)
-        except msgspec.MsgspecError:
-            return cls()
-
-
-class BackendCursor(msgspec.Struct, array_like=True):
+class BackendCursor(KeptCursor, msgspec.Struct, array_like=True):
     """Runs up to a number were told; those in ``watch`` (by token) go on, and the daemon does not know them as live."""
 
     upto: int = 0
-    watch: dict[str, RunCursor] = {}
-
-    def text(self) -> str:
-        """As a text, for the daemon to keep."""
-        return msgspec.json.encode(self).decode()
-
-    @classmethod
-    def parsed(cls, text: str | None) -> BackendCursor:
-        """Of a text; from the beginning if it is not one of ours."""
-        try:
-            return cls() if text is None else msgspec.json.decode(text, type=cls)
-        except msgspec.MsgspecError:
-            return cls()
+    watch: dict[str, RunCursor] = msgspec.field(default_factory=dict)
 
 
 made_ready(RunCursor, BackendCursor)
@@ -249,7 +226,6 @@ class _Teller:
     def _flush(self) -> None:
         if self._time is None:
             return
-        identity = self._identity() if self._first else {}
         self._told.append(
             RunObservation(
                 wms_id=run_id(self._meta.token),
@@ -263,24 +239,8 @@ class _Teller:
                 end_time=self._end,
                 note=self._note,
                 jobs=tuple(self._jobs.values()),
-                **identity,
+                **(identity(self._meta, self._meta.folder) if self._first else {}),
             )
         )
         self._first = False
         self._jobs, self._time, self._note = {}, None, None
-
-    def _identity(self) -> dict[str, Any]:
-        meta, run = self._meta, self._meta.run
-        return {
-            "path": meta.folder,
-            "label": run.label,
-            "run": meta.name,
-            "project": run.project,
-            "campaign": run.campaign,
-            "payload": run.payload,
-            "operator": run.operator,
-            "site": run.site,
-            "run_summary": meta.run_summary,
-            "submit_time": meta.created,
-            "total_number_jobs": meta.job_count,
-        }

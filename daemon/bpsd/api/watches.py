@@ -66,7 +66,7 @@ class Watches:
         )
         if params.after is None:
             entries = entries[-params.limit :]  # the latest ones: there is nothing behind them
-        events, more = fitting(map(_event, entries), params.limit)
+        events, more = fitting(map(TimelineEvent.shown, entries), params.limit)
         return EventsResult(events=events, next=events[-1].seq if more else None)
 
     def watch(self, call: Call, params: WatchParams) -> WatchResult:
@@ -132,17 +132,6 @@ class Watches:
     def _forget(self, connection: Connection) -> None:
         for end in self._of.pop(connection, {}).values():
             end()
-
-
-def _event(entry: TimelineEvent) -> Event:
-    return Event(
-        seq=entry.seq,
-        time=entry.time,
-        kind=entry.kind,
-        backend=entry.backend or None,
-        run=entry.run_id,
-        data=msgspec.json.decode(entry.doc, type=dict[str, Any]),
-    )
 
 
 class _Watcher:

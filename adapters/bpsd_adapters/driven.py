@@ -1,0 +1,86 @@
+"""What the runs that we drive ourselves have in common, whatever their jobs run on: words of their logs, and identity.
+
+Next to `bpsd_adapters.dag` (what may run) and `bpsd_adapters.runlog` (the lines themselves).
+"""
+
+from __future__ import annotations
+
+__all__ = ["End", "Held", "JobRef", "KeptCursor", "RunMeta", "identity"]
+
+from typing import Any, Self
+
+import msgspec
+
+from bpsd.workflow import RunAttributes
+
+
+class JobRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A job in an attempt of its own: the first, or a retry, or one in a later attempt of the run."""
+
+    node: int
+    name: str
+    label: str
+    attempt: int
+
+
+class Held(msgspec.Struct, frozen=True, tag_field="e", tag="held", kw_only=True):
+    """The run is held (starts no more jobs), or is no longer."""
+
+    time: float
+    held: bool
+
+
+class End(msgspec.Struct, frozen=True, tag_field="e", tag="end", kw_only=True):
+    """The attempt of the run is over."""
+
+    attempt: int
+    time: float
+    state: int
+    note: str = ""
+
+
+class RunMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is, apart from its jobs; never changes."""
+
+    token: str
+    name: str
+    run: RunAttributes
+    job_count: int
+    run_summary: str
+    created: float
+
+
+def identity(meta: RunMeta, path: str) -> dict[str, Any]:
+    """What the first observation of a run says beside its state, as fields of `~bpsd.models.RunObservation`."""
+    run = meta.run
+    return {
+        "path": path,
+        "label": run.label,
+        "run": meta.name,
+        "project": run.project,
+        "campaign": run.campaign,
+        "payload": run.payload,
+        "operator": run.operator,
+        "site": run.site,
+        "run_summary": meta.run_summary,
+        "submit_time": meta.created,
+        "total_number_jobs": meta.job_count,
+    }
+
+
+class KeptCursor:
+    """What a structure that is a cursor has beside its fields: the text that the daemon keeps of it."""
+
+    __slots__ = ()
+
+    def text(self) -> str:
+        """As a text."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def parsed(cls, text: str | None) -> Self:
+        """Of a text; from the beginning if it is not one of ours."""
+        try:
+            return cls() if text is None else msgspec.json.decode(text, type=cls)
+        except msgspec.MsgspecError:
+            return cls()
