@@ -210,6 +210,29 @@ def test_a_doubt_that_the_wms_cannot_clear_up_waits_for_a_person(daemon: Running
         client.commands_resolve(command, "again")
 
 
+@pytest.mark.parametrize("outcome", ["done", "failed", "again"])
+def test_a_persons_word_wins_over_a_look_up_in_flight(daemon: RunningDaemon, client: Client, outcome: str) -> None:
+    wms = daemon.wms("toy")
+    wms.fault("submit", "lost", times=1)
+    wms.fault("find_by_token", "hang")
+    command = client.submit_document(TWO, backend="toy")["id"]
+    until(lambda: wms.read().calls.get("find_by_token"), "it is being looked up")
+    assert client.commands_wait(command, timeout_s=0)["state"] == "IN_DOUBT"
+
+    row = client.commands_resolve(command, outcome, wms_id="1" if outcome == "done" else None)
+
+    assert row["state"] == {"done": "DONE", "failed": "FAILED", "again": "ACCEPTED"}[outcome]
+    after = client.wait_command(command, timeout_s=90)
+    assert after["state"] == ("FAILED" if outcome == "failed" else "DONE")
+    assert wms.read().calls["submit"] == (2 if outcome == "again" else 1)
+    until(lambda: client.health()["figures"]["commands_open"] == 0, "nobody looks any more")
+    assert client.commands(id=command)["commands"][0]["state"] == after["state"]
+    if outcome == "failed":
+        status = client.status(after["run"])
+        assert (status["state"], status["note"].partition(":")[0]) == ("FAILED", "not submitted")
+    submit(client)  # the daemon is there, and so is its engine
+
+
 def test_cancel_is_verified_and_repeated_until_it_is_true(daemon: RunningDaemon, client: Client) -> None:
     run = submit(client)["run"]
     wms = daemon.wms("toy")
