@@ -100,6 +100,23 @@ def test_an_unknown_run_is_answered_with_the_nearest(daemon: RunningDaemon, clie
     assert run in caught.value.fields["nearest"]
 
 
+def test_a_name_or_its_beginning_is_no_id_but_leads_to_the_ids(daemon: RunningDaemon, client: Client) -> None:
+    runs = {submit(client)["run"] for _ in range(2)}
+    until(lambda: {row["state"] for row in client.report()["runs"]} == {"PENDING"}, "they are seen")
+
+    def refused(text: str, verb: str) -> dict[str, Any]:
+        with pytest.raises(RemoteError) as caught:
+            client.status(text) if verb == "status" else client.command(verb, text)
+        assert caught.value.code == "run_not_found"
+        assert all(run in caught.value.advice for run in runs)
+        return caught.value.fields
+
+    until(lambda: {*refused("test", "status")["nearest"]} == runs, "the store knows them by their name")
+    for text, verb in (("test", "cancel"), ("te", "cancel"), ("t", "hold"), ("te", "status")):
+        assert {*refused(text, verb)["nearest"]} == runs
+    assert daemon.wms("toy").read().calls.get("cancel") is None
+
+
 @pytest.mark.parametrize("backend", ["to", None])
 def test_an_unknown_or_missing_backend_is_answered_with_the_known_ones(
     daemon: RunningDaemon, client: Client, backend: str | None
