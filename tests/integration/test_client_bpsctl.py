@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -775,6 +776,23 @@ def test_ctrl_c_leaves_the_run_running_and_says_so(daemon: FakeDaemon) -> None:
     assert done.err.splitlines()[-1] == f"bpsctl: no longer waiting; the runs go on: `bpsctl wait {RUN}` waits again"
     assert "Traceback" not in done.err
     assert [method for method, _ in daemon.requests] == ["status", "watch"]
+
+
+@pytest.mark.parametrize("verb", ["wait", "watch"])
+def test_an_impatient_ctrl_c_is_no_crash(daemon: FakeDaemon, verb: str) -> None:
+    process = start(daemon.path, verb, RUN)
+    told = process.stderr if verb == "wait" else process.stdout
+    assert told is not None
+    assert "RUNNING" in told.readline()
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+
+    done = ended(process)
+
+    assert done.code == 130
+    assert done.err.startswith(f"\nbpsctl: no longer {verb}ing; the runs go on")
+    assert done.err.count("\n") == 2
 
 
 def test_ctrl_c_while_a_command_is_waited_for(daemon: FakeDaemon, flow: Path) -> None:

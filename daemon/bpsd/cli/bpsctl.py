@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(given)
         if sys.stdout is not None:
             sys.stdout.flush()
+    except KeyboardInterrupt:  # before the verb began
+        code = wire.EXIT_CODES["interrupted"]
     except BrokenPipeError:
         _silence(sys.stdout)
         code = BROKEN_PIPE
