@@ -547,6 +547,16 @@ def test_submit_that_comes_to_nothing(daemon: FakeDaemon, flow: Path, state: str
     assert done.out == ""
 
 
+def test_what_the_backend_finds_wrong_is_told_of_the_file_that_was_given(daemon: FakeDaemon, flow: Path) -> None:
+    problems = [Problem(("jobs", 0, "executable"), "there is no program /bin/tru (job init)")]
+    error = WorkflowInvalid("u/alice/flow", problems).data()
+    daemon.answers["commands.wait"] = lambda _: command_row("submit", "FAILED", error=error)
+
+    done = bpsctl(daemon.path, "submit", str(flow))
+
+    assert done.err.startswith(f"{flow}: jobs[0].executable: there is no program /bin/tru (job init)\n")
+
+
 def test_cancel_by_name(daemon: FakeDaemon) -> None:
     daemon.rows["rb"] = run_row("rb", wms_id="77")
 
@@ -1001,6 +1011,11 @@ def test_typing_mistakes(socket_path: Path) -> None:
     assert bpsctl(socket_path, "report", "--stat=FAILED").err.endswith("did you mean --state?\n")
     assert bpsctl(socket_path).code == 2
     assert bpsctl(socket_path).out.startswith("usage: bpsctl ")
+    assert bpsctl(socket_path, "-v", "--socket") == (
+        2,
+        "",
+        "bpsctl: --socket: and no verb\n  `bpsctl --help` lists the verbs\n",
+    )
     assert bpsctl(socket_path, "--help").code == bpsctl(socket_path, "help").code == 0
     assert bpsctl(socket_path, "help", "wait").out.startswith("usage: bpsctl wait ")
 

@@ -61,9 +61,14 @@ def _run(argv: list[str]) -> int:
     if "--version" in before:
         print(f"bpsctl {__version__} (protocol {wire.PROTOCOL_VERSION})")
         return 0
-    if not rest or "-h" in before or "--help" in before:
+    if "-h" in before or "--help" in before:
         print(usage())
-        return 0 if rest or before else wire.EXIT_CODES["usage"]
+        return 0
+    if not rest and before:
+        raise UsageError(f"{before[-1]}: and no verb", "`bpsctl --help` lists the verbs")
+    if not rest:
+        print(usage())
+        return wire.EXIT_CODES["usage"]
     if rest[0] == "help":
         before, rest = [*before, "--help"], rest[1:]
         if not rest:

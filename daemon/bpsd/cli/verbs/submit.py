@@ -118,7 +118,7 @@ def _tell_failure(session: Session, row: Row, source: str) -> None:
     if error.get("problems"):
         from bpsd.cli.problems import problem_lines
 
-        session.say(*problem_lines({"source": source, **error}))
+        session.say(*problem_lines({**error, "source": source}))
     session.say(f"bpsctl: submit: run {row['run']}: {command_outcome(row)}")
     if error.get("advice"):
         session.say(f"  {error['advice']}")
