@@ -62,9 +62,14 @@ class Watches:
             run_id = record.run_id
         await self._deps.store.flush()
         entries = await self._deps.store.timeline(
-            run_id, after_seq=params.after, limit=params.limit + 1, backend=params.backend
+            run_id,
+            after_seq=params.after,
+            since=params.since,
+            until=params.until,
+            limit=params.limit + 1,
+            backend=params.backend,
         )
-        if params.after is None:
+        if params.after is None and params.since is None:
             entries = entries[-params.limit :]  # the latest ones: there is nothing behind them
         events, more = fitting(map(TimelineEvent.shown, entries), params.limit)
         return EventsResult(events=events, next=events[-1].seq if more else None)
