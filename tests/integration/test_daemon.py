@@ -621,3 +621,20 @@ def test_a_watcher_that_reads_too_slowly_is_told_what_it_missed(daemon: RunningD
                 if told:
                     break
     assert told > 0
+
+
+def test_a_snapshot_fits_a_message_whatever_the_runs_say_of_themselves(daemon: RunningDaemon, client: Client) -> None:
+    """A pipeline of a hundred labels has a summary of 4 kB, and 500 of them are no message."""
+    with daemon.wms("toy").edit() as wms:
+        for number in range(400):
+            add_run(wms, f"u/her/run{number}", run_summary=";".join(f"label_{n:030}:{n}" for n in range(90)))
+    until(lambda: client.backends("toy")["backends"][0]["runs_live"] == 400, "all are seen")
+
+    with client.watch() as watch:
+        item = watch.read(30)
+        assert item is not None
+        assert item["kind"] == "snapshot"
+        assert 0 < len(item["runs"]) <= 400
+        daemon.wms("toy").change("400", state="SUCCEEDED")
+        told = until(lambda: (event := watch.read(30)) and event["kind"] == "run.state" and event, "the end is told")
+    assert told["data"]["state"] == "SUCCEEDED"

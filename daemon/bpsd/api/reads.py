@@ -16,7 +16,7 @@ import msgspec
 
 from bpsd import __version__, wire
 from bpsd.api.deps import Deps
-from bpsd.api.paging import PAGE_BYTES, fitting
+from bpsd.api.paging import PAGE_BYTES, fitting, holding
 from bpsd.errors import InvalidParams, RunNotFound
 from bpsd.jobtable import JobTable
 from bpsd.messages import (
@@ -126,7 +126,7 @@ class Reads:
 
     async def _cold_list(self, params: ListParams, call: Call) -> msgspec.Raw:
         rows, following = await self._cold_rows(params, call, _list_row)
-        return _around(ListResult(runs=[], seq=self._deps.cache.seq, next=following), rows)
+        return holding(ListResult(runs=[], seq=self._deps.cache.seq, next=following), "runs", rows)
 
     def report(self, call: Call, params: ReportParams) -> object:
         """Rows of runs; answered at once unless history or a fresh poll is asked for."""
@@ -165,7 +165,7 @@ class Reads:
             next=following,
             backends={backend.name: backend.row() for backend in self._deps.backends.values()},
         )
-        return _around(around, rows)
+        return holding(around, "runs", rows)
 
     async def _report_slowly(self, call: Call, params: ReportParams) -> object:
         if params.max_age_s is not None:
@@ -365,16 +365,6 @@ def _list_row(record: RunRecord) -> ListRow:
         name=record.name,
         state=record.state.name,  # type: ignore[arg-type]  # the names are those of StateName
     )
-
-
-def _around(answer: ListResult | ReportResult, rows: list[bytes]) -> msgspec.Raw:
-    """An answer without ``runs``, with these rows, encoded already, between its brackets: each is copied once."""
-    before, empty, behind = msgspec.json.encode(answer).partition(b'"runs":[]')
-    if not rows:
-        return msgspec.Raw(before + empty + behind)
-    rows[0] = before + b'"runs":[' + rows[0]
-    rows[-1] += b"]" + behind
-    return msgspec.Raw(b",".join(rows))
 
 
 def _is_mine(record: RunRecord, uid: int) -> bool:
