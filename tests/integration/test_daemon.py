@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bpsd import wire
+from bpsd.cli import tails
 from bpsd.client.failures import ClientError, RemoteError
 from bpsd.client.sync import Client
 from bpsd.testing.wms import ScriptedWms, add_run, touch
@@ -638,3 +639,20 @@ def test_a_snapshot_fits_a_message_whatever_the_runs_say_of_themselves(daemon: R
         daemon.wms("toy").change("400", state="SUCCEEDED")
         told = until(lambda: (event := watch.read(30)) and event["kind"] == "run.state" and event, "the end is told")
     assert told["data"]["state"] == "SUCCEEDED"
+
+
+def test_a_log_that_is_no_text_comes_whole_all_the_same(daemon: RunningDaemon, client: Client) -> None:
+    """A control character takes six bytes of JSON: what was asked for may not fit a message."""
+    run = submit(client)["run"]
+    log = "\0" * 300_000 + "é" * 10_001 + "the end\n"
+    with daemon.wms("toy").edit() as wms:
+        wms.runs["1"].jobs[0].log = log
+
+    piece = client.logs(run, "a_1", offset=0, limit=262_144)
+    texts = [piece["text"]]
+    while piece["next"] < piece["size"]:
+        piece = client.logs(run, "a_1", offset=piece["next"], limit=262_144)
+        texts.append(piece["text"])
+
+    assert "".join(texts) == log
+    assert tails.tail(client, run, "a_1", 1, "stderr")["text"].endswith("the end\n")
