@@ -129,6 +129,14 @@ def test_an_unknown_or_missing_backend_is_answered_with_the_known_ones(
     assert caught.value.fields["known"] == ["toy", "other"]
 
 
+@pytest.mark.parametrize("ask", ["events", "commands", "report", "list_runs", "watch"])
+def test_an_unknown_backend_has_no_empty_answer(daemon: RunningDaemon, client: Client, ask: str) -> None:
+    submit(client)
+    backend: Any = "tyo" if ask in ("events", "commands") else ["tyo"]
+    with pytest.raises(RemoteError, match="no backend is called tyo"):
+        getattr(client, ask)(backend=backend)
+
+
 def test_the_same_token_is_the_same_run(daemon: RunningDaemon, client: Client) -> None:
     token = wire.new_token()
     first = submit(client, token=token)

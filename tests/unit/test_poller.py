@@ -135,3 +135,18 @@ async def test_what_a_wms_said_is_shown_without_its_secrets(tmp_path: Path) -> N
                     await anyio.sleep(0.02)
 
     assert refused.error == "cannot log in with password=[redacted]"
+
+
+@pytest.mark.parametrize("error", [KeyError("Owner"), msgspec.ValidationError("expected int"), ZeroDivisionError()])
+async def test_an_answer_that_the_adapter_did_not_foresee_is_a_failed_poll(tmp_path: Path, error: Exception) -> None:
+    async def break_() -> None:
+        raise error
+
+    with structlog.testing.capture_logs() as logged:
+        async with backend(break_, tmp_path) as broken:
+            with anyio.fail_after(60):
+                while broken._polls < 2:  # noqa: ASYNC110 - it has no event for that
+                    await anyio.sleep(0.02)
+
+    assert broken._state == "down"
+    assert {entry["event"] for entry in logged} == {"poll_broke", "poll_failed"}

@@ -233,6 +233,8 @@ class Orders:
             before=params.before,
             limit=params.limit + 1,
         )
+        if not page and params.backend is not None:
+            deps.check_backends([params.backend])  # one that is gone has left its commands; a mistyped one has none
         rows, more = fitting(map(command_row, page), params.limit)
         return CommandsResult(commands=rows, next=rows[-1].id if more else None)
 

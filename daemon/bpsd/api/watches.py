@@ -68,6 +68,8 @@ class Watches:
             limit=params.limit + 1,
             backend=params.backend,
         )
+        if not entries and params.backend is not None:
+            self._deps.check_backends([params.backend])  # one that is gone has left its events; a mistyped one has none
         if params.after is None and params.since is None:
             entries = entries[-params.limit :]  # the latest ones: there is nothing behind them
         events, more = fitting(map(TimelineEvent.shown, entries), params.limit)

@@ -70,12 +70,11 @@ class Watch:
         self._pause = endpoint.RETRY_FIRST_S
         try:
             self._subscribe()
-        except ClientError as error:
-            if not connection.hello:
-                raise
-            self._lose(error)
-        except BaseException:  # Ctrl-C: nobody will have the watch to close it
-            connection.close()
+        except BaseException as error:
+            if isinstance(error, ClientError) and connection.hello and endpoint.is_lost(error):
+                self._lose(error)
+                return
+            connection.close()  # refused, or Ctrl-C: nobody will have the watch to close it
             raise
 
     def __repr__(self) -> str:
