@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anyio
-import msgspec
 from anyio.abc import TaskGroup
 
 from bpsd.cache import Cache
@@ -269,15 +268,7 @@ class Backend:
             await self._failed("auth", exc)
         except BpsdError as exc:
             await self._failed("down", exc)
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-            msgspec.MsgspecError,
-        ) as exc:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as exc:
             # What an adapter did not foresee in an answer: a failed poll, not the end of the backend.
             self._log.error(LogEvent.POLL_BROKE, backend=self.name, error=repr(exc), exc_info=exc)
             await self._failed("down", exc)
