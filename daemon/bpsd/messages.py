@@ -562,10 +562,14 @@ class EventsResult(Result, kw_only=True):
 
 
 class WatchParams(Params, kw_only=True):
-    """A snapshot, then every change. ``since`` resumes after that sequence number if it is still at hand."""
+    """A snapshot, then every change. ``since`` resumes after that sequence number if it is still at hand.
+
+    ``mine``: of runs of the asking user alone.
+    """
 
     runs: list[RunName] = []
     backend: list[Name] = []
+    mine: bool = False
     jobs: bool = False
     since: int | None = None
 

@@ -664,3 +664,24 @@ def test_a_log_that_is_no_text_comes_whole_all_the_same(daemon: RunningDaemon, c
 
     assert "".join(texts) == log
     assert tails.tail(client, run, "a_1", 1, "stderr")["text"].endswith("the end\n")
+
+
+def test_a_watch_of_mine_tells_of_no_other_runs(daemon: RunningDaemon, client: Client) -> None:
+    wms = daemon.wms("toy")
+    with wms.edit() as content:
+        theirs = add_run(content, "u/her/run", attributes={"owner": "somebody-else"}).wms_id
+    until(lambda: len(client.report()["runs"]) == 1, "it is seen")
+    mine = submit(client)
+    until(lambda: state_of(client, mine["run"]) == "PENDING", "mine is seen")
+
+    with client.watch(mine=True) as watch:
+        snapshot = watch.read(30)
+        assert snapshot is not None
+        assert [row["id"] for row in snapshot["runs"]] == [mine["run"]]
+        wms.change(theirs, state="SUCCEEDED")
+        until(lambda: client.status(theirs)["state"] == "SUCCEEDED", "the end of theirs is seen")
+        wms.change(mine["result"]["wms_id"], state="RUNNING")
+        events = [until(lambda: watch.read(30), "something happens")]
+        while events[-1]["kind"] != "run.state":
+            events.append(until(lambda: watch.read(30), "something happens"))
+    assert {event["run"] for event in events} == {mine["run"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Reads"]
+__all__ = ["Reads", "is_mine"]
 
 import fnmatch
 import os
@@ -340,7 +340,7 @@ class Reads:
             return False
         if params.active and not record.live:
             return False
-        if params.mine and not _is_mine(record, call.peer.uid):
+        if params.mine and not is_mine(record, call.peer.uid):
             return False
         if params.user and not ({record.owner, record.operator} & set(params.user)):
             return False
@@ -367,7 +367,8 @@ def _list_row(record: RunRecord) -> ListRow:
     )
 
 
-def _is_mine(record: RunRecord, uid: int) -> bool:
+def is_mine(record: RunRecord, uid: int) -> bool:
+    """Whether a run is this user's: submitted through us, or under an account of that name."""
     return record.uid == uid if record.uid is not None else record.owner == _user_name(uid)
 
 

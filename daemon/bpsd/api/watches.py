@@ -7,12 +7,14 @@ __all__ = ["Watches"]
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from bpsd.api.deps import Deps
 from bpsd.api.paging import PAGE_BYTES, fitting, holding
+from bpsd.api.reads import is_mine
+from bpsd.cache import Cache
 from bpsd.errors import InvalidParams, LimitExceeded
 from bpsd.messages import (
     Event,
@@ -87,7 +89,8 @@ class Watches:
         if not mine:
             call.connection.on_close(lambda: self._forget(call.connection))
         number, self._next = self._next, self._next + 1
-        watcher = _Watcher(number, runs, frozenset(params.backend), params.jobs, call.connection, self._row)
+        watched = _Watched(runs, frozenset(params.backend), call.peer.uid if params.mine else None, deps.cache)
+        watcher = _Watcher(number, watched, params.jobs, call.connection, self._row)
         missed = self._missed(params.since)
         seq = deps.cache.seq
         stop_listening = deps.cache.listen(watcher)
@@ -102,7 +105,7 @@ class Watches:
             call.after_reply(partial(watcher.replay, missed))
             return WatchResult(watch=number, seq=seq, resumed=True, snapshot=[])
         answer = WatchResult(watch=number, seq=seq, resumed=False, snapshot=[])
-        return holding(answer, "snapshot", self._snapshot(runs, frozenset(params.backend)))
+        return holding(answer, "snapshot", self._snapshot(watched))
 
     def _missed(self, since: int | None) -> list[Event] | None:
         if since is None:
@@ -110,14 +113,12 @@ class Watches:
         missed = self._deps.cache.events_after(since)
         return missed if missed is not None and len(missed) <= MAX_REPLAY_EVENTS else None
 
-    def _snapshot(self, runs: frozenset[str], backends: frozenset[str]) -> list[bytes]:
+    def _snapshot(self, watched: _Watched) -> list[bytes]:
         """Rows of the latest runs that are watched, as many as fit a message."""
         rows: list[bytes] = []
         size = 0
         for record in self._deps.cache.records():
-            if (runs and record.run_id not in runs) or (backends and record.backend not in backends):
-                continue
-            if not runs and not record.live:
+            if not watched.holds(record.run_id, record.backend) or not (watched.runs or record.live):
                 continue
             row = self._deps.cache.row(record.run_id)
             size += len(row) + 1
@@ -142,19 +143,36 @@ class Watches:
             end()
 
 
+class _Watched(NamedTuple):
+    """What a subscription is about: empty sets and no ``uid`` mean everything."""
+
+    runs: frozenset[str]
+    backends: frozenset[str]
+    uid: int | None
+    cache: Cache
+
+    def holds(self, run: str | None, backend: str | None) -> bool:
+        """Whether something that is about this run (`None`: about none) or backend belongs to it."""
+        if (self.runs and run not in self.runs) or (self.backends and backend not in self.backends):
+            return False
+        if self.uid is None:
+            return True
+        record = self.cache.get(run) if run is not None else None
+        return record is not None and is_mine(record, self.uid)
+
+
 class _Watcher:
     """Turns events of the cache into notifications of one subscription."""
 
     def __init__(
         self,
         number: int,
-        runs: frozenset[str],
-        backends: frozenset[str],
+        watched: _Watched,
         jobs: bool,
         connection: Connection,
         row: Callable[[str], bytes | None],
     ) -> None:
-        self._number, self._runs, self._backends, self._jobs = number, runs, backends, jobs
+        self._number, self._watched, self._jobs = number, watched, jobs
         self._connection, self._row = connection, row
         self._lost = 0
         self._ended = False
@@ -164,9 +182,7 @@ class _Watcher:
         self._ended = True
 
     def __call__(self, event: Event, moved: Sequence[JobObservation]) -> None:
-        if self._runs and event.run not in self._runs:
-            return
-        if self._backends and event.backend not in self._backends:
+        if not self._watched.holds(event.run, event.backend):
             return
         self._send(event, self._with_row(event))
         if self._jobs and moved:

@@ -375,10 +375,18 @@ class AsyncClient:
     # -- watching ----------------------------------------------------------------------------------------------------
 
     def watch(
-        self, runs: Names = (), *, backend: Names = (), jobs: bool = False, since: int | None = None
+        self,
+        runs: Names = (),
+        *,
+        backend: Names = (),
+        mine: bool = False,
+        jobs: bool = False,
+        since: int | None = None,
     ) -> AsyncWatch:
         """Follow runs: ``async with client.watch() as watch: async for item in watch``."""
-        what = messages.WatchParams(runs=endpoint.names(runs), backend=endpoint.names(backend), jobs=jobs, since=since)
+        what = messages.WatchParams(
+            runs=endpoint.names(runs), backend=endpoint.names(backend), mine=mine, jobs=jobs, since=since
+        )
         return AsyncWatch(self, what)
 
     async def wait(self, runs: Iterable[str], *, until: Names = (DONE,), any_of: bool = False) -> dict[str, str]:

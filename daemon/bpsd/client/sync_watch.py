@@ -39,6 +39,8 @@ class Watch:
         For this watch alone; it is closed with it.
     runs, backend : sequence of `str`
         What to follow; nothing: everything.
+    mine : `bool`
+        Only my runs.
     jobs : `bool`
         Also every job.
     since : `int`, optional
@@ -53,6 +55,7 @@ class Watch:
         runs: Sequence[str] = (),
         *,
         backend: Sequence[str] = (),
+        mine: bool = False,
         jobs: bool = False,
         since: int | None = None,
         patience_s: float | None = None,
@@ -62,7 +65,7 @@ class Watch:
         self.seq = since
         """The last sequence number seen."""
         self._connection = connection
-        self._what = endpoint.given(runs=[*runs], backend=[*backend], jobs=jobs)
+        self._what = endpoint.given(runs=[*runs], backend=[*backend], mine=mine, jobs=jobs)
         self._patience_s = patience_s
         self._ready: deque[Item] = deque()
         self._id: int | None = None

@@ -38,6 +38,7 @@ def arguments(to: Arguments) -> None:
         completes="run",
     )
     to.add("-b", "--backend", metavar="NAME", action="append", help="runs of this backend", completes="backend")
+    to.add("--mine", action="store_true", help="only my runs")
     to.add("--plain", action="store_true", help="a line for every change, also on a terminal")
     add_json(to)
 
@@ -46,7 +47,7 @@ def run(session: Session) -> int:
     """Watch until told to stop."""
     args = session.args
     session.interrupted = "no longer watching; the runs go on"
-    with session.client.watch(args.runs, backend=args.backend) as watch:
+    with session.client.watch(args.runs, backend=args.backend, mine=args.mine) as watch:
         if session.json:
             for item in watch:
                 session.document(item, one_line=True)
@@ -97,7 +98,7 @@ def _draw(session: Session, watch: Watch) -> None:
 def _now(session: Session) -> Row:
     args = session.args
     if not args.runs:
-        return session.client.report(backend=args.backend, active=True, limit=1000)
+        return session.client.report(backend=args.backend, mine=args.mine, active=True, limit=1000)
     answers = [session.client.report(name) for name in args.runs]
     backends = {name: row for answer in answers for name, row in answer["backends"].items()}
     return {**answers[0], "runs": [row for answer in answers for row in answer["runs"]], "backends": backends}
