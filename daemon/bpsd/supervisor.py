@@ -33,7 +33,7 @@ from bpsd.api.workflows import Workflows
 from bpsd.cache import Cache
 from bpsd.commands.engine import CommandEngine
 from bpsd.config import BackendConfig, Config
-from bpsd.errors import BpsdError, CannotStart
+from bpsd.errors import BpsdError, CannotStart, WorkflowInvalid
 from bpsd.interface import ServiceContext, WmsService
 from bpsd.journal import CommandRecord, Journal, Sighting
 from bpsd.logs.events import LogEvent
@@ -242,6 +242,7 @@ class Daemon:
                 log=self._log,
                 clock=self._clock,
                 finished=self._command_over,
+                place=self._place,
             )
             await self._know_people()
             self._deps = self._make_deps()
@@ -402,6 +403,14 @@ class Daemon:
         self._metrics.command_s.labels(command.verb).observe(max(0.0, self._clock() - command.accepted_at))
         if command.verb == "submit" and command.token is not None:
             await anyio.to_thread.run_sync(self._workflows.drop, command.token)
+
+    async def _place(self, command: CommandRecord, mistakes: WorkflowInvalid) -> WorkflowInvalid:
+        """Say where in the document that was sent the mistakes are that its backend has found."""
+        try:
+            blob = await self._spool.open_blob(command.args["blob"], command.uid)
+            return await self._workflows.place(blob, command.args["source"], mistakes)
+        except (BpsdError, OSError):  # the document is gone, or the disk fails: the mistakes are told all the same
+            return mistakes
 
     def _figures(self) -> dict[str, float]:
         counts = self._cache.counts()

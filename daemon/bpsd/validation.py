@@ -19,12 +19,13 @@ __all__ = [
     "executables_of",
     "label_counts",
     "load_workflow",
+    "placed",
     "run_summary",
     "validate",
 ]
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -161,6 +162,17 @@ def load_workflow(
 ) -> Workflow:
     """`validate`, where the workflow alone is wanted."""
     return validate(data, source, fields=fields, backend=backend).workflow
+
+
+def placed(data: bytes, source: str, mistakes: WorkflowInvalid) -> WorkflowInvalid:
+    """Mistakes that were found in the canonical form, with their places in the document that it was made of."""
+    document = documents.read(data, source, _Source, error=WorkflowInvalid)
+    places = document.locate(*(problem.where for problem in mistakes.problems))
+    found = [
+        replace(problem, line=line, column=column)
+        for problem, (line, column) in zip(mistakes.problems, places, strict=True)
+    ]
+    return WorkflowInvalid(source, found, total=mistakes.total)
 
 
 def canonical_json(workflow: Workflow) -> bytes:

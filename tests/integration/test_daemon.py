@@ -166,11 +166,13 @@ def test_every_mistake_of_a_workflow_is_told_and_nothing_is_submitted(daemon: Ru
 
 
 def test_what_the_backend_finds_wrong_fails_the_command(daemon: RunningDaemon, client: Client) -> None:
-    bad = document(true_job("a_1") | {"executable": "missing"})
-    command = client.wait_command(client.submit_document(bad, backend="toy")["id"], timeout_s=90)
+    bad = b"name: test\njobs:\n- {name: a_1, label: a, executable: missing}\n"
+    command = client.wait_command(client.submit_document(bad, backend="toy", source="bad.yaml")["id"], timeout_s=90)
 
     assert command["state"] == "FAILED"
     assert command["error"]["code"] == "workflow_invalid"
+    assert command["error"]["source"] == "bad.yaml"
+    assert [(p["line"], p["column"], p["key"]) for p in command["error"]["problems"]] == [(3, 37, "jobs[0].executable")]
     assert state_of(client, command["run"]) == "FAILED"
     assert "not submitted" in client.status(command["run"])["note"]
     assert daemon.wms("toy").read().runs == {}

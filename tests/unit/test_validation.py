@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bpsd import validation
 from bpsd.documents import PROBLEMS_MAX
-from bpsd.errors import WorkflowInvalid
+from bpsd.errors import Problem, WorkflowInvalid
 from bpsd.interface import FieldSupport
 from bpsd.validate_worker import Instructions, work
 from bpsd.workflow import JOB_FIELDS, Executable, File, Group, Job, Workflow
@@ -178,6 +178,19 @@ def test_long_cycle_is_shown_by_its_ends() -> None:
     assert "j0 -> j1 -> " in found
     assert "(485 more)" in found
     assert found.endswith(" -> j499 -> j0")
+
+
+def test_what_a_backend_finds_is_placed_in_the_text() -> None:
+    text = "name: w\ndefaults: {executable: /bin/tru}\njobs:\n- {name: a}\n- {name: b, executable: /bin/fals}\n"
+    found = [Problem(("jobs", n, "executable"), f"there is no program ({name})") for n, name in enumerate("ab")]
+
+    placed = validation.placed(text.encode(), "w.yaml", WorkflowInvalid("w", found, total=7))
+
+    assert [(p.line, p.column, p.message) for p in placed.problems] == [
+        (4, 3, "there is no program (a)"),  # it came from the defaults: the job is the nearest place
+        (5, 25, "there is no program (b)"),
+    ]
+    assert (placed.source, placed.total) == ("w.yaml", 7)
 
 
 def test_configuration_of_bps_is_told_from_a_workflow_with_mistakes() -> None:

@@ -22,6 +22,7 @@ import msgspec
 from bpsd.errors import BpsdError, DeadlineExceeded, LimitExceeded, Problem, StorageError, WorkflowInvalid
 from bpsd.interface import Capabilities
 from bpsd.validate_worker import Instructions, work
+from bpsd.validation import placed
 from bpsd.workflow import WorkflowFile
 
 SMALL_BYTES = 64 * 1024
@@ -88,6 +89,13 @@ class Workflows:
             warnings=answer["warnings"],
             labels=answer["labels"],
         )
+
+    async def place(self, blob: Path, source: str, mistakes: WorkflowInvalid) -> WorkflowInvalid:
+        """What a backend found wrong, with the places in the document, if it is one that a person may have written."""
+        if (await anyio.Path(blob).stat()).st_size > SMALL_BYTES:
+            return mistakes
+        data = await anyio.Path(blob).read_bytes()
+        return await anyio.to_thread.run_sync(placed, data, source, mistakes)
 
     async def _in_helper(self, order: Instructions) -> dict[str, Any]:
         async with self._helpers:

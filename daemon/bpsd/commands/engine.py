@@ -24,7 +24,7 @@ from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome, Ve
 from bpsd.commands.restart import Restart
 from bpsd.commands.submit import Submit
 from bpsd.config import Commands
-from bpsd.errors import BackendUnavailable, BpsdError, Conflict, StorageError
+from bpsd.errors import BackendUnavailable, BpsdError, Conflict, StorageError, WorkflowInvalid
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord, Journal
 from bpsd.logs.events import LogEvent
@@ -73,6 +73,8 @@ class CommandEngine:
         Name to `~bpsd.poller.Backend`.
     finished : callable
         Told of every command that is over (to let its spooled workflow go).
+    place : callable
+        Says where in the document that a command brought the mistakes are that its backend has found.
     """
 
     def __init__(
@@ -85,9 +87,11 @@ class CommandEngine:
         log: Any,
         clock: Callable[[], float],
         finished: Callable[[CommandRecord], Awaitable[None]],
+        place: Callable[[CommandRecord, WorkflowInvalid], Awaitable[WorkflowInvalid]],
     ) -> None:
         self._journal, self._cache, self._backends = journal, cache, backends
-        self.settings, self._log, self._clock, self._finished = settings, log, clock, finished
+        self.settings, self._log, self._clock = settings, log, clock
+        self._finished, self._place = finished, place
         self._slots: dict[str, anyio.CapacityLimiter] = {}
         self._entries: dict[str, _Entry] = {}
         self._queues: dict[str, deque[_Entry]] = {}
@@ -329,6 +333,8 @@ class CommandEngine:
 
     async def _fail(self, entry: _Entry, error: BpsdError) -> None:
         command = entry.command
+        if isinstance(error, WorkflowInvalid):
+            error = await self._place(command, error)
         message = redact_text(error.message, lines=True)  # what a WMS said may hold what opens a door
         told = {**error.data(), "message": message}
         await self._set(entry, "FAILED", error=told, note=str(error))
