@@ -80,11 +80,6 @@ class CommandRecord(msgspec.Struct, kw_only=True):
     error: dict[str, Any] | None = None
     note: str = ""
 
-    @property
-    def is_open(self) -> bool:
-        """Whether something is still to be done or found out."""
-        return self.state in OPEN_STATES
-
 
 def may_follow(state: str, then: str) -> bool:
     """Whether a command may go from one state to another."""

@@ -270,11 +270,6 @@ class JobTable:
         """How many jobs are in ``state``."""
         return self._totals[_POSITION[state]]
 
-    @property
-    def all_over(self) -> bool:
-        """Whether every job is in a terminal state."""
-        return sum(self.in_state(state) for state in TERMINAL) == len(self)
-
     def label_counts(self) -> dict[str, dict[str, int]]:
         """Per label, jobs by state (only states that occur)."""
         return {

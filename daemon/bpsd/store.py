@@ -121,10 +121,6 @@ class Loaded(msgspec.Struct, kw_only=True):
     run_cursors: dict[tuple[str, str], str | None]
     last_seq: int
 
-    def jobs_of(self, run_id: str) -> tuple[bytes | None, list[bytes]]:
-        """The snapshot of a run's jobs and the pieces behind it; nothing for a run that is not live."""
-        return self.jobs.get(run_id, (None, []))
-
 
 class Store:
     """The store of one daemon. An async context manager; leaving it writes what waits, if the disk lets it.

@@ -16,7 +16,6 @@ __all__ = [
     "FieldSupportLike",
     "Validated",
     "canonical_json",
-    "executables_of",
     "label_counts",
     "load_workflow",
     "placed",
@@ -188,20 +187,6 @@ def label_counts(workflow: Workflow) -> dict[str, int]:
 def run_summary(workflow: Workflow) -> str:
     """`label_counts` as upstream writes them: ``label:count;...``."""
     return _summary(label_counts(workflow))
-
-
-def executables_of(workflow: Workflow) -> dict[str, str]:
-    """Each program that the workflow runs, with the name of the first job that runs it.
-
-    A program is the ``src_uri`` of an entry of ``executables`` (its name if it has none), a path, or a name for
-    ``PATH``.
-    """
-    entries = {entry.name: entry.src_uri or entry.name for entry in workflow.executables}
-    programs: dict[str, str] = {}
-    for job in (*workflow.jobs, *([workflow.final] if workflow.final else [])):
-        if job.executable is not None:
-            programs.setdefault(entries.get(job.executable, job.executable), job.name)
-    return programs
 
 
 def _summary(counts: Mapping[str, int]) -> str:

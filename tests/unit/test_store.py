@@ -110,8 +110,6 @@ async def test_what_was_put_is_there_after_a_restart(path: Path) -> None:
 
         assert sorted(loaded.runs, key=lambda run: run.run_id) == [live, fresh]
         assert loaded.jobs == {"r1": (b"snapshot", [b"piece 1", b"piece 2"])}
-        assert loaded.jobs_of("r1") == (b"snapshot", [b"piece 1", b"piece 2"])
-        assert loaded.jobs_of("r2") == (None, [])
         assert loaded.cursors == {"here": "5"}
         assert loaded.run_cursors == {("here", "r1"): "offset"}
         assert loaded.last_seq == 7

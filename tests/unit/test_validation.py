@@ -381,23 +381,6 @@ jobs:
     )
 
 
-def test_programs_are_those_of_entries_paths_and_names() -> None:
-    workflow = load(
-        """name: w
-executables: [{name: pipetask, src_uri: /opt/pipetask}, {name: plain}]
-jobs:
-  - {name: a, executable: pipetask}
-  - {name: b, executable: plain}
-  - {name: c, executable: /bin/true}
-  - {name: d, executable: pipetask}
-  - {name: n, kind: noop}
-final: {name: f, executable: done}
-"""
-    )
-
-    assert validation.executables_of(workflow) == {"/opt/pipetask": "a", "plain": "b", "/bin/true": "c", "done": "f"}
-
-
 def test_document_of_the_module_is_valid() -> None:
     import bpsd.workflow
 
