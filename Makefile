@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt tests/testbeds/venv
 	@tests/testbeds/venv $(PYTHON) $(VENV)
 	@touch $@
 
-demo: $(STAMP) ## Run a real workflow of 60 jobs, see one fail, mend and restart it (about a minute)
+demo: $(STAMP) ## Run a real workflow of 56 jobs, kill the daemon, see a job fail, mend and restart it (about a minute)
 	@$(BIN)/python config/examples/demo/demo.py
 
 test: beds lint types ## Run every check and every test; the last line is pytest's

@@ -145,7 +145,9 @@ def by_id(connection: sqlite3.Connection, id: str) -> CommandRecord:
     """
     row = connection.execute(f"{_SELECT} WHERE c.id = ?", (id,)).fetchone()
     if row is None:
-        raise CommandNotFound(f"no command has the id {id}", advice="bpsctl commands lists those there are", command=id)
+        raise CommandNotFound(
+            f"no command has the id {id}", advice="`bpsctl commands` lists those there are", command=id
+        )
     return _record(row)
 
 
@@ -270,7 +272,7 @@ def _new_run(
         # everybody who sees the WMS can read.
         raise Conflict(
             f"run {row[0]} has the token {record.token} already, submitted through another journal or long ago",
-            advice=f"look at it with: bpsctl report {row[0]}; to run the workflow once more, make a new token",
+            advice=f"`bpsctl report {row[0]}` shows it; to run the workflow once more, make a new token",
             run=row[0],
         )
     run_id = identities.create_run(
@@ -325,7 +327,7 @@ def change(
         if not may_follow(record.state, state):
             raise Conflict(
                 f"command {id} ({record.verb} of {record.run_id}) is {record.state} and cannot become {state}",
-                advice=f"bpsctl commands --id {id} shows what became of it",
+                advice=f"`bpsctl commands {id}` tells what became of it",
                 command=id,
                 state=record.state,
             )

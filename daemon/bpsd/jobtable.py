@@ -29,6 +29,8 @@ _POSITION = {int(state): position for position, state in enumerate(_ORDER)}
 _FAULTS = frozenset({WmsStates.FAILED, WmsStates.HELD, WmsStates.DELETED})
 _NO_CODE = -(2**31)
 _NO_ATTEMPT = -1
+_MOST = 2**31 - 1
+_MOST_SHORT = 2**15 - 1
 
 
 ROWS_PER_PART = 4096
@@ -68,6 +70,7 @@ class JobTable:
         "_codes",
         "_counts",
         "_end",
+        "_host_index",
         "_host_of",
         "_hosts",
         "_index",
@@ -92,6 +95,7 @@ class JobTable:
         self._index: dict[str, int] | None = {}
         self._labels: list[str] = []
         self._hosts: list[str] = [""]
+        self._host_index: dict[str, int] | None = None  # made and dropped with the index of names
         self._label_of = array("I")
         self._state = array("b")
         self._run_attempt = array("h")
@@ -122,7 +126,10 @@ class JobTable:
         """Take what may be taken of ``jobs``; returns those that changed a state or an attempt, in order."""
         changed = []
         index = self._indexed()
+        run_attempt = min(run_attempt, _MOST_SHORT)
         for job in jobs:
+            if not _fits(job):
+                job = _fitted(job)  # noqa: PLW2901  # as the columns can hold it
             row = index.get(job.name)
             if row is None:
                 index[job.name] = self._append(run_attempt, job)
@@ -134,8 +141,8 @@ class JobTable:
         return changed
 
     def forget_index(self) -> None:
-        """Drop the name index; the next `apply` makes it anew."""
-        self._index = None
+        """Drop the indexes of names and hosts; the next `apply` makes them anew."""
+        self._index = self._host_index = None
 
     def _indexed(self) -> dict[str, int]:
         if self._index is None:
@@ -209,9 +216,15 @@ class JobTable:
         if job.note:
             self._notes[row] = job.note
         if job.host:
-            if job.host not in self._hosts:
-                self._hosts.append(job.host)
-            self._host_of[row] = self._hosts.index(job.host)
+            self._host_of[row] = self._host_number(job.host)
+
+    def _host_number(self, host: str) -> int:
+        if self._host_index is None:
+            self._host_index = {known: number for number, known in enumerate(self._hosts)}
+        number = self._host_index.setdefault(host, len(self._hosts))
+        if number == len(self._hosts):
+            self._hosts.append(host)
+        return number
 
     def _label_number(self, label: str) -> int:
         try:
@@ -384,7 +397,7 @@ class JobTable:
             self._count_from(first)
         except LookupError as exc:
             raise ValueError(f"a job has a state or a label that there is not: {exc}") from exc
-        self._index = None
+        self._index = self._host_index = None
 
 
 _COLUMNS = (
@@ -404,6 +417,25 @@ _COLUMNS = (
 _ARRAY_OF_15 = b"\x9f"
 _PARTS = msgspec.msgpack.Decoder(_Part)
 _CHANGES = msgspec.msgpack.Decoder(tuple[int, list[JobObservation]])
+
+
+def _fits(job: JobObservation) -> bool:
+    code, attempt = job.exit_code, job.attempt
+    return (
+        (code is None or -_MOST <= code <= _MOST)
+        and (attempt is None or 0 <= attempt <= _MOST)
+        and -_MOST_SHORT <= job.rank <= _MOST_SHORT
+    )
+
+
+def _fitted(job: JobObservation) -> JobObservation:
+    """The observation with its numbers cut to what a column holds: one absurd number is no reason to poll in vain."""
+    return msgspec.structs.replace(
+        job,
+        exit_code=None if job.exit_code is None else max(-_MOST, min(job.exit_code, _MOST)),
+        attempt=None if job.attempt is None else max(0, min(job.attempt, _MOST)),
+        rank=max(-_MOST_SHORT, min(job.rank, _MOST_SHORT)),
+    )
 
 
 def encode_changes(run_attempt: int, jobs: Sequence[JobObservation]) -> bytes:

@@ -541,11 +541,16 @@ class LogsResult(Result, kw_only=True):
 
 
 class EventsParams(Params, kw_only=True):
-    """The timeline, of one run or of all, oldest first from ``after``; without it the last ``limit``."""
+    """The timeline, of one run or of all, oldest first from ``after`` or ``since``; without either the last ``limit``.
+
+    ``since`` and ``until`` are epoch seconds.
+    """
 
     run: RunName | None = None
     backend: Name | None = None
     after: int | None = None
+    since: float | None = None
+    until: float | None = None
     limit: Rows = 200
 
 

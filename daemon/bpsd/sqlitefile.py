@@ -54,9 +54,8 @@ CHECK_STEPS = 50_000
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _ADVICE = {
-    sqlite3.SQLITE_FULL: "free some space there; the daemon goes on, and the next attempt may work",
-    sqlite3.SQLITE_IOERR: "free some space there or look for disk errors in the kernel log; the daemon goes on,"
-    " and the next attempt may work",
+    sqlite3.SQLITE_FULL: "free some space there; the next attempt may work",
+    sqlite3.SQLITE_IOERR: "free some space there or look for disk errors in the kernel log; the next attempt may work",
     sqlite3.SQLITE_CANTOPEN: "make sure that the folder exists and that bpsd may write there",
     sqlite3.SQLITE_READONLY: "make sure that bpsd may write there and that the file system is not read-only",
     sqlite3.SQLITE_PERM: "make sure that bpsd may write there",

@@ -352,12 +352,19 @@ class Store:
         run_id: str | None = None,
         *,
         after_seq: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
         backend: str | None = None,
         limit: int = 200,
     ) -> list[TimelineEvent]:
-        """Events of one run or of all, in order: the first behind ``after_seq``, or the last ones without it."""
+        """Events of one run or of all, in order: the first behind ``after_seq`` or ``since``, else the last ones.
+
+        ``since`` and ``until`` are epoch seconds.
+        """
         return await self._database.read(
-            partial(_timeline, run_id=run_id, after_seq=after_seq, backend=backend, limit=limit)
+            partial(
+                _timeline, run_id=run_id, after_seq=after_seq, since=since, until=until, backend=backend, limit=limit
+            )
         )
 
     async def find(self, name: str) -> list[StoredRun]:
@@ -509,8 +516,15 @@ def _history(
 
 
 def _timeline(
-    connection: sqlite3.Connection, run_id: str | None, after_seq: int | None, backend: str | None, limit: int
+    connection: sqlite3.Connection,
+    run_id: str | None,
+    after_seq: int | None,
+    since: float | None,
+    until: float | None,
+    backend: str | None,
+    limit: int,
 ) -> list[TimelineEvent]:
+    forwards = after_seq is not None or since is not None
     conditions: list[tuple[str, object]] = []
     if run_id is not None:
         conditions.append(("run_id = ?", run_id))
@@ -518,14 +532,18 @@ def _timeline(
         conditions.append(("backend = ?", backend))
     if after_seq is not None:
         conditions.append(("seq > ?", after_seq))
+    if since is not None:
+        conditions.append(("time >= ?", since))
+    if until is not None:
+        conditions.append(("time <= ?", until))
     where = " AND ".join(condition for condition, _ in conditions) or "TRUE"
-    order = "DESC" if after_seq is None else "ASC"
+    order = "ASC" if forwards else "DESC"
     rows = connection.execute(
         f"SELECT seq, time, run_id, backend, kind, doc FROM timeline WHERE {where} ORDER BY seq {order} LIMIT ?",  # noqa: S608
         (*(value for _, value in conditions), limit),
     )
     events = [TimelineEvent(*row) for row in rows]
-    return events[::-1] if after_seq is None else events
+    return events if forwards else events[::-1]
 
 
 def _find(connection: sqlite3.Connection, name: str) -> list[StoredRun]:

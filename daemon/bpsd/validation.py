@@ -30,7 +30,7 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 
 from bpsd import documents, topology
-from bpsd.errors import WorkflowInvalid
+from bpsd.errors import Problem, WorkflowInvalid
 from bpsd.workflow import JOB_FIELDS, Job, Workflow
 from bpsd.workflowchecks import UNSET, WorkflowChecks
 
@@ -68,6 +68,12 @@ def _like(struct: type[msgspec.Struct], name: str, names: tuple[str, ...], **typ
 _Defaults = _like(Job, "Defaults", _DEFAULTABLE)
 _Source = _like(Workflow, "Source", Workflow.__struct_fields__, defaults=_Defaults)
 """A `Workflow` as it comes from outside: the defaults have the types of a job's fields."""
+
+_OF_BPS = {"pipelineYaml", "payload", "submitPath", "wmsServiceClass", "includeConfigs", "pipetask"}
+_BPS_CONFIG = Problem(
+    (), "this is what `bps submit` takes, not a workflow; docs/lsst.md says how `bps` goes through bpsd", 1, 1
+)
+"""What somebody hears who gives us a configuration of ``bps``, in place of all its keys that are unknown here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +122,18 @@ def validate(
     Raises
     ------
     WorkflowInvalid
-        With every mistake.
+        With every mistake; of a configuration of ``bps``, that it is one.
     """
+    try:
+        return _validated(data, source, fields or {}, backend)
+    except WorkflowInvalid as exc:
+        unknown = {problem.key for problem in exc.problems}
+        if "jobs" in unknown and not unknown.isdisjoint(_OF_BPS):
+            raise WorkflowInvalid(source, (_BPS_CONFIG,)) from None
+        raise
+
+
+def _validated(data: bytes, source: str, fields: Mapping[str, tuple[FieldSupportLike, str]], backend: str) -> Validated:
     document = documents.read(data, source, _Source, error=WorkflowInvalid)
     read: Any = document.value
     given = {name: value for name in _DEFAULTABLE if (value := getattr(read.defaults, name)) != UNSET[name]}
@@ -125,7 +141,7 @@ def validate(
     _apply_defaults(workflow, given)
     table = {
         name: (support if isinstance(support, str) else str(support.value), reason)
-        for name, (support, reason) in (fields or {}).items()
+        for name, (support, reason) in fields.items()
     }
     checks = WorkflowChecks(document, workflow, given, table, backend)
     checks.run()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,50 @@ def test_jobs(daemon: FakeDaemon) -> None:
     assert second[:4] == ["isr_2", "isr", "SUCCEEDED", "0"]
     assert second[-1] == "1:05"
     assert failed.out == "isr_1\n"
+
+
+def test_jobs_in_another_order(daemon: FakeDaemon) -> None:
+    daemon.jobs = [
+        messages.JobRow(name="short", label="a", state="SUCCEEDED", exit_code=0, started_at=NOW + 9, ended_at=NOW + 10),
+        messages.JobRow(name="waits", label="a", state="READY"),
+        messages.JobRow(name="runs", label="a", state="RUNNING", started_at=NOW),
+        messages.JobRow(name="failed", label="a", state="FAILED", exit_code=3, started_at=NOW + 5, ended_at=NOW + 8),
+    ]
+
+    def order(*words: str) -> list[str]:
+        return bpsctl(daemon.path, "jobs", RUN, "-q", *words).out.split()
+
+    assert order() == ["short", "waits", "runs", "failed"]
+    assert order("--sort", "started") == ["runs", "failed", "short", "waits"]
+    assert order("--sort", "took") == ["runs", "failed", "short", "waits"]
+    assert order("--sort", "exit", "--limit", "1") == ["failed"]
+    assert json.loads(bpsctl(daemon.path, "jobs", RUN, "--sort", "took", "--json").out)["jobs"][0]["name"] == "runs"
+
+
+def test_an_empty_answer_says_why(daemon: FakeDaemon) -> None:
+    assert bpsctl(daemon.path, "jobs", RUN).err == "bpsctl: no source has told of jobs of this run yet\n"
+    assert bpsctl(daemon.path, "jobs", RUN, "--state", "HELD").err == "bpsctl: no job fulfils the conditions\n"
+    daemon.rows[RUN].expected = {"init": 1, "isr": 2}
+    mistyped = bpsctl(daemon.path, "jobs", RUN, "--label", "isrr").err
+    assert mistyped == "bpsctl: no job has the label isrr; did you mean isr?\n"
+    daemon.rows.clear()
+    for verb in ("report", "list"):
+        assert bpsctl(daemon.path, verb, "--mine").err == "bpsctl: no run fulfils the conditions\n"
+        assert bpsctl(daemon.path, verb).err.startswith("bpsctl: there are no runs; `bpsctl submit FILE` makes one")
+        assert bpsctl(daemon.path, verb, "--json").err == ""
+    assert bpsctl(daemon.path, "events").err == "bpsctl: nothing happened yet\n"
+    assert bpsctl(daemon.path, "commands", "--since", "1h").err == "bpsctl: no command fulfils the conditions\n"
+
+
+def test_moments_reach_the_daemon(daemon: FakeDaemon) -> None:
+    bpsctl(daemon.path, "events", "--since", "2h", "--until", "1970-01-02")
+    bpsctl(daemon.path, "commands", "--since", "2h")
+
+    asked = daemon.asked("events")[0]
+    assert asked.since == pytest.approx(time.time() - 7200, abs=60)
+    assert 0 < asked.until < 3 * 86400
+    assert daemon.asked("commands")[0].since == pytest.approx(time.time() - 7200, abs=60)
+    assert bpsctl(daemon.path, "events", "-f", "--until", "1h").code == 2
 
 
 def test_questions_about_the_daemon(daemon: FakeDaemon) -> None:
@@ -546,6 +592,16 @@ def test_submit_that_comes_to_nothing(daemon: FakeDaemon, flow: Path, state: str
     assert done.out == ""
 
 
+def test_what_the_backend_finds_wrong_is_told_of_the_file_that_was_given(daemon: FakeDaemon, flow: Path) -> None:
+    problems = [Problem(("jobs", 0, "executable"), "there is no program /bin/tru (job init)")]
+    error = WorkflowInvalid("u/alice/flow", problems).data()
+    daemon.answers["commands.wait"] = lambda _: command_row("submit", "FAILED", error=error)
+
+    done = bpsctl(daemon.path, "submit", str(flow))
+
+    assert done.err.startswith(f"{flow}: jobs[0].executable: there is no program /bin/tru (job init)\n")
+
+
 def test_cancel_by_name(daemon: FakeDaemon) -> None:
     daemon.rows["rb"] = run_row("rb", wms_id="77")
 
@@ -777,6 +833,23 @@ def test_ctrl_c_leaves_the_run_running_and_says_so(daemon: FakeDaemon) -> None:
     assert [method for method, _ in daemon.requests] == ["status", "watch"]
 
 
+@pytest.mark.parametrize("verb", ["wait", "watch"])
+def test_an_impatient_ctrl_c_is_no_crash(daemon: FakeDaemon, verb: str) -> None:
+    process = start(daemon.path, verb, RUN)
+    told = process.stderr if verb == "wait" else process.stdout
+    assert told is not None
+    assert "RUNNING" in told.readline()
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+
+    done = ended(process)
+
+    assert done.code == 130
+    assert done.err.startswith(f"\nbpsctl: no longer {verb}ing; the runs go on")
+    assert done.err.count("\n") == 2
+
+
 def test_ctrl_c_while_a_command_is_waited_for(daemon: FakeDaemon, flow: Path) -> None:
     daemon.answers["commands.wait"] = lambda _: command_row("submit", "RUNNING", note="the queue is slow")
     for words, said in (
@@ -983,6 +1056,11 @@ def test_typing_mistakes(socket_path: Path) -> None:
     assert bpsctl(socket_path, "report", "--stat=FAILED").err.endswith("did you mean --state?\n")
     assert bpsctl(socket_path).code == 2
     assert bpsctl(socket_path).out.startswith("usage: bpsctl ")
+    assert bpsctl(socket_path, "-v", "--socket") == (
+        2,
+        "",
+        "bpsctl: --socket: and no verb\n  `bpsctl --help` lists the verbs\n",
+    )
     assert bpsctl(socket_path, "--help").code == bpsctl(socket_path, "help").code == 0
     assert bpsctl(socket_path, "help", "wait").out.startswith("usage: bpsctl wait ")
 
@@ -1071,3 +1149,22 @@ def test_bash_completes(socket_path: Path, state_dir: Path, words: list[str], co
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == completions
+
+
+def test_bash_completes_what_the_daemon_knows(daemon: FakeDaemon, state_dir: Path) -> None:
+    script, program = state_dir / "completion", state_dir / "bpsctl"
+    script.write_text(bpsctl(daemon.path, "completion", "bash").out)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bpsd.cli.bpsctl "$@"\n')
+    program.chmod(0o755)
+
+    def completed(words: str, at: int, socket: Path) -> list[str]:
+        lines = f"source {script}; COMP_WORDS=({words}); COMP_CWORD={at}; _shtab_bpsctl; echo ${{COMPREPLY[@]}}"
+        env = {"PATH": f"{state_dir}:{os.environ['PATH']}", "PYTHONPATH": SOURCE, "BPSD_SOCKET": str(socket)}
+        done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=True, env=env)
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert completed("bpsctl status ''", 2, daemon.path) == [RUN]
+    assert completed(f"bpsctl wait {RUN} {RUN[:3]}", 3, daemon.path) == [RUN]
+    assert completed("bpsctl report --backend ''", 3, daemon.path) == ["here"]
+    assert completed("bpsctl status ''", 2, state_dir / "nobody") == []

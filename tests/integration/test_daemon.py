@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bpsd import wire
+from bpsd.cli import tails
 from bpsd.client.failures import ClientError, RemoteError
 from bpsd.client.sync import Client
 from bpsd.testing.wms import ScriptedWms, add_run, touch
@@ -98,6 +99,23 @@ def test_an_unknown_run_is_answered_with_the_nearest(daemon: RunningDaemon, clie
 
     assert caught.value.code == "run_not_found"
     assert run in caught.value.fields["nearest"]
+
+
+def test_a_name_or_its_beginning_is_no_id_but_leads_to_the_ids(daemon: RunningDaemon, client: Client) -> None:
+    runs = {submit(client)["run"] for _ in range(2)}
+    until(lambda: {row["state"] for row in client.report()["runs"]} == {"PENDING"}, "they are seen")
+
+    def refused(text: str, verb: str) -> dict[str, Any]:
+        with pytest.raises(RemoteError) as caught:
+            client.status(text) if verb == "status" else client.command(verb, text)
+        assert caught.value.code == "run_not_found"
+        assert all(run in caught.value.advice for run in runs)
+        return caught.value.fields
+
+    until(lambda: {*refused("test", "status")["nearest"]} == runs, "the store knows them by their name")
+    for text, verb in (("test", "cancel"), ("te", "cancel"), ("t", "hold"), ("te", "status")):
+        assert {*refused(text, verb)["nearest"]} == runs
+    assert daemon.wms("toy").read().calls.get("cancel") is None
 
 
 @pytest.mark.parametrize("backend", ["to", None])
@@ -208,6 +226,29 @@ def test_a_doubt_that_the_wms_cannot_clear_up_waits_for_a_person(daemon: Running
     until(lambda: state_of(client, run) == "PENDING", "the run is followed")
     with pytest.raises(RemoteError, match="not IN_DOUBT"):
         client.commands_resolve(command, "again")
+
+
+@pytest.mark.parametrize("outcome", ["done", "failed", "again"])
+def test_a_persons_word_wins_over_a_look_up_in_flight(daemon: RunningDaemon, client: Client, outcome: str) -> None:
+    wms = daemon.wms("toy")
+    wms.fault("submit", "lost", times=1)
+    wms.fault("find_by_token", "hang")
+    command = client.submit_document(TWO, backend="toy")["id"]
+    until(lambda: wms.read().calls.get("find_by_token"), "it is being looked up")
+    assert client.commands_wait(command, timeout_s=0)["state"] == "IN_DOUBT"
+
+    row = client.commands_resolve(command, outcome, wms_id="1" if outcome == "done" else None)
+
+    assert row["state"] == {"done": "DONE", "failed": "FAILED", "again": "ACCEPTED"}[outcome]
+    after = client.wait_command(command, timeout_s=90)
+    assert after["state"] == ("FAILED" if outcome == "failed" else "DONE")
+    assert wms.read().calls["submit"] == (2 if outcome == "again" else 1)
+    until(lambda: client.health()["figures"]["commands_open"] == 0, "nobody looks any more")
+    assert client.commands(id=command)["commands"][0]["state"] == after["state"]
+    if outcome == "failed":
+        status = client.status(after["run"])
+        assert (status["state"], status["note"].partition(":")[0]) == ("FAILED", "not submitted")
+    submit(client)  # the daemon is there, and so is its engine
 
 
 def test_cancel_is_verified_and_repeated_until_it_is_true(daemon: RunningDaemon, client: Client) -> None:
@@ -581,3 +622,37 @@ def test_a_watcher_that_reads_too_slowly_is_told_what_it_missed(daemon: RunningD
                 if told:
                     break
     assert told > 0
+
+
+def test_a_snapshot_fits_a_message_whatever_the_runs_say_of_themselves(daemon: RunningDaemon, client: Client) -> None:
+    """A pipeline of a hundred labels has a summary of 4 kB, and 500 of them are no message."""
+    with daemon.wms("toy").edit() as wms:
+        for number in range(400):
+            add_run(wms, f"u/her/run{number}", run_summary=";".join(f"label_{n:030}:{n}" for n in range(90)))
+    until(lambda: client.backends("toy")["backends"][0]["runs_live"] == 400, "all are seen")
+
+    with client.watch() as watch:
+        item = watch.read(30)
+        assert item is not None
+        assert item["kind"] == "snapshot"
+        assert 0 < len(item["runs"]) <= 400
+        daemon.wms("toy").change("400", state="SUCCEEDED")
+        told = until(lambda: (event := watch.read(30)) and event["kind"] == "run.state" and event, "the end is told")
+    assert told["data"]["state"] == "SUCCEEDED"
+
+
+def test_a_log_that_is_no_text_comes_whole_all_the_same(daemon: RunningDaemon, client: Client) -> None:
+    """A control character takes six bytes of JSON: what was asked for may not fit a message."""
+    run = submit(client)["run"]
+    log = "\0" * 300_000 + "é" * 10_001 + "the end\n"
+    with daemon.wms("toy").edit() as wms:
+        wms.runs["1"].jobs[0].log = log
+
+    piece = client.logs(run, "a_1", offset=0, limit=262_144)
+    texts = [piece["text"]]
+    while piece["next"] < piece["size"]:
+        piece = client.logs(run, "a_1", offset=piece["next"], limit=262_144)
+        texts.append(piece["text"])
+
+    assert "".join(texts) == log
+    assert tails.tail(client, run, "a_1", 1, "stderr")["text"].endswith("the end\n")

@@ -49,7 +49,7 @@ def test_tour_ends_well_and_leaves_its_folder_alone(state_dir: Path, session: st
 
     assert demo.returncode == 0, told
     assert end_leftovers(session, patience_s=5) == []
-    assert "v5_d2.pgm: the header promises" in told  # the tail of the failed job's log
+    assert told.index("$ kill -9 ") < told.index("no daemon answers") < told.index("v5_d2.pgm: the header promises")
     assert told.index("FAILED") < told.index("bpsctl restart") < told.rindex("SUCCEEDED")
     assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["complete"]
     assert list(state_dir.iterdir()) == [folder.parent]

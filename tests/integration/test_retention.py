@@ -26,6 +26,16 @@ def rows_of(client: Client, hist: float) -> list[dict[str, Any]]:
     return [row for page in client.pages(client.report, "runs", None, hist=hist) for row in page["runs"]]
 
 
+def listed(client: Client, hist: float, **conditions: Any) -> list[dict[str, Any]]:
+    """All rows of a list, in pages of one."""
+
+    def one(**params: Any) -> dict[str, Any]:
+        return client.list_runs(**{**params, "limit": 1})
+
+    pages = client.pages(one, "runs", None, hist=hist, **conditions)
+    return [row for page in pages for row in page["runs"]]
+
+
 @pytest.mark.parametrize("kept", KEPT, ids=lambda path: str(path.name))
 def test_the_state_of_an_earlier_daemon_is_gone_on_with(state_dir: Path, kept: Path) -> None:
     told = restore(kept, state_dir / "state")
@@ -77,6 +87,9 @@ def test_history_outlives_the_wms_and_goes_when_it_is_old(state_dir: Path) -> No
             row = next(row for row in rows_of(client, 200) if row["name"] == "u/her/month")
             assert (row["state"], row["counts"]) == ("SUCCEEDED", {"SUCCEEDED": 3})
             assert len(client.jobs(row["id"])["jobs"]) == 3
+            for hist, told in ((200, {"u/her/today", "u/her/month"}), (2, {"u/her/today"})):
+                assert {run["name"] for run in listed(client, hist)} == told
+            assert listed(client, 200, state=["FAILED"]) == listed(client, 200, active=True) == []
 
 
 def test_history_beyond_its_size_goes_oldest_first_and_the_file_shrinks(state_dir: Path) -> None:

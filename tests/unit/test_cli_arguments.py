@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from unittest.mock import patch
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bpsd.cli import verbs
-from bpsd.cli.arguments import Arguments, Values
+from bpsd.cli.arguments import Arguments, BadValue, Values
 from bpsd.cli.bpsctl import arguments_of, usage
-from bpsd.cli.options import UsageError, filters_of, moved_behind
+from bpsd.cli.options import UsageError, filters_of, moment, moved_behind
 from bpsd.cli.parser import full_parser, parse
 
 WORDS = st.sampled_from(
@@ -50,12 +53,12 @@ def command_lines(draw: st.DrawFn) -> tuple[str, list[str]]:
 @example(("wait", ["r1", "--any", "r2", "--until", "running"]))
 def test_the_quick_parser_agrees_with_the_full_one(line: tuple[str, list[str]]) -> None:
     verb, words = line
-    quick = arguments_of(verb).quick(words)
-
-    try:
-        full = parse(verb, arguments_of(verb), words, None)
-    except UsageError:
-        full = None
+    with patch("time.time", return_value=1_780_000_000.0):  # "2h ago" is the same for both
+        quick = arguments_of(verb).quick(words)
+        try:
+            full = parse(verb, arguments_of(verb), words, None)
+        except UsageError:
+            full = None
 
     if quick is not None:
         assert full is not None
@@ -137,6 +140,36 @@ def test_options_before_the_verb() -> None:
     assert moved_behind(["--socket=/s", "list"]) == (["--socket=/s"], ["list"])
     assert moved_behind(["--socket"]) == (["--socket"], [])
     assert moved_behind([]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "ago"),
+    [
+        ("2h", "2025-12-31 22:00:00"),
+        ("90", "2025-12-31 23:58:30"),
+        ("00:00", "2026-01-01 00:00:00"),
+        ("2025-12-31", "2025-12-31 00:00:00"),
+        ("2025-12-31 03:05", "2025-12-31 03:05:00"),
+        ("2025-12-31T03:05:07", "2025-12-31 03:05:07"),
+    ],
+)
+def test_moments_are_local_time_or_so_long_ago(text: str, ago: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/Santiago")
+    time.tzset()
+    try:
+        midnight = time.mktime((2026, 1, 1, 0, 0, 0, 0, 0, -1))
+        with patch("time.time", return_value=midnight), patch("time.strftime", return_value="2026-01-01 "):
+            at = moment(text)
+        assert time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) == ago
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "25:00", "2026-13-01", "-2h", "9999999999999"])
+def test_what_is_no_moment_is_said_so(text: str) -> None:
+    with pytest.raises(BadValue, match=r"write 2h \(ago\), 03:00 or"):
+        moment(text)
 
 
 def test_folders_are_made_full_paths(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,30 @@ def test_every_verb_with_json_tells_its_keys(verb: str) -> None:
         assert set(messages.RESULTS[METHODS[verb]].__struct_fields__) - told == set()
 
 
+ROOT = Path(__file__).parents[2]
+SAID = re.compile(r"\bbpsctl (?:-[a-z-]+ )*([a-z]+(?: resolve)?)\b((?: (?!bpsctl)[^\s`|;>)]+)*)")
+
+
+def recommended(path: Path) -> list[tuple[str, set[str]]]:
+    """Every ``bpsctl VERB`` in a file, with the options that stand behind it."""
+    text = re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8"))  # literals that stand side by side are one
+    return [
+        (verb, {*re.findall(r"(?<=\s)--?[a-z][a-z-]*", f" {rest}")})
+        for verb, rest in SAID.findall(text)
+        if verb in verbs.names()
+    ]
+
+
+def test_what_our_words_recommend_can_be_said() -> None:
+    texts = [*ROOT.glob("daemon/**/*.py"), *ROOT.glob("adapters/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    said = [(path, verb, options) for path in texts for verb, options in recommended(path)]
+    assert len(said) > 100
+
+    for path, verb, options in said:
+        known = {name for argument in arguments_of(verb).all() for name in argument.names} | {"--help"}
+        assert options <= known, f"{path.relative_to(ROOT)} says bpsctl {verb} {options - known}"
+
+
 def test_exit_codes() -> None:
     for code in {*wire.EXIT_CODES.values(), BROKEN_PIPE}:
         assert f"\n| {code} | " in TEXT

@@ -120,3 +120,34 @@ def test_a_weaker_source_that_repeats_an_end_does_not_soften_it() -> None:
 
     assert table.apply(1, seen(WmsStates.SUCCEEDED, rank=10)) == []
     assert table.row(0).state == "FAILED"
+
+
+HUGE = st.integers(-(2**70), 2**70)
+
+
+@given(run_attempt=st.integers(1, 2**70), attempt=HUGE, rank=HUGE, code=HUGE)
+def test_absurd_numbers_are_cut_and_harm_no_count(run_attempt: int, attempt: int, rank: int, code: int) -> None:
+    table = JobTable()
+    table.apply(1, [JobObservation(name="a", label="isr", state=WmsStates.RUNNING)])
+
+    for state in (WmsStates.RUNNING, WmsStates.FAILED):
+        seen = JobObservation(name="a", label="isr", state=state, attempt=attempt, rank=rank, exit_code=code)
+        table.apply(run_attempt, [seen, msgspec.structs.replace(seen, name="b")])
+
+    assert table.state_counts() == {"FAILED": 2}
+    shown = max(-(2**31) + 1, min(code, 2**31 - 1))
+    assert table.exit_codes() == {"isr": {shown: 2} if shown else {}}
+    assert JobTable.load(table.dump()).state_counts() == {"FAILED": 2}
+
+
+def test_hosts_are_kept_once() -> None:
+    table = JobTable()
+    jobs = [JobObservation(name=f"j{n}", label="isr", state=WmsStates.RUNNING, host=f"n{n % 3}") for n in range(9)]
+    table.apply(1, jobs)
+    again = JobTable.load(table.dump())
+
+    for job in jobs:
+        again.apply(1, [msgspec.structs.replace(job, host="n9" if job.name == "j0" else job.host)])
+
+    assert [again.row(n).host for n in range(9)] == ["n9", "n1", "n2", "n0", "n1", "n2", "n0", "n1", "n2"]
+    assert len(again.dump()) - len(table.dump()) == len("\xa2n9".encode("latin-1"))

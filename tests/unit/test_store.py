@@ -482,6 +482,9 @@ async def test_timeline_of_one_and_of_all(store: Store) -> None:
     assert await seqs("r1") == [1, 4, 5]
     assert await seqs("r1", after_seq=1, limit=1) == [4]
     assert await seqs(backend="there") == [2]
+    assert await seqs(since=2.0) == [2, 3, 4, 5]
+    assert await seqs(since=1.5, until=4.0, limit=2) == [2, 3]  # with a beginning: the first ones
+    assert await seqs(until=4.0, limit=2) == [3, 4]
     assert (await store.timeline("r2")) == [_event(3, "r2")]
 
 

@@ -180,6 +180,15 @@ def test_long_cycle_is_shown_by_its_ends() -> None:
     assert found.endswith(" -> j499 -> j0")
 
 
+def test_configuration_of_bps_is_told_from_a_workflow_with_mistakes() -> None:
+    config = "pipelineYaml: DRP.yaml\npayload: {runInit: true}\nproject: dev\n"
+
+    assert mistakes(config) == [
+        "1 : this is what `bps submit` takes, not a workflow; docs/lsst.md says how `bps` goes through bpsd"
+    ]
+    assert mistakes(f"{config}name: w\njobs: [{JOB}]")[0].startswith("1 pipelineYaml: unknown key")
+
+
 def test_field_that_the_backend_refuses_is_refused_with_its_reason() -> None:
     found = mistakes(
         "name: w\njobs:\n- {name: a, executable: x, queue: short}\n- {name: b, executable: x}",

@@ -1,4 +1,4 @@
-"""The tour of ``make demo``: a daemon of its own, a workflow that fails, is mended and restarted, and succeeds.
+"""The tour of ``make demo``: a daemon that is killed, and a workflow that goes on, fails, is mended and succeeds.
 
 ``python demo.py [FOLDER]`` (default ``demo-run``) says each command as a person would type it and runs it. Whatever
 happens, the daemon that it started is stopped, its run is over, and FOLDER is all that is left.
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import yaml
 
@@ -28,6 +29,8 @@ CUT_SHORT = "v5_d2.pgm"
 """The exposure whose transfer "breaks off"."""
 START_LIMIT_S = 30.0
 STOP_LIMIT_S = 30.0
+TIME_OVER, NO_DAEMON, RUNNING, FAILED = 3, 4, 15, 19
+"""Exit codes of bpsctl: the time of a ``wait`` is over, no daemon answers, and what ``status`` says."""
 SOCKET_MAX_BYTES = 100
 """A Unix socket's path has 107 bytes at most; a checkout may lie deeper than that."""
 
@@ -89,40 +92,59 @@ def socket_for(folder: Path) -> Iterator[Path]:
         yield Path(short) / "bpsd.sock"
 
 
-@contextmanager
-def daemon(folder: Path, shown: Path) -> Iterator[None]:
-    """A daemon with a configuration of its own, until we leave."""
-    config, log = shown / "bpsd.yaml", shown / "bpsd.log"
-    # The ledger of the machine's cores is in memory, shared by all of a user's daemons: this one leaves none behind.
-    backend = {"type": "local", "ledger": str(folder / "ledger")}
-    settings = {"state_dir": str(folder / "state"), "backends": {"here": backend}}
-    config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    show(f"bpsd serve --config {config} 2> {log} &")
-    with log.open("wb") as out:
-        # A process group of its own: Ctrl-C is for the tour, which then cancels its run and stops the daemon.
-        serve = ["bpsd", "serve", "--config", str(config)]
-        process = subprocess.Popen(serve, stdin=subprocess.DEVNULL, stderr=out, process_group=0)
-    try:
-        await_answer(process, log)
-        yield
-    finally:
-        show(f"kill {process.pid}")
-        process.terminate()
+class Daemon:
+    """A daemon with a configuration of its own, until we leave; in between it may be killed and started again."""
+
+    def __init__(self, folder: Path, shown: Path) -> None:
+        self._config, self._log = shown / "bpsd.yaml", shown / "bpsd.log"
+        # The ledger of the machine's cores is in memory, shared by all of a user's daemons: none is left behind.
+        backend = {"type": "local", "ledger": str(folder / "ledger")}
+        settings = {"state_dir": str(folder / "state"), "backends": {"here": backend}}
+        self._config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        show(f"bpsd serve --config {self._config} 2>> {self._log} &")
+        with self._log.open("ab") as out:
+            # A process group of its own: Ctrl-C is for the tour, which then cancels its run and stops the daemon.
+            serve = ["bpsd", "serve", "--config", str(self._config)]
+            self._process = subprocess.Popen(serve, stdin=subprocess.DEVNULL, stderr=out, process_group=0)
+        deadline = time.monotonic() + START_LIMIT_S
+        while subprocess.run(["bpsctl", "ping"], capture_output=True, check=False).returncode:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = self._log.read_text(encoding="utf-8")
+                raise DemoFailed(f"the daemon does not answer; its log says:\n{said}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """End it as a crash would, without time for a last word."""
+        show(f"kill -9 {self._process.pid}")
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
         try:
-            process.wait(STOP_LIMIT_S)
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop it in good order, if it runs."""
+        if self._process.poll() is not None:
+            return
+        show(f"kill {self._process.pid}")
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_LIMIT_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            print(f"the daemon did not stop within {STOP_LIMIT_S:g} s; its log is {log}", file=sys.stderr)
-
-
-def await_answer(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the daemon answers."""
-    deadline = time.monotonic() + START_LIMIT_S
-    while subprocess.run(["bpsctl", "ping"], capture_output=True, check=False).returncode:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise DemoFailed(f"the daemon does not answer; its log says:\n{log.read_text(encoding='utf-8')}")
-        time.sleep(0.1)
+            self._process.kill()
+            self._process.wait()
+            print(f"the daemon did not stop within {STOP_LIMIT_S:g} s; its log is {self._log}", file=sys.stderr)
 
 
 @contextmanager
@@ -139,7 +161,17 @@ def run_of(document: Path) -> Iterator[str]:
         raise
 
 
-def tour(folder: Path, shown: Path) -> None:
+def outlive(daemon: Daemon, identity: str) -> None:
+    """Kill the daemon while the run goes on, and start it again, whatever becomes of us in between."""
+    try:
+        daemon.kill()
+        run("bpsctl", "status", identity, expect=(NO_DAEMON,))
+    finally:
+        daemon.start()
+    run("bpsctl", "status", identity, expect=(RUNNING, FAILED))
+
+
+def tour(folder: Path, shown: Path, daemon: Daemon) -> None:
     """The tour itself, with the daemon up."""
     tell("The daemon is up. Who are you, and what do you run on?")
     run("bpsctl", "ping")
@@ -150,6 +182,10 @@ def tour(folder: Path, shown: Path) -> None:
     with document.open("wb") as out:
         subprocess.run([sys.executable, str(HERE / "workflow.py"), str(folder)], stdout=out, check=True)
     with run_of(document) as identity:
+        run("bpsctl", "wait", identity, "--timeout", "10s", expect=(TIME_OVER, 1))
+
+        tell("It runs. What if the daemon dies now, in the middle? The run does not need it, and goes on")
+        outlive(daemon, identity)
         run("bpsctl", "wait", identity, expect=(1,))
 
         tell("It failed. What does the report say, which job was it, and what did that job print?")
@@ -184,8 +220,8 @@ def main() -> None:
             os.environ["BPSD_SOCKET"] = str(socket)
             tell("A daemon of its own, with its state in " + str(shown))
             show(f"export BPSD_SOCKET={shlex.quote(str(socket))}")
-            with daemon(folder, shown):
-                tour(folder, shown)
+            with Daemon(folder, shown) as daemon:
+                tour(folder, shown, daemon)
     except DemoFailed as exc:
         sys.exit(f"demo: {exc}")
     except KeyboardInterrupt:

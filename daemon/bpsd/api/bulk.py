@@ -8,9 +8,11 @@ import base64
 import binascii
 
 import anyio
+import msgspec
 
 from bpsd import wire
 from bpsd.api.deps import Deps
+from bpsd.api.paging import PAGE_BYTES
 from bpsd.errors import InvalidParams, JobNotFound, WorkflowInvalid, nearest
 from bpsd.messages import (
     BlobPut,
@@ -88,16 +90,26 @@ class Bulk:
             piece = await backend.service.read_output(
                 record.wms_id, params.job, params.stream, params.offset, params.limit
             )
-        data = _whole_characters(piece.data, at_end=piece.offset + len(piece.data) >= piece.size)
+        data, text = _fitting_text(piece.data, at_end=piece.offset + len(piece.data) >= piece.size)
         return LogsResult(
             run=record.run_id,
             job=params.job,
-            text=data.decode("utf-8", "replace"),
+            text=text,
             offset=piece.offset,
             next=piece.offset + len(data),
             size=piece.size,
             path=piece.path,
         )
+
+
+def _fitting_text(data: bytes, *, at_end: bool) -> tuple[bytes, str]:
+    """As much of ``data`` as fits a message, and what it is as text (a control character takes six bytes of JSON)."""
+    data = _whole_characters(data, at_end=at_end)
+    text = data.decode("utf-8", "replace")
+    while len(msgspec.json.encode(text)) > PAGE_BYTES:
+        data = _whole_characters(data[: len(data) // 2], at_end=False)
+        text = data.decode("utf-8", "replace")
+    return data, text
 
 
 def _whole_characters(data: bytes, *, at_end: bool) -> bytes:

@@ -22,6 +22,9 @@ from bpsd.slices import in_turns
 from bpsd.spool import Spool
 from bpsd.store import Store
 
+MOST_NAMESAKES = 5
+"""Runs that are named to somebody who gave the name of a run for its id."""
+
 
 @dataclass(slots=True)
 class Deps:
@@ -95,29 +98,39 @@ class Deps:
         """
         try:
             record = self.cache.resolve(text, backend)
-        except RunNotFound:
-            cold = await self._cold(text, backend)
-            if cold is None:
-                raise
-            return cold, await self.cold_jobs(cold.run_id), False
+        except RunNotFound as unknown:
+            cold = await self._cold(text, backend, unknown)
+            hot = self.cache.get(cold.run_id)
+            if hot is None:
+                return cold, await self.cold_jobs(cold.run_id), False
+            record = hot  # what is in memory is newer than what was written of it
         jobs = self.cache.jobs(record.run_id)
         if not len(jobs) and not record.live:
             # The jobs of a run that ended before the daemon started are on the disk only.
             return record, await self.cold_jobs(record.run_id), True
         return record, jobs, True
 
-    async def _cold(self, text: str, backend: str | None) -> RunRecord | None:
+    async def _cold(self, text: str, backend: str | None, unknown: RunNotFound) -> RunRecord:
+        """The run in the history that has this id; `RunNotFound` with those that are only named so, as ``nearest``."""
         stored = [s for s in await self.store.find(text) if backend in (None, s.backend)]
-        stored = [s for s in stored if text in (s.run_id, s.wms_id, s.token, s.path)] or stored
-        if not stored:
-            return None
-        if len(stored) > 1:
+        called = [s for s in stored if text in (s.run_id, s.wms_id, s.token, s.path)]
+        if len(called) == 1:
+            return decode_record(called[0].doc)
+        if called:
             raise RunAmbiguous(
-                f"{len(stored)} runs in the history are called {text}",
+                f"{len(called)} runs in the history are called {text}",
                 advice="use one of the ids that begin with r",
-                candidates=[{"id": s.run_id, "backend": s.backend, "wms_id": s.wms_id, "name": s.name} for s in stored],
+                candidates=[{"id": s.run_id, "backend": s.backend, "wms_id": s.wms_id, "name": s.name} for s in called],
             )
-        return decode_record(stored[0].doc)
+        if not stored:
+            raise unknown
+        # A name is no id: many runs share it, and the beginning of one may be a slip of the hand.
+        ids = [s.run_id for s in stored[:MOST_NAMESAKES]]
+        raise RunNotFound(
+            unknown.message,
+            advice=f"runs whose name is or begins so: {', '.join(ids)}; say which by its id",
+            nearest=ids,
+        ) from unknown
 
     async def cold_jobs(self, run_id: str) -> JobTable | None:
         """The jobs of a run as the store keeps them."""

@@ -106,7 +106,7 @@ class Orders:
         if not record.live and not submitting and not self._restarting(record):
             raise Conflict(
                 f"run {record.run_id} is over ({record.state.name}): there is nothing to cancel",
-                advice="`bpsctl report --id` shows how it ended",
+                advice=f"`bpsctl report {record.run_id}` shows how it ended",
                 run=record.run_id,
                 state=record.state.name,
             )
@@ -164,6 +164,7 @@ class Orders:
         if not record.live:
             raise Conflict(
                 f"run {record.run_id} is over ({record.state.name}): there is nothing to {verb}",
+                advice=f"`bpsctl report {record.run_id}` shows how it ended",
                 run=record.run_id,
                 state=record.state.name,
             )

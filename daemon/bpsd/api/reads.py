@@ -8,7 +8,7 @@ import fnmatch
 import os
 import platform
 import pwd
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 import anyio
@@ -16,7 +16,7 @@ import msgspec
 
 from bpsd import __version__, wire
 from bpsd.api.deps import Deps
-from bpsd.api.paging import PAGE_BYTES, fitting
+from bpsd.api.paging import PAGE_BYTES, fitting, holding
 from bpsd.errors import InvalidParams, RunNotFound
 from bpsd.jobtable import JobTable
 from bpsd.messages import (
@@ -36,6 +36,7 @@ from bpsd.messages import (
     RefreshResult,
     ReportParams,
     ReportResult,
+    RunRow,
     StatusParams,
     StatusResult,
     VersionResult,
@@ -114,21 +115,18 @@ class Reads:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def list_runs(self, call: Call, params: ListParams) -> ListResult:
-        """Ids of hot runs."""
+    def list_runs(self, call: Call, params: ListParams) -> object:
+        """Ids of runs; answered at once unless history is asked for."""
         self._deps.check_backends(params.backend)
-        rows = (
-            ListRow(
-                id=record.run_id,
-                backend=record.backend,
-                wms_id=record.wms_id,
-                name=record.name,
-                state=record.state.name,  # type: ignore[arg-type]  # the names are those of StateName
-            )
-            for record in self._after(params, call, params.after)
-        )
-        page, more = fitting(rows, self._limit(params))
-        return ListResult(runs=page, seq=self._deps.cache.seq, next=page[-1].id if more else None)
+        if params.after is not None and params.after.startswith(_COLD):
+            return self._cold_list(params, call)
+        page, more = fitting(map(_list_row, self._after(params, call, params.after)), self._limit(params))
+        following = page[-1].id if more else _COLD if self._reaches_back(params) else None
+        return ListResult(runs=page, seq=self._deps.cache.seq, next=following)
+
+    async def _cold_list(self, params: ListParams, call: Call) -> msgspec.Raw:
+        rows, following = await self._cold_rows(params, call, _list_row)
+        return holding(ListResult(runs=[], seq=self._deps.cache.seq, next=following), "runs", rows)
 
     def report(self, call: Call, params: ReportParams) -> object:
         """Rows of runs; answered at once unless history or a fresh poll is asked for."""
@@ -137,7 +135,7 @@ class Reads:
             return self._report_slowly(call, params)
         return self._hot_page(call, params)
 
-    def _reaches_back(self, params: ReportParams) -> bool:
+    def _reaches_back(self, params: ListParams | ReportParams) -> bool:
         if params.after is not None and params.after.startswith(_COLD):
             return True
         return params.hist is not None and params.hist > self._deps.config.history.hot_days and not params.active
@@ -167,13 +165,7 @@ class Reads:
             next=following,
             backends={backend.name: backend.row() for backend in self._deps.backends.values()},
         )
-        # The rows are encoded already: they are put between the brackets of the empty list, and copied once.
-        before, empty, behind = msgspec.json.encode(around).partition(b'"runs":[]')
-        if not rows:
-            return msgspec.Raw(before + empty + behind)
-        rows[0] = before + b'"runs":[' + rows[0]
-        rows[-1] += b"]" + behind
-        return msgspec.Raw(b",".join(rows))
+        return holding(around, "runs", rows)
 
     async def _report_slowly(self, call: Call, params: ReportParams) -> object:
         if params.max_age_s is not None:
@@ -201,6 +193,17 @@ class Reads:
         )
 
     async def _cold_page(self, params: ReportParams, call: Call) -> msgspec.Raw:
+        def as_row(record: RunRecord) -> RunRow:
+            row = record.as_row(None)
+            row.source = "history"
+            return row
+
+        return self._page(*await self._cold_rows(params, call, as_row))
+
+    async def _cold_rows(
+        self, params: ListParams | ReportParams, call: Call, as_row: Callable[[RunRecord], object]
+    ) -> tuple[list[bytes], str | None]:
+        """A page of what has cooled, encoded, and the ``after`` of the next one."""
         assert params.after is not None
         anchor, limit = params.after.removeprefix(_COLD) or None, self._limit(params)
         since = self._deps.clock() - (params.hist or 0.0) * SECONDS_PER_DAY
@@ -210,16 +213,14 @@ class Reads:
         for entry in stored:
             record = decode_record(entry.doc)
             if record.run_id not in self._deps.cache and self.matches(params, call, record):
-                row = record.as_row(None)
-                row.source = "history"
-                data = msgspec.json.encode(row)
+                data = msgspec.json.encode(as_row(record))
                 size += len(data) + 1
                 if rows and size > PAGE_BYTES:
                     full = True
                     break
                 rows.append(data)
             anchor = record.run_id
-        return self._page(rows, f"{_COLD}{anchor}" if full else None)
+        return rows, f"{_COLD}{anchor}" if full else None
 
     def status(self, call: Call, params: StatusParams) -> object:
         """The state of one run; from memory unless it is cold or a fresh poll is asked for."""
@@ -354,6 +355,16 @@ class Reads:
             for text in (record.run, record.payload, record.campaign, record.project, record.label)
             if text is not None
         )
+
+
+def _list_row(record: RunRecord) -> ListRow:
+    return ListRow(
+        id=record.run_id,
+        backend=record.backend,
+        wms_id=record.wms_id,
+        name=record.name,
+        state=record.state.name,  # type: ignore[arg-type]  # the names are those of StateName
+    )
 
 
 def _is_mine(record: RunRecord, uid: int) -> bool:

@@ -12,14 +12,13 @@ from typing import Any
 import msgspec
 
 from bpsd.api.deps import Deps
-from bpsd.api.paging import fitting
+from bpsd.api.paging import PAGE_BYTES, fitting, holding
 from bpsd.errors import InvalidParams, LimitExceeded
 from bpsd.messages import (
     Event,
     EventsParams,
     EventsResult,
     PingResult,
-    RunRow,
     UnwatchParams,
     WatchParams,
     WatchResult,
@@ -29,7 +28,7 @@ from bpsd.server import Call, Connection
 from bpsd.store import TimelineEvent
 
 MAX_SNAPSHOT_ROWS = 500
-"""Rows of a snapshot; who watches more runs than that reads `report` first and watches from its ``seq``."""
+"""Rows of a snapshot at most; who watches more runs than it holds reads `report` first and watches from its ``seq``."""
 
 MAX_MOVED_JOBS = 500
 """Jobs named in one ``job.state`` event; the counts in the row are always whole."""
@@ -62,14 +61,19 @@ class Watches:
             run_id = record.run_id
         await self._deps.store.flush()
         entries = await self._deps.store.timeline(
-            run_id, after_seq=params.after, limit=params.limit + 1, backend=params.backend
+            run_id,
+            after_seq=params.after,
+            since=params.since,
+            until=params.until,
+            limit=params.limit + 1,
+            backend=params.backend,
         )
-        if params.after is None:
+        if params.after is None and params.since is None:
             entries = entries[-params.limit :]  # the latest ones: there is nothing behind them
         events, more = fitting(map(TimelineEvent.shown, entries), params.limit)
         return EventsResult(events=events, next=events[-1].seq if more else None)
 
-    def watch(self, call: Call, params: WatchParams) -> WatchResult:
+    def watch(self, call: Call, params: WatchParams) -> object:
         """A snapshot (or what was missed), then every change, as notifications."""
         deps = self._deps
         deps.check_backends(params.backend)
@@ -95,11 +99,8 @@ class Watches:
             # They go out after the answer: the client knows the number of its subscription first.
             call.after_reply(partial(watcher.replay, missed))
             return WatchResult(watch=number, seq=seq, resumed=True, snapshot=[])
-        rows = [
-            msgspec.json.decode(deps.cache.row(record.run_id), type=RunRow)
-            for record in self._chosen(runs, frozenset(params.backend))
-        ]
-        return WatchResult(watch=number, seq=seq, resumed=False, snapshot=rows)
+        answer = WatchResult(watch=number, seq=seq, resumed=False, snapshot=[])
+        return holding(answer, "snapshot", self._snapshot(runs, frozenset(params.backend)))
 
     def _missed(self, since: int | None) -> list[Event] | None:
         if since is None:
@@ -107,16 +108,21 @@ class Watches:
         missed = self._deps.cache.events_after(since)
         return missed if missed is not None and len(missed) <= MAX_REPLAY_EVENTS else None
 
-    def _chosen(self, runs: frozenset[str], backends: frozenset[str]) -> list[Any]:
-        chosen = []
+    def _snapshot(self, runs: frozenset[str], backends: frozenset[str]) -> list[bytes]:
+        """Rows of the latest runs that are watched, as many as fit a message."""
+        rows: list[bytes] = []
+        size = 0
         for record in self._deps.cache.records():
             if (runs and record.run_id not in runs) or (backends and record.backend not in backends):
                 continue
-            if runs or record.live:
-                chosen.append(record)
-            if len(chosen) == MAX_SNAPSHOT_ROWS:
+            if not runs and not record.live:
+                continue
+            row = self._deps.cache.row(record.run_id)
+            size += len(row) + 1
+            if len(rows) == MAX_SNAPSHOT_ROWS or size > PAGE_BYTES:
                 break
-        return chosen
+            rows.append(row)
+        return rows
 
     def _row(self, run_id: str) -> bytes | None:
         return self._deps.cache.row(run_id) if run_id in self._deps.cache else None

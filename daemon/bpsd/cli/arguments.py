@@ -35,7 +35,8 @@ class Values:
 class Argument:
     """One option or positional argument; the keywords are those of `argparse`'s ``add_argument``, so far as used.
 
-    ``files`` says that the value is the name of a file (for completion).
+    ``completes`` says what a shell may offer for the value: names of files (``file``), runs (``run``) or backends
+    (``backend``).
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class Argument:
         type: Callable[[str], Any] | None = None,
         choices: Sequence[str] | None = None,
         default: Any = None,
-        files: bool = False,
+        completes: str = "",
     ) -> None:
         self.names = tuple(names)
         self.help, self.metavar, self.action, self.nargs = help, metavar, action, nargs
-        self.type, self.choices, self.files = type, choices, files
+        self.type, self.choices, self.completes = type, choices, completes
         self.positional = not names[0].startswith("-")
         longest = max(names, key=len)
         self.dest = longest.lstrip("-").replace("-", "_")

@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(given)
         if sys.stdout is not None:
             sys.stdout.flush()
+    except KeyboardInterrupt:  # before the verb began
+        code = wire.EXIT_CODES["interrupted"]
     except BrokenPipeError:
         _silence(sys.stdout)
         code = BROKEN_PIPE
@@ -59,9 +61,14 @@ def _run(argv: list[str]) -> int:
     if "--version" in before:
         print(f"bpsctl {__version__} (protocol {wire.PROTOCOL_VERSION})")
         return 0
-    if not rest or "-h" in before or "--help" in before:
+    if "-h" in before or "--help" in before:
         print(usage())
-        return 0 if rest or before else wire.EXIT_CODES["usage"]
+        return 0
+    if not rest and before:
+        raise UsageError(f"{before[-1]}: and no verb", "`bpsctl --help` lists the verbs")
+    if not rest:
+        print(usage())
+        return wire.EXIT_CODES["usage"]
     if rest[0] == "help":
         before, rest = [*before, "--help"], rest[1:]
         if not rest:

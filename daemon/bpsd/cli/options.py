@@ -15,8 +15,10 @@ __all__ = [
     "count",
     "days",
     "filters_of",
+    "moment",
     "moved_behind",
     "nearest",
+    "none_of_them",
     "run_name",
     "seconds",
     "states",
@@ -62,7 +64,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def add_common(to: Arguments) -> None:
     """Add what every verb takes."""
     to.begin_group("common options")
-    to.add("--socket", metavar="PATH", help="the daemon's socket (default: $BPSD_SOCKET, or its own)", files=True)
+    to.add("--socket", metavar="PATH", help="the daemon's socket (default: $BPSD_SOCKET, or its own)", completes="file")
     to.add("-v", "--verbose", action="store_true", help="say more: error codes, ids, figures")
     to.add("--no-color", action="store_true", help="no colours (also: NO_COLOR in the environment)")
 
@@ -112,6 +114,26 @@ def seconds(text: str) -> float:
     return value
 
 
+_MOMENTS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
+
+
+def moment(text: str) -> float:
+    """A moment, in epoch seconds: so long ago (``90s``, ``2h``), or local time (``03:00``, ``2026-07-01 03:00``)."""
+    import time
+
+    try:
+        return time.time() - seconds(text)
+    except BadValue:
+        pass
+    for words in (text, time.strftime("%Y-%m-%d ") + text):  # an hour alone is one of today
+        for form in _MOMENTS:
+            try:
+                return time.mktime(time.strptime(words, form))
+            except (ValueError, OverflowError):
+                continue
+    raise BadValue(f"{text!r} is no moment; write 2h (ago), 03:00 or '2026-07-01 03:00'")
+
+
 def days(text: str) -> float:
     """A number of days."""
     try:
@@ -146,12 +168,12 @@ _RUN_HELP = "a run: our id, the WMS id, the global id, the token or the submit d
 
 def add_run(to: Arguments) -> None:
     """Add the one run that a verb is about."""
-    to.add("run", metavar="RUN", type=run_name, help=_RUN_HELP)
+    to.add("run", metavar="RUN", type=run_name, help=_RUN_HELP, completes="run")
 
 
 def add_runs(to: Arguments, *, least: int = 1) -> None:
     """Add the runs that a verb is about."""
-    to.add("runs", metavar="RUN", type=run_name, nargs="+" if least else "*", help=_RUN_HELP)
+    to.add("runs", metavar="RUN", type=run_name, nargs="+" if least else "*", help=_RUN_HELP, completes="run")
 
 
 def add_json(to: Arguments) -> None:
@@ -161,13 +183,13 @@ def add_json(to: Arguments) -> None:
 
 def add_one_backend(to: Arguments, help: str = "the backend, where a name alone is ambiguous") -> None:
     """Add the one backend that a verb is about."""
-    to.add("-b", "--backend", metavar="NAME", help=help)
+    to.add("-b", "--backend", metavar="NAME", help=help, completes="backend")
 
 
 def add_filters(to: Arguments, *, limit: int = DEFAULT_LIMIT) -> None:
     """Add the conditions on runs."""
     to.begin_group("which runs", "All conditions must hold; several values of one are alternatives.")
-    to.add("-b", "--backend", metavar="NAME", action="append", help="runs of this backend")
+    to.add("-b", "--backend", metavar="NAME", action="append", help="runs of this backend", completes="backend")
     to.add("-u", "--user", metavar="NAME", action="append", help="runs of this owner or operator")
     to.add(
         "-s",
@@ -183,6 +205,13 @@ def add_filters(to: Arguments, *, limit: int = DEFAULT_LIMIT) -> None:
     to.add("--active", action="store_true", help="only what is not over")
     to.add("--mine", action="store_true", help="only my runs")
     to.add("--limit", metavar="N", type=count, default=limit, help=f"at most so many (default {limit}; 0: all)")
+
+
+def none_of_them(args: Values) -> str:
+    """What to say where no run is shown: an empty table looks like good news, also where a condition is mistyped."""
+    if filters_of(args):
+        return "bpsctl: no run fulfils the conditions"
+    return "bpsctl: there are no runs; `bpsctl submit FILE` makes one, --hist DAYS shows what ended earlier"
 
 
 def filters_of(args: Values) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Parser", "full_parser", "parse"]
+__all__ = ["PREAMBLES", "Parser", "full_parser", "parse"]
 
 import argparse
 import os
@@ -18,8 +18,24 @@ if TYPE_CHECKING:
 
     from bpsd.cli.arguments import Argument
 
-FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
-"""What shtab calls FILE; shtab itself loads for ``bpsctl completion`` alone."""
+_RUNS = "bpsctl list -q --limit 200"
+_BACKENDS = "bpsctl backends -q"
+_COMPLETE = {
+    "file": {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"},
+    "run": {"bash": "_bpsctl_runs", "zsh": "_bpsctl_runs", "tcsh": f"`{_RUNS}`"},
+    "backend": {"bash": "_bpsctl_backends", "zsh": "_bpsctl_backends", "tcsh": f"`{_BACKENDS}`"},
+}
+"""What of a script offers values, by shell; shtab itself loads for ``bpsctl completion`` alone."""
+
+PREAMBLES = {
+    "bash": f"""_bpsctl_runs() {{ compgen -W "$({_RUNS} 2>/dev/null)" -- "$1"; }}
+_bpsctl_backends() {{ compgen -W "$({_BACKENDS} 2>/dev/null)" -- "$1"; }}
+""",
+    "zsh": f"""_bpsctl_runs() {{ compadd -- $({_RUNS} 2>/dev/null) }}
+_bpsctl_backends() {{ compadd -- $({_BACKENDS} 2>/dev/null) }}
+""",
+}
+"""The functions that `_COMPLETE` names: they ask the daemon, and offer nothing where none answers."""
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -74,8 +90,8 @@ class Parser(argparse.ArgumentParser):
             group = self.add_argument_group(title, description or None) if title else self
             for argument in members:
                 action = group.add_argument(*argument.names, **_keywords(argument))
-                if argument.files:
-                    action.complete = FILE  # type: ignore[attr-defined]  # shtab looks for it
+                if argument.completes:
+                    action.complete = _COMPLETE[argument.completes]  # type: ignore[attr-defined]  # shtab looks for it
 
 
 def _keywords(argument: Argument) -> dict[str, Any]:

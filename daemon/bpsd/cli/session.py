@@ -51,8 +51,7 @@ class Session:
     def __init__(self, verb: str, args: Values, argv: Iterable[str]) -> None:
         self.verb = verb
         self.args = args
-        self.interrupted = ""
-        """What to say when the person presses Ctrl-C, or the daemon that was asked does not come back."""
+        self._interrupted = ""
         self._name = f"bpsctl {__version__}: {' '.join(argv)}"
         self._client: Client | None = None
         self.terminal = bool(sys.stdout) and sys.stdout.isatty()
@@ -69,6 +68,17 @@ class Session:
         if self._client is None:
             self._client = Client(self.args.socket, name=self._name)
         return self._client
+
+    @property
+    def interrupted(self) -> str:
+        """What to say when the person presses Ctrl-C, or the daemon that was asked does not come back."""
+        return self._interrupted
+
+    @interrupted.setter
+    def interrupted(self, text: str) -> None:
+        if not self._interrupted:
+            _hear_one_interrupt()
+        self._interrupted = text
 
     def close(self) -> None:
         """Close the connection."""
@@ -117,3 +127,15 @@ class Session:
         """A state as a coloured word."""
         code = self.paint("STATE", state)
         return f"\x1b[{code}m{state}\x1b[0m" if code else state
+
+
+def _hear_one_interrupt() -> None:
+    """From the first Ctrl-C on be deaf to more of them, or they would cut off the words that the first one is due."""
+    import signal  # here: who asks for a status does not pay for it
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in the background, where nobody presses it
+        signal.signal(signal.SIGINT, interrupt)

@@ -200,10 +200,12 @@ class Client(Connection):
         *,
         backend: str | None = None,
         after: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
         limit: int | None = None,
     ) -> Row:
-        """Ask for a page of the timeline of one run, or of all."""
-        return self.call("events", run=run, backend=backend, after=after, limit=limit)
+        """Ask for a page of the timeline of one run, or of all; ``since`` and ``until`` are epoch seconds."""
+        return self.call("events", run=run, backend=backend, after=after, since=since, until=until, limit=limit)
 
     def commands(
         self,

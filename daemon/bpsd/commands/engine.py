@@ -45,14 +45,21 @@ OPEN_STATES = frozenset({"ACCEPTED", "RUNNING", "IN_DOUBT"})
 
 
 class _Entry:
-    """An unfinished command. ``begun`` is set before the journal says so: from then on it is not superseded."""
+    """An unfinished command.
 
-    __slots__ = ("begun", "command", "nudge", "over", "superseded")
+    ``begun`` is set before the journal says so: from then on it is not superseded. ``looking_up`` is the look-up in
+    flight; ``settling`` is held by whoever writes what came of the command, the engine or a person, whose word wins.
+    """
+
+    __slots__ = ("begun", "command", "looking_up", "nudge", "over", "resolved", "settling", "superseded")
 
     def __init__(self, command: CommandRecord) -> None:
         self.command = command
         self.begun = command.state != "ACCEPTED"
         self.superseded = False
+        self.resolved = False
+        self.looking_up = anyio.CancelScope()
+        self.settling = anyio.Lock()
         self.over = anyio.Event()
         self.nudge = anyio.Event()
 
@@ -192,18 +199,22 @@ class CommandEngine:
             If the command is not in doubt.
         """
         entry = self._entries.get(command_id)
-        if entry is None or entry.command.state != "IN_DOUBT":
-            command = entry.command if entry else await self.wait(command_id, 0)
-            raise Conflict(
-                f"command {command_id} is {command.state}, not IN_DOUBT",
-                advice="only a command in doubt needs a person's word",
-            )
-        word = f"resolved as {outcome}" + (f": {note}" if note else "")
+        if entry is None:
+            raise _not_in_doubt(await self._journal.command(command_id))
+        async with entry.settling:
+            if entry.command.state != "IN_DOUBT":
+                raise _not_in_doubt(entry.command)
+            entry.resolved = True
+            entry.looking_up.cancel()
+            await self._take_word(entry, outcome, wms_id, f"resolved as {outcome}" + (f": {note}" if note else ""))
+        entry.nudge.set()
+        return entry.command
+
+    async def _take_word(self, entry: _Entry, outcome: str, wms_id: str | None, word: str) -> None:
         if outcome == "again":
             await self._set(entry, "ACCEPTED", note=word)
         elif outcome == "failed":
-            error = Conflict(word).data() | {"message": word}
-            await self._set(entry, "FAILED", error=error, note=word)
+            await self._fail(entry, Conflict(word))
         else:
             if wms_id:
                 await self._journal.bind(
@@ -211,8 +222,6 @@ class CommandEngine:
                 )
                 await self._adopt(entry.command, wms_id)
             await self._set(entry, "DONE", result={"wms_id": wms_id}, note=word)
-        entry.nudge.set()
-        return entry.command
 
     async def _adopt(self, command: CommandRecord, wms_id: str) -> None:
         def edit(record: RunRecord) -> list[Change]:
@@ -238,25 +247,32 @@ class CommandEngine:
     async def _carry_out(self, entry: _Entry) -> None:
         pause = self.settings.doubt_retry_initial_s
         while entry.command.state in OPEN_STATES:
+            entry.resolved = False
             outcome = await self._step(entry)
-            if outcome is None:
-                continue
-            if isinstance(outcome, Done):
-                await self._set(entry, "DONE", result=outcome.result, note=outcome.note)
-            elif isinstance(outcome, Failed):
-                await self._fail(entry, outcome.error)
-            else:
-                state = "IN_DOUBT" if isinstance(outcome, Doubt) else "ACCEPTED"
-                await self._set(entry, state, note=outcome.reason)
-                entry.begun = state != "ACCEPTED"
+            async with entry.settling:
+                if outcome is None or entry.resolved:
+                    continue
+                await self._settle(entry, outcome)
+            if isinstance(outcome, Doubt | Again):
                 with anyio.move_on_after(pause * random.uniform(0.75, 1.25)):  # noqa: S311  # spreads load, keeps no secret
                     await entry.nudge.wait()
                 entry.nudge = anyio.Event()
                 pause = min(pause * 2, self.settings.doubt_retry_max_s)
         await self._finished(entry.command)
 
+    async def _settle(self, entry: _Entry, outcome: Outcome) -> None:
+        """Write down what came of a try."""
+        if isinstance(outcome, Done):
+            await self._set(entry, "DONE", result=outcome.result, note=outcome.note)
+        elif isinstance(outcome, Failed):
+            await self._fail(entry, outcome.error)
+        else:
+            state = "IN_DOUBT" if isinstance(outcome, Doubt) else "ACCEPTED"
+            await self._set(entry, state, note=outcome.reason)
+            entry.begun = state != "ACCEPTED"
+
     async def _step(self, entry: _Entry) -> Outcome | None:
-        """One try; `None` if the command ended without one."""
+        """One try; `None` if nothing came of it, as the command ended without one or a person was quicker."""
         command = entry.command
         verb = VERBS[command.verb]
         backend = self._backends.get(command.backend)
@@ -277,7 +293,9 @@ class CommandEngine:
             entry.begun = True
             await self._set(entry, "RUNNING")
             return await self._ask(verb.perform, desk, entry)
-        return await self._ask(verb.look_up, desk, entry)
+        with anyio.CancelScope() as entry.looking_up:
+            return await self._ask(verb.look_up, desk, entry)
+        return None
 
     def _same(self, entry: _Entry, reason: str) -> Outcome:
         """Nothing was tried, so nothing changes: what was in doubt stays so."""
@@ -368,3 +386,10 @@ class CommandEngine:
                 self._log.error(LogEvent.JOURNAL_WRITE_FAILED, error=str(exc), retry_s=pause)
                 await anyio.sleep(pause)
                 pause = min(pause * 2, self.settings.doubt_retry_max_s)
+
+
+def _not_in_doubt(command: CommandRecord) -> Conflict:
+    return Conflict(
+        f"command {command.id} is {command.state}, not IN_DOUBT",
+        advice="only a command in doubt needs a person's word",
+    )

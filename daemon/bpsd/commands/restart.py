@@ -38,7 +38,7 @@ class Restart:
             return Failed(
                 Conflict(
                     f"backend {command.backend} did not restart {command.run_id}: {message or 'it gave no reason'}",
-                    advice="`bpsctl report` shows the state of the run",
+                    advice=f"`bpsctl report {command.run_id}` shows the state of the run",
                 )
             )
         return await self._done(desk, command, new_id, message)

@@ -26,6 +26,7 @@ def arguments(to: Arguments) -> None:
     """Define the options."""
     add_one_backend(to, "show this backend alone")
     to.add("--fields", action="store_true", help="show which fields of a job each backend honours")
+    to.add("-q", "--quiet", action="store_true", help="print the names alone, one a line")
     add_json(to)
 
 
@@ -34,6 +35,8 @@ def run(session: Session) -> int:
     answer = session.client.backends(session.args.backend, fields=session.args.fields)
     if session.json:
         session.document(answer)
+    elif session.args.quiet:
+        session.print(*(clean(row["name"]) for row in answer["backends"]))
     elif session.args.fields:
         session.print(*field_lines(answer["backends"]))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["EPILOG", "arguments", "detail_lines", "run"]
 
 from bpsd.cli.describe import command_cells, command_outcome
-from bpsd.cli.options import add_json, add_one_backend, command_states, count, run_name
+from bpsd.cli.options import add_json, add_one_backend, command_states, count, moment, run_name
 from bpsd.cli.render import clean, clock, table
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ EPILOG = "A command IN_DOUBT is looked up until it is known; `bpsctl commands re
 def arguments(to: Arguments) -> None:
     """Define the options."""
     to.add("id", metavar="ID", nargs="?", help="this command, in full")
-    to.add("--run", metavar="RUN", type=run_name, help="commands on this run")
+    to.add("--run", metavar="RUN", type=run_name, help="commands on this run", completes="run")
     add_one_backend(to, "commands for this backend")
     to.add(
         "-s",
@@ -34,6 +34,7 @@ def arguments(to: Arguments) -> None:
         help="commands in this state (A,B: either)",
     )
     to.add("-u", "--user", metavar="NAME", help="commands of this user")
+    to.add("--since", metavar="TIME", type=moment, help="accepted from then on: 2h (ago), 03:00 or '2026-07-01 03:00'")
     to.add("--limit", metavar="N", type=count, default=100, help="the latest N (default 100; 0: 10000)")
     to.add("--wide", action="store_true", help="shorten nothing, however narrow the terminal is")
     add_json(to)
@@ -48,6 +49,7 @@ def run(session: Session) -> int:
         backend=args.backend,
         state=args.state,
         user=args.user,
+        since=args.since,
         limit=min(args.limit or 10_000, 10_000),
     )
     rows = answer["commands"]
@@ -59,6 +61,10 @@ def run(session: Session) -> int:
         header = ("ID", "VERB", "STATE", "RUN", "BACKEND", "USER", "ACCEPTED", "NOTE")
         cells = [command_cells(row) for row in rows[::-1]]
         session.print(*table(header, cells, shrink=("NOTE",), width=session.width, paint=session.paint))
+        if not rows:
+            session.say("bpsctl: no command fulfils the conditions")
+        if answer.get("next"):
+            session.say(f"bpsctl: only the latest {len(rows)} are shown; --limit N shows N")
     return 0
 
 

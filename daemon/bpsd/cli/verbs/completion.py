@@ -26,7 +26,8 @@ def run(session: Session) -> int:
     import shtab
 
     from bpsd.cli.bpsctl import arguments_of
-    from bpsd.cli.parser import full_parser
+    from bpsd.cli.parser import PREAMBLES, full_parser
 
-    session.print(shtab.complete(full_parser(arguments_of), session.args.shell))
+    shell = session.args.shell
+    session.print(shtab.complete(full_parser(arguments_of), shell, preamble=PREAMBLES.get(shell, "")))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["arguments", "run"]
 
 from bpsd.cli.describe import event_line
-from bpsd.cli.options import add_json, add_one_backend, count, run_name
+from bpsd.cli.options import UsageError, add_json, add_one_backend, count, moment, run_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,15 +23,17 @@ TRANSIENT = ("run.progress", "job.state")
 
 def arguments(to: Arguments) -> None:
     """Define the options."""
-    to.add("run", metavar="RUN", type=run_name, nargs="?", help="the timeline of this run alone")
+    to.add("run", metavar="RUN", type=run_name, nargs="?", help="the timeline of this run alone", completes="run")
     add_one_backend(to, "events of this backend alone")
     to.add("--after", metavar="SEQ", type=count, help="what came after this sequence number")
+    to.add("--since", metavar="TIME", type=moment, help="from then on: 2h (ago), 03:00 or '2026-07-01 03:00'")
+    to.add("--until", metavar="TIME", type=moment, help="up to then")
     to.add(
         "--limit",
         metavar="N",
         type=count,
         default=DEFAULT_LIMIT,
-        help=f"the last N (default {DEFAULT_LIMIT}; 0: 10000)",
+        help=f"the last N, or the first with --after or --since (default {DEFAULT_LIMIT}; 0: 10000)",
     )
     to.add("-f", "--follow", action="store_true", help="go on with what happens")
     add_json(to)
@@ -40,14 +42,25 @@ def arguments(to: Arguments) -> None:
 def run(session: Session) -> int:
     """Ask and tell."""
     args = session.args
+    if args.follow and args.until is not None:
+        raise UsageError("events: --follow and --until exclude each other", "leave one out")
     answer = session.client.events(
-        args.run, backend=args.backend, after=args.after, limit=min(args.limit or 10_000, 10_000)
+        args.run,
+        backend=args.backend,
+        after=args.after,
+        since=args.since,
+        until=args.until,
+        limit=min(args.limit or 10_000, 10_000),
     )
     if not args.follow:
         if session.json:
             session.document(answer)
-        else:
-            session.print(*(_line(session, event) for event in answer["events"]))
+            return 0
+        session.print(*(_line(session, event) for event in answer["events"]))
+        if not answer["events"]:
+            session.say("bpsctl: nothing happened then" if args.since or args.until else "bpsctl: nothing happened yet")
+        if answer.get("next"):
+            session.say(f"bpsctl: more happened; --after {answer['next']} goes on, --limit N shows N")
         return 0
     _tell(session, answer["events"])
     _follow(session, answer["events"][-1]["seq"] if answer["events"] else args.after)

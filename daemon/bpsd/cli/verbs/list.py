@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["EPILOG", "arguments", "run"]
 
-from bpsd.cli.options import add_filters, add_json, filters_of
+from bpsd.cli.options import add_filters, add_json, filters_of, none_of_them
 from bpsd.cli.render import table
 
 TYPE_CHECKING = False
@@ -41,6 +41,8 @@ def run(session: Session) -> int:
         header = ("ID", "BACKEND", "WMS ID", "STATE", "RUN")
         cells = [(row["id"], row["backend"], row["wms_id"], row["state"], row["name"]) for row in rows[::-1]]
         session.print(*table(header, cells, width=session.width, shrink=("RUN",), paint=session.paint))
+        if not rows:
+            session.say(none_of_them(session.args))
     if answer.get("next") and not session.json:
         session.say(f"bpsctl: only the newest {len(rows)} runs are shown; --limit N shows N, --limit 0 all")
     return 0

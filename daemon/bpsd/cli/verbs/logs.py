@@ -75,6 +75,9 @@ def run(session: Session) -> int:
     if piece["offset"] > 0 and session.args.verbose:
         session.say(f"{clean(piece['path'])}: from byte {piece['offset']} of {piece['size']}")
     _print(piece["text"], end=not args.follow)
+    if not piece["size"] and not args.follow:
+        other = "stdout" if args.stream == "stderr" else "stderr"
+        session.say(f"bpsctl: {clean(args.job)} has printed nothing to {args.stream}; --stream {other} shows the other")
     return _follow(session, piece) if args.follow else 0
 
 

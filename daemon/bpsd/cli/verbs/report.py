@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["EPILOG", "arguments", "run"]
 
 from bpsd.cli import reports
-from bpsd.cli.options import UsageError, add_filters, add_json, filters_of, run_name, seconds
+from bpsd.cli.options import UsageError, add_filters, add_json, filters_of, none_of_them, run_name, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +25,15 @@ EPILOG = (
 
 def arguments(to: Arguments) -> None:
     """Define the options."""
-    to.add("run", metavar="RUN", type=run_name, nargs="?", help="show this run in full, label by label")
-    to.add("--id", metavar="RUN", type=run_name, help="the same, as `bps report` has it")
+    to.add(
+        "run",
+        metavar="RUN",
+        type=run_name,
+        nargs="?",
+        help="show this run in full, label by label",
+        completes="run",
+    )
+    to.add("--id", metavar="RUN", type=run_name, help="the same, as `bps report` has it", completes="run")
     to.add("--return-exit-codes", action="store_true", help="with a run: also the exit codes of its failed jobs")
     to.add("--global", action="store_true", help="show the WMS's global ids")
     to.add("--max-age", metavar="TIME", type=seconds, help="poll first what was seen longer ago than that")
@@ -75,6 +82,8 @@ def _tell(session: Session, answer: Row, *, detailed: bool) -> None:
     session.print(
         *reports.summary_lines(rows, now, backends, width=session.width, paint=session.paint, is_global=is_global)
     )
+    if not rows:
+        session.say(none_of_them(session.args))
     words = [*answer.get("messages", ())]
     if detailed:
         for row in rows:

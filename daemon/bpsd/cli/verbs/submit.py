@@ -41,7 +41,7 @@ def token(text: str) -> str:
 
 def arguments(to: Arguments) -> None:
     """Define the options."""
-    to.add("file", metavar="FILE", files=True, help="the workflow, YAML or JSON; - reads standard input")
+    to.add("file", metavar="FILE", completes="file", help="the workflow, YAML or JSON; - reads standard input")
     add_one_backend(to, "where to; needed if there are several")
     to.add("--wait", action="store_true", help="wait until the run is over")
     to.add("--timeout", metavar="TIME", type=seconds, help="with --wait: at most so long")
@@ -118,7 +118,7 @@ def _tell_failure(session: Session, row: Row, source: str) -> None:
     if error.get("problems"):
         from bpsd.cli.problems import problem_lines
 
-        session.say(*problem_lines({"source": source, **error}))
+        session.say(*problem_lines({**error, "source": source}))
     session.say(f"bpsctl: submit: run {row['run']}: {command_outcome(row)}")
     if error.get("advice"):
         session.say(f"  {error['advice']}")

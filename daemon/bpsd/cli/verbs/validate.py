@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def arguments(to: Arguments) -> None:
     """Define the options."""
-    to.add("file", metavar="FILE", files=True, help="the workflow, YAML or JSON; - reads standard input")
+    to.add("file", metavar="FILE", completes="file", help="the workflow, YAML or JSON; - reads standard input")
     add_one_backend(to, "check it for this backend")
     add_json(to)
 

@@ -29,8 +29,15 @@ REDRAW_S = 1.0
 
 def arguments(to: Arguments) -> None:
     """Define the options."""
-    to.add("runs", metavar="RUN", type=run_name, nargs="*", help="these runs (default: all that are not over)")
-    to.add("-b", "--backend", metavar="NAME", action="append", help="runs of this backend")
+    to.add(
+        "runs",
+        metavar="RUN",
+        type=run_name,
+        nargs="*",
+        help="these runs (default: all that are not over)",
+        completes="run",
+    )
+    to.add("-b", "--backend", metavar="NAME", action="append", help="runs of this backend", completes="backend")
     to.add("--plain", action="store_true", help="a line for every change, also on a terminal")
     add_json(to)
 
