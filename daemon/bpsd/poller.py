@@ -118,8 +118,8 @@ class Backend:
 
     @property
     def error(self) -> str:
-        """What the last failed poll said; empty while all is well."""
-        return self._error
+        """What the last failed poll said, or the sources that did not answer the last one; empty while all is well."""
+        return self._error or "; ".join(f"{s.name}: {s.error}" for s in self._sources if s.status != "ok")
 
     async def ping(self, pass_thru: str | None) -> tuple[int, str, float]:
         """Ask the WMS itself; returns its status (0: fine), its message and the seconds it took. Never raises."""
@@ -144,11 +144,26 @@ class Backend:
     @property
     def stale(self) -> bool:
         """Whether nothing good has been heard for longer than ``stale_after_s`` (measured by the monotonic clock)."""
-        if self._last_good_mono is None:
-            return True
+        return self._last_good_mono is None or time.monotonic() - self._last_good_mono > self._patience_s
+
+    @property
+    def stale_before(self) -> float | None:
+        """A live run that was confirmed last before then (epoch seconds) is stale, although the backend is not.
+
+        The last good poll heard nothing of it, nor did those before: the sources that know it do not answer. Both times
+        are beginnings of polls, so that a clock that was set makes nothing stale.
+        """
+        return None if self._last_good is None else self._last_good - self._patience_s
+
+    def is_stale(self, observed_at: float | None) -> bool:
+        """Whether a live run that was confirmed last at ``observed_at`` may have changed since."""
+        before = self.stale_before
+        return self.stale or before is None or (observed_at is not None and observed_at < before)
+
+    @property
+    def _patience_s(self) -> float:
         # A long interval that we chose ourselves is no reason for alarm.
-        patience = max(self.settings.polling.stale_after_s, 2 * self._pace.delay_s)
-        return time.monotonic() - self._last_good_mono > patience
+        return max(self.settings.polling.stale_after_s, 2 * self._pace.delay_s)
 
     def is_stuck(self) -> bool:
         """Whether its task keeps its own deadlines no more. A WMS that times out makes it not so: that is progress."""
@@ -164,6 +179,7 @@ class Backend:
             state=self._state,
             breaker=breaker(self.settings.polling, self._pace.failures, self._asking),
             stale=self.stale,
+            stale_before=self.stale_before,
             last_good_at=self._last_good,
             last_attempt_at=self._last_attempt,
             next_poll_at=self._next_poll,
@@ -362,7 +378,7 @@ def _source_row(source: Any) -> SourceRow:
         covers=source.covers,
         cost_s=source.cost_s,
         cost_bytes=source.cost_bytes,
-        error=source.error[:ERROR_CHARS],
+        error=redact_text(source.error)[:ERROR_CHARS],
     )
 
 
