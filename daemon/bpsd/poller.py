@@ -40,6 +40,9 @@ STOOD_STILL_S = 0.5
 
 SETTLE_S = 0.05
 
+CLOCK_OFFSET_S = 5.0
+"""How far a WMS's clock may be from ours before it is said."""
+
 MAX_DETAIL_ROUNDS = 1000
 """How many results in a row a backend may ask to be followed up at once (``more``), before it is a failure."""
 
@@ -91,6 +94,7 @@ class Backend:
         self._next_poll: float | None = None
         self._due = math.inf  # monotonic: when what goes on now is to be over
         self._sources: list[SourceRow] = []
+        self._clock_offset_s: float | None = None
         self._wanted = anyio.Event()
         self._polled = anyio.Event()
 
@@ -188,6 +192,7 @@ class Backend:
             polls=self._polls,
             failures=self._failures_ever,
             error=self._error,
+            clock_offset_s=self._clock_offset_s if abs(self._clock_offset_s or 0.0) > CLOCK_OFFSET_S else None,
             runs_live=counts.get("live", 0),
             runs_hot=counts.get("hot", 0),
             jobs_known=counts.get("jobs", 0),
@@ -317,6 +322,7 @@ class Backend:
                 ),
             )
             self._sources = [_source_row(s) for s in result.sources]
+            self._clock_offset_s = result.clock_offset_s
             cost_s = await self._cost(result, time.monotonic() - began_mono, still_s)
             self._pace = self._pace._replace(cost_s=cost_s)
             changed += await self._cache.apply_poll(self.name, result, began)
