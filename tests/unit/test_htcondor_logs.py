@@ -13,6 +13,7 @@ from bpsd.models import WmsStates
 from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_node_status, parse_rescue
 from bpsd_adapters.htcondor.eventlog import MAX_EVENT_BYTES, Event, EventKind, EventReader
 from bpsd_adapters.htcondor.hostclock import HostClock, zone_of
+from bpsd_adapters.htcondor.jobstate import PRE_FAILED, JobstateReader, NodeEvent
 from bpsd_adapters.htcondor.tracker import RunTracker
 
 # As HTCondor 23.9.6 writes it, addresses shortened.
@@ -283,3 +284,47 @@ def test_a_node_status_file_tells_what_no_log_does() -> None:
     run.finish(WmsStates.FAILED)
 
     assert (states(run)["B"], states(run)["C"]) == ("FAILED", "PRUNED")
+
+
+JOBSTATE = b"""\
+1795377000 INTERNAL *** DAGMAN_STARTED 11.0 ***
+1795377001 B PRE_SCRIPT_STARTED - - - 1
+1795377002 B PRE_SCRIPT_FAILURE - - - 1
+1795377003 C SUBMIT_FAILURE - - - 2
+1795377004 INTERNAL *** DAGMAN_FINISHED 1 ***
+1795377100 INTERNAL *** DAGMAN_STARTED 12.0 ***
+1795377101 A SUBMIT 13.0 - - 3
+1795377102 A PRE_SCRIPT_FAILURE - - - 3
+1795377103 C PRE_SCRIPT_FAILURE - - - 4
+1795377104 F SUBMIT_FAILURE - - - 5
+"""
+
+
+@given(st.integers(min_value=1, max_value=400))
+def test_dagmans_own_log_tells_of_nodes_that_were_not_submitted_in_this_attempt(piece: int) -> None:
+    reader = JobstateReader(12)
+    told = [event for n in range(0, len(JOBSTATE), piece) for event in reader.feed(JOBSTATE[n : n + piece])]
+    run = tracker(events()[:4])
+    run.take_nodes(told)
+
+    assert states(run) == {"A": "RUNNING", "B": "UNREADY", "C": "FAILED", "F": "READY"}
+    assert {job.name: job.note for job in run.changed(None) if job.note} == {
+        "C": "its pre-command failed",
+        "F": "HTCondor did not take it; DAGMan tries again",
+    }
+    run.repair({"C": (6, "PRE script failed with status 4"), "F": (6, "Job submit failed")})
+    run.finish(WmsStates.FAILED)
+    assert {job.name: job.note for job in run.changed(None) if job.state is WmsStates.FAILED} == {
+        "C": "PRE script failed with status 4",
+        "F": "Job submit failed",
+    }
+
+
+def test_a_node_that_is_submitted_after_its_pre_command_failed_is_the_next_attempt() -> None:
+    run = tracker([])
+    run.take_nodes([NodeEvent(1795377000.0, "A", PRE_FAILED)])
+    failed = states(run)["A"]
+    run.take(events()[:1])
+
+    job = {job.name: job for job in run.changed(None)}["A"]
+    assert (failed, job.state, job.attempt) == ("FAILED", WmsStates.PENDING, 2)

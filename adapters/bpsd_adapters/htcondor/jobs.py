@@ -157,7 +157,7 @@ class JobWatcher:
         if files is None:
             dag = dag_file(found.ad)
             assert dag is not None  # or it would not be the newest run of a folder
-            files = self._files[wms_id] = RunFiles(self._pool.transport, dag, clock)
+            files = self._files[wms_id] = RunFiles(self._pool.transport, dag, clock, found.ids.cluster)
             self.reread |= (as_number(found.ad, "QDate") or 0) < clock.now - OVERLAP_S
         tracker = files.tracker
         more = await files.update(room, sizes)

@@ -8,7 +8,8 @@ import math
 import posixpath
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import anyio.to_thread
 import msgspec
@@ -18,6 +19,7 @@ from bpsd.models import WmsStates
 from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_node_status, parse_rescue
 from bpsd_adapters.htcondor.eventlog import EventReader
 from bpsd_adapters.htcondor.hostclock import HostClock
+from bpsd_adapters.htcondor.jobstate import JobstateReader
 from bpsd_adapters.htcondor.tracker import RunTracker
 from bpsd_adapters.transports.base import Transport
 
@@ -62,10 +64,11 @@ class Room:
 
 
 class _Log(msgspec.Struct):
-    """One event log: how far it was read."""
+    """One log: how its events are read and taken in, and how far it was read."""
 
     path: str
-    reader: EventReader
+    feed: Callable[[bytes], list[Any]]
+    take: Callable[[list[Any]], None]
     offset: int = 0
 
 
@@ -80,12 +83,15 @@ class RunFiles:
         Path of the DAG file there.
     clock : `~bpsd_adapters.htcondor.hostclock.HostClock`
         Of that host.
+    cluster : `int`
+        That of the run's DAGMan.
     """
 
-    def __init__(self, transport: Transport, dag: str, clock: HostClock) -> None:
+    def __init__(self, transport: Transport, dag: str, clock: HostClock, cluster: int) -> None:
         self._transport = transport
         self._dag = dag
         self._clock = clock
+        self._cluster = cluster
         self._logs: list[_Log] = []
         self.tracker = RunTracker()
         self._status_file: str | None = None
@@ -155,7 +161,7 @@ class RunFiles:
                 return False
             log.offset += len(data)
             room.left -= len(data)
-            self.tracker.take(await anyio.to_thread.run_sync(log.reader.feed, data))
+            log.take(await anyio.to_thread.run_sync(log.feed, data))
         return False
 
     async def _again(self) -> None:
@@ -166,6 +172,7 @@ class RunFiles:
 
     async def _load(self) -> None:
         logs: list[_Log] = []
+        take, take_nodes = self.tracker.take, self.tracker.take_nodes
         todo = [self._dag]
         folder = posixpath.dirname(self._dag)
         while todo:
@@ -175,7 +182,10 @@ class RunFiles:
                 self._status_file = posixpath.join(folder, shape.status_file)
             self.tracker.add_dag(path, shape, await self._done_before(path))
             todo += [posixpath.join(folder, n.subdag) for n in shape.nodes.values() if n.subdag is not None]
-            logs.append(_Log(f"{path}.nodes.log", EventReader(self._clock)))
+            if shape.jobstate_log is not None:  # first: whether a node was submitted after it failed decides what it is
+                nodes = posixpath.join(folder, shape.jobstate_log)
+                logs.append(_Log(nodes, JobstateReader(self._cluster).feed, take_nodes))
+            logs.append(_Log(f"{path}.nodes.log", EventReader(self._clock).feed, take))
             if len(logs) > MAX_SUBDAGS:
                 raise LimitExceeded(f"{self._dag} has more than {MAX_SUBDAGS} sub-DAGs")
         self._logs = logs

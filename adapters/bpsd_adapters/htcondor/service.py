@@ -360,10 +360,11 @@ class HTCondorService(WmsService):
 
     async def read_output(self, wms_id: str, job: str, stream: str, offset: int, limit: int) -> OutputPiece:
         """See `WmsService.read_output`. Runs of ``bps submit`` have one file for both streams."""
-        dag = dag_file((await self._finder.run(wms_id)).ad)
+        run = await self._finder.run(wms_id)
+        dag = dag_file(run.ad)
         files = self._watcher.files_of(wms_id)
         if files is None and dag is not None:
-            files = RunFiles(self._transport, dag, HostClock())
+            files = RunFiles(self._transport, dag, HostClock(), run.ids.cluster)
             try:
                 await files.update(Room())
             except OSError as exc:
