@@ -109,7 +109,7 @@ def told(result: PollResult) -> dict[str, tuple[str | None, int]]:
     return {s.wms_id: (None if s.state is None else s.state.name, len(s.jobs)) for s in result.observations}
 
 
-async def test_nothing_new_is_two_questions_and_no_jobs() -> None:
+async def test_nothing_new_is_one_question_and_no_jobs() -> None:
     site = Site()
     site.queue = [ad(7)]
     site.folder(7, "a_1", "b_1")
@@ -118,9 +118,43 @@ async def test_nothing_new_is_two_questions_and_no_jobs() -> None:
     result = await site.poll(KnownRun(run_id="r", wms_id="7.0", cursor=site.last.run_cursors["7.0"]))
 
     assert told(result) == {"7.0": ("RUNNING", 0)}
-    assert sorted(call[0] for call in site.transport.calls) == ["condor_history", "condor_q"]
-    for call in site.transport.calls:  # no full ads, ever
-        assert len(call[call.index("-attributes") + 1].split(",")) > 40
+    assert [call[0] for call in site.transport.calls] == ["condor_q"]
+    assert {(source.name, source.status) for source in result.sources} == {("queue", "ok"), ("history", "ok")}
+
+
+async def test_the_history_is_read_when_a_run_left_the_queue_and_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site()
+    site.queue = [ad(7), ad(8)]
+    for cluster in (7, 8, 9):
+        site.folder(cluster, "a_1")
+    known = [KnownRun(run_id=f"r{n}", wms_id=f"{n}.0") for n in (7, 8)]
+    await site.poll(*known)
+    site.queue, site.history = [ad(8)], [ended(7)]
+
+    assert told(await site.poll(*known)) == {"7.0": ("SUCCEEDED", 1), "8.0": ("RUNNING", 1)}
+    assert len(site.asked("condor_history")) == 1
+    assert told(await site.poll(known[1])) == {"7.0": ("SUCCEEDED", 0), "8.0": ("RUNNING", 1)}
+    assert site.asked("condor_history") == []
+    site.history += [ended(9)]  # came and went between two polls
+    monkeypatch.setattr("bpsd_adapters.htcondor.watch.HISTORY_EVERY_S", 0.0)
+    assert told(await site.poll(known[1])) == {
+        "7.0": ("SUCCEEDED", 0),
+        "9.0": ("SUCCEEDED", 1),
+        "8.0": ("RUNNING", 1),
+    }
+    monkeypatch.undo()
+    await site.poll(cursor=None)  # from the beginning: what was read last does not reach so far
+    assert len(site.asked("condor_history")) == 1
+
+
+async def test_no_full_ads_ever() -> None:
+    site = Site("other")
+    site.queue, site.history = [ad(7)], [ended(8)]
+    await site.poll(KnownRun(run_id="r9", wms_id="9.0"))
+
+    asked = [call for call in site.transport.calls if call[0].startswith("condor_")]
+    assert len(asked) >= 7
+    assert all("-attributes" in call or "-af:tV" in call for call in asked)
 
 
 async def test_what_there_is_no_room_for_is_told_in_further_polls_and_ends_with_its_last_job() -> None:
@@ -195,10 +229,10 @@ async def test_a_history_that_denied_a_run_is_not_read_for_it_in_every_poll(monk
     assert told(result)["3.0"][0] == "SUCCEEDED"
     assert len(site.asked("condor_history")) == 2 + 2  # each schedd's own, and one for all that miss there
     assert (await site.poll(known[0], known[1])).absent == ("1.0", "2.0")
-    assert len(site.asked("condor_history")) == 2
+    assert len(site.asked("condor_history")) == 0
     monkeypatch.setattr("bpsd_adapters.htcondor.watch.DENIED_S", DENIED_S * -1)
     assert (await site.poll(known[0])).absent == ("1.0",)
-    assert len(site.asked("condor_history")) == 3
+    assert len(site.asked("condor_history")) == 1
 
 
 async def test_a_log_that_is_gone_is_no_evidence_and_the_pool_is_asked_instead() -> None:

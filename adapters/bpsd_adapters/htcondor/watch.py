@@ -1,7 +1,7 @@
 """What the polls of one pool see: its runs, from queue and history of each schedd; `jobs` sees what is in them.
 
-A poll is one wave of questions, all at once: of each schedd the queue and the history, and of all followed logs the
-size. What comes after it is asked only if something happened: logs that grew, runs that nobody knows any more.
+A poll is one wave of questions, all at once: of each schedd the queue, and of all followed logs the size. What comes
+after it is asked only if something happened: the history if a run left the queue, logs that grew.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 __all__ = ["Watcher"]
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -31,6 +32,9 @@ LEFT_ALONE_S = 60.0
 DENIED_S = 3600.0
 """How long a whole history that did not have a run is not read again for it: that costs a second for 50 MB of it."""
 
+HISTORY_EVERY_S = 30.0
+"""How often the history is read although no run is missed: others' runs may have come and gone between two polls."""
+
 READING_S = 5.0
 """How long logs are read at least, however slow the pool was before that."""
 
@@ -43,6 +47,7 @@ class _Seen(msgspec.Struct):
     schedd: str | None
     queue: Answer | None = None
     history: Answer | None = None
+    history_asked: bool = False
     sources: list[SourceReport] = []
     refused: BackendAuthError | None = None
 
@@ -64,6 +69,14 @@ class _Seen(msgspec.Struct):
         """Jobs that were submitted on hold."""
         ads = self.queue.ads if self.queue is not None else ()
         return [ad for ad in ads if as_number(ad, "JobUniverse") not in (7, None)]
+
+
+class _History(NamedTuple):
+    """What a schedd's history said last: when that was (monotonic), and from when on (by the host's clock)."""
+
+    at: float
+    since: float
+    ads: list[dict[str, Any]]
 
 
 class _Cursor(msgspec.Struct, frozen=True):
@@ -109,6 +122,7 @@ class Watcher:
         self._ahead_s = 0.0
         self._held_since: dict[str | None, float] = {}
         """Jobs submitted on hold are asked for once; all of them again when logs are read from their beginning."""
+        self._histories: dict[str | None, _History] = {}
         self._hung: dict[tuple[str | None, str], tuple[float, str]] = {}
         self._denied: dict[str, float] = {}
         self._polls = 0
@@ -151,7 +165,9 @@ class Watcher:
         async def measure() -> None:
             sizes.update(await self._jobs.sizes())
 
-        asks = [self._ask(one, cursor.since.get(one.schedd or "", clock.now - self._history_s)) for one in seen]
+        live = self._live(request.known)
+        since = {one.schedd: cursor.since.get(one.schedd or "", clock.now - self._history_s) for one in seen}
+        asks = [self._ask(one, since[one.schedd], live.get(one.schedd, ())) for one in seen]
         await each([*asks, measure()], len(asks) + 1)
         if all(one.refused is not None for one in seen):
             raise BackendAuthError(str(seen[0].refused))
@@ -159,13 +175,14 @@ class Watcher:
         absent = await self._look_up(request.known, runs, {one.schedd for one in seen if one.is_complete})
         room = Room(self._read_bytes, max(began + request.deadline_s / 2, time.monotonic() + READING_S))
         looked = await self._look(request, runs, seen, clock, room, sizes)
-        since = dict(cursor.since)
+        read = dict(cursor.since)
         for one in seen:
             if one.is_complete and not looked.more:  # what there was no room for is to be told again
-                since[one.schedd or ""] = clock.now - OVERLAP_S
+                if one.history_asked:
+                    read[one.schedd or ""] = clock.now - OVERLAP_S
                 self._held_since[one.schedd] = 0.0 if self._jobs.reread else clock.now - OVERLAP_S
         self._polls += 1
-        self._told, self._told_with = looked.cursors, _Cursor(since, self._polls).text()
+        self._told, self._told_with = looked.cursors, _Cursor(read, self._polls).text()
         return PollResult(
             observations=looked.observations,
             cursor=self._told_with,
@@ -197,23 +214,36 @@ class Watcher:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, seen: _Seen, since: float) -> None:
-        """Queue and history at once: of a run that leaves the one for the other in between, the history is asked again
-        (`_look_up`).
-        """
+    def _live(self, known: Sequence[KnownRun]) -> dict[str | None, set[int]]:
+        """The clusters of known runs, by schedd; without those that everybody denied."""
+        live: dict[str | None, set[int]] = {}
+        for run in known:
+            ids = self._parsed(run.wms_id)
+            if ids is not None and run.wms_id not in self._denied:
+                live.setdefault(ids.schedd, set()).add(ids.cluster)
+        return live
+
+    async def _ask(self, seen: _Seen, since: float, live: Collection[int]) -> None:
+        """The queue first: what left it is then in the history, which is read if a run is missed, or now and then."""
         held_since = self._held_since.get(seen.schedd, 0.0)
-
-        async def queue() -> None:
-            seen.queue = await self._source(seen, QUEUE, lambda: self._pool.runs(seen.schedd, held_since))
-
-        async def history() -> None:
-            seen.history = await self._source(seen, HISTORY, lambda: self._pool.ended(seen.schedd, since))
-
-        await each([queue(), history()], 2)
-        seen.sources.sort(key=lambda source: source.name, reverse=True)
+        seen.queue = await self._source(seen, QUEUE, lambda: self._pool.runs(seen.schedd, held_since))
+        there = {as_number(ad, "ClusterId") for ad in seen.queue.ads} if seen.queue is not None else set()
+        last = self._histories.get(seen.schedd)
+        now = time.monotonic()
+        if last is not None and now - last.at < HISTORY_EVERY_S and last.since <= since and there.issuperset(live):
+            # It only grows: this is what it would say of runs that are known.
+            ads = [ad for ad in last.ads if (as_number(ad, "EnteredCurrentStatus") or 0) >= since]
+            seen.history = Answer(ads, 0.0, 0)
+            covers = "runs that left the queue: none did since it was read"
+            seen.sources.append(SourceReport(name=_where(HISTORY, seen.schedd), status="ok", covers=covers))
+            return
+        seen.history = await self._source(seen, HISTORY, lambda: self._pool.ended(seen.schedd, since))
+        if seen.history is not None:
+            seen.history_asked = True
+            self._histories[seen.schedd] = _History(now, since, seen.history.ads)
 
     async def _source(self, seen: _Seen, name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer | None:
-        where = name if seen.schedd is None else f"{name} of {seen.schedd}"
+        where = _where(name, seen.schedd)
         began = time.monotonic()
         until, why = self._hung.get((seen.schedd, name), (0.0, ""))
         if until > began:
@@ -244,14 +274,13 @@ class Watcher:
         missing: dict[str | None, dict[str, tuple[int, str | None]]] = {}
         absent = []
         for run in known:
-            ids = Ids.parse(run.wms_id)
-            schedd = None if ids is None or ids.schedd not in self._schedds else ids.schedd
-            if run.wms_id in runs or ids is None or schedd not in complete:
+            ids = self._parsed(run.wms_id)
+            if run.wms_id in runs or ids is None or ids.schedd not in complete:
                 continue
             if now - self._denied.get(run.wms_id, -DENIED_S) < DENIED_S:
                 absent.append(run.wms_id)
             else:
-                missing.setdefault(schedd, {})[run.wms_id] = (ids.cluster, run.token)
+                missing.setdefault(ids.schedd, {})[run.wms_id] = (ids.cluster, run.token)
         for schedd, those in missing.items():
             try:
                 ads = await self._pool.gone(schedd, [*those.values()])
@@ -266,6 +295,11 @@ class Watcher:
                     self._denied[wms_id] = now
                     absent.append(wms_id)
         return tuple(absent)
+
+    def _parsed(self, wms_id: str) -> Ids | None:
+        """Which cluster of which of our schedds that is."""
+        ids = Ids.parse(wms_id)
+        return None if ids is None else ids if ids.schedd in self._schedds else ids._replace(schedd=None)
 
     async def _left_behind(self, known: Sequence[KnownRun], runs: Mapping[str, Found]) -> dict[str, int]:
         """Live runs whose DAGMan was removed, and how many of their jobs are in the queue all the same."""
@@ -284,3 +318,7 @@ class Watcher:
                 continue  # that the run is over is known; what else is there, the next poll cannot tell either
             left |= {wms_id: counted.get(found.ids.cluster, 0) for wms_id, found in those.items()}
         return left
+
+
+def _where(name: str, schedd: str | None) -> str:
+    return name if schedd is None else f"{name} of {schedd}"
