@@ -158,6 +158,12 @@ def test_one_of_two_schedds_is_frozen(site: Site) -> None:
         other_go.touch()
         assert site.until_state(mine, "SUCCEEDED")["source"] == "history"
         assert site.sources()["queue"] == "ok"
+        until(lambda: site.client.status(in_twin["id"])["stale"], "its run is stale", PATIENCE_S)
+        twin = site.backend()
+        assert (twin["state"], twin["stale"]) == ("up", False)
+        assert f"queue of {SECOND_SCHEDD}: " in site.client.status(in_twin["id"])["error"]
+        assert site.row(in_twin["id"])["observed_at"] < twin["stale_before"]
+        assert f"queue of {SECOND_SCHEDD}: " in site.client.health()["message"]
         until(lambda: site.backend("second")["stale"], "the backend of the frozen schedd is stale", PATIENCE_S)
         row = site.row(other)
         assert (row["state"], row["source"]) == ("RUNNING", "queue")
@@ -168,6 +174,7 @@ def test_one_of_two_schedds_is_frozen(site: Site) -> None:
     finally:
         site.twin.signal("-local-name schedd2", "CONT")
     assert site.until_state(other, "SUCCEEDED")["observed_at"] > frozen_at
+    assert not site.client.status(site.until_state(in_twin["id"], "SUCCEEDED")["id"])["stale"]
 
 
 def test_the_schedd_is_gone(site: Site) -> None:

@@ -134,14 +134,37 @@ async def a_run_whose_files_are_not_for_us(pool: CondorBed) -> None:
 
 @ROWS.row
 async def a_pre_command_that_fails(pool: CondorBed) -> None:
-    """No log tells of a job that was never submitted; DAGMan's own summary does."""
-    async with watching(pool) as (observer, _):
+    """No event log tells of a job that was never submitted; DAGMan's own does, at once, and its summary says why."""
+    async with watching(pool) as (observer, scratch):
+        go = scratch / "go"
         wms_id, _ = await observer.submit(
-            document(shell_job("a_1", "true", pre_cmdline="exit 4"), shell_job("b_1", "true", parents=["a_1"]))
+            document(
+                shell_job("a_1", "true", pre_cmdline="exit 4"),
+                shell_job("b_1", "true", parents=["a_1"]),
+                shell_job("c_1", f"while ! test -e {go}; do sleep 0.2; done"),
+            )
         )
+        await until_job(observer, wms_id, "c_1", "RUNNING")
+        failed = await until_job(observer, wms_id, "a_1", "FAILED")
+        assert observer.runs[wms_id].state is WmsStates.RUNNING
+        assert failed.note == "its pre-command failed"
+        go.touch()
         run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
         assert run.state is WmsStates.FAILED
-        assert observer.states(wms_id) == {"a_1": "FAILED", "b_1": "PRUNED"}
+        assert observer.states(wms_id) == {"a_1": "FAILED", "b_1": "PRUNED", "c_1": "SUCCEEDED"}
+        assert "status 4" in (await until_job(observer, wms_id, "a_1", "FAILED")).note
+
+
+@ROWS.row
+async def a_job_that_the_schedd_does_not_take(pool: CondorBed) -> None:
+    """Its submission is refused; the run goes on until DAGMan has tried often enough."""
+    async with watching(pool) as (observer, _):
+        bad = {"request_gpus": "one two"}
+        wms_id, _ = await observer.submit(document(shell_job("a_1", "true", profile=bad), shell_job("b_1", "true")))
+        refused = await until_job(observer, wms_id, "a_1", "READY")
+        assert "did not take it" in refused.note
+        await observer.service.cancel(wms_id)
+        await observer.until_over(wms_id, timeout_s=PATIENCE_S)
 
 
 @ROWS.row

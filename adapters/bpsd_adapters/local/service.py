@@ -48,7 +48,7 @@ from bpsd_adapters.local.history import History
 from bpsd_adapters.local.launch import ask_helper, check_driver, launch_driver
 from bpsd_adapters.local.layout import RunFolder, StateFolder
 from bpsd_adapters.local.ledger import Capacity, Ledger, default_path
-from bpsd_adapters.local.observe import LOG, PROCESSES
+from bpsd_adapters.local.observe import LOG, PROCESSES, still_there
 from bpsd_adapters.local.prepare import Order
 from bpsd_adapters.local.units import scope_command
 
@@ -325,7 +325,7 @@ class LocalService(WmsService):
         observations: list[RunObservation] = []
         run_cursors: dict[str, str] = {}
         absent: list[str] = []
-        errors: list[str] = []
+        errors: dict[str, str] = {}
         jobs = read_bytes = 0
         more = False
         while taken := await _in_thread(take_for, looks, SLICE_S):
@@ -336,12 +336,14 @@ class LocalService(WmsService):
                 if look.absent:
                     absent.append(look.wms_id)
                 if look.error:
-                    errors.append(look.error)
+                    errors[look.wms_id] = look.error
             more = jobs >= self.jobs_per_poll or time.monotonic() - began > request.deadline_s * DEADLINE_PART
             if more:
                 break
         if errors:
-            self.context.log.warning("run_logs_damaged", errors=errors[:5], count=len(errors))
+            self.context.log.warning("run_logs_damaged", errors=[*errors.values()][:5], count=len(errors))
+            if not more:
+                observations += still_there(request.known, {*errors, *absent})
         if self._follower.live:
             self._have_live.set()
         cost = time.monotonic() - began
@@ -357,7 +359,7 @@ class LocalService(WmsService):
                     covers="all runs of this backend",
                     cost_s=cost,
                     cost_bytes=read_bytes,
-                    error="; ".join(errors[:3]),
+                    error="; ".join([*errors.values()][:3]),
                 ),
             ),
             absent=tuple(absent),
