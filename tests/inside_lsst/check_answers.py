@@ -178,6 +178,19 @@ def test_status_of_any_kind_of_id(tmp_path: Path) -> None:
         assert service.get_status(wms_id) == (WmsStates.RUNNING, "not seen for 5 minutes")
         assert service.table.sent("status")["run"] == asked
 
+
+def test_a_folder_hides_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever lies where the command is given, an id is an id; and an empty text is not the folder one is in."""
+    prepared(tmp_path)
+    (tmp_path / "1234").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for text, asked in (("1234", "1234"), ("", ""), ("1234/", str(tmp_path / "1234"))):
+        service = Service(status={"state": "RUNNING"})
+        service.get_status(text)
+        assert service.table.sent("status")["run"] == asked
+
+
+def test_status_of_what_is_not_known() -> None:
     unknown = Service(status=NOT_FOUND)
     assert unknown.get_status("7") == (WmsStates.UNKNOWN, "no run is called 7 (`bpsctl list` shows all)")
     with pytest.raises(BpsdServiceError, match="several"):

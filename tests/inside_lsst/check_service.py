@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,25 @@ def workflow_of(**fields: Any) -> GenericWorkflow:
 
 def prepared(workflow: GenericWorkflow, environ: Mapping[str, str] | None = None, **settings: Any) -> dict[str, Any]:
     return preparing.prepared_document(config_of(**settings), workflow, environ or {})
+
+
+# -- the price of it ---------------------------------------------------------------------------------------------------
+
+
+QUESTION = """
+import sys
+import lsst.ctrl.bps.cli.bps, lsst.ctrl.bps.report
+before = set(sys.modules)
+from bpsd.lsst import BpsdService
+print(BpsdService({}).ping()[0])
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+
+
+def test_what_is_imported_for_a_question_is_ours_alone() -> None:
+    """No plugin's library and none of the daemon's: what ``bps report`` takes, it takes to import the middleware."""
+    done = subprocess.run([sys.executable, "-c", QUESTION], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "bpsd"]
 
 
 # -- preparing ---------------------------------------------------------------------------------------------------------
@@ -173,6 +194,13 @@ def test_prepare_writes_the_same_run_once(tmp_path: Path) -> None:
     assert read.config["memoryLimit"] == 4096
     changed = service.prepare(config_of(memoryLimit=1), make_3_label_workflow("night", True), tmp_path / "run")
     assert changed.token != first.token, "another content is another run"
+
+
+def test_what_was_prepared_must_be_there_to_be_submitted(tmp_path: Path) -> None:
+    workflow = BpsdService(config_of()).prepare(config_of(), make_3_label_workflow("night", True), tmp_path / "run")
+    (tmp_path / "run" / "bpsd.json").unlink()
+    with pytest.raises(BpsdServiceError, match="prepare the run again"):
+        BpsdService(config_of()).submit(workflow)
 
 
 def test_prepare_tells_every_mistake(tmp_path: Path) -> None:

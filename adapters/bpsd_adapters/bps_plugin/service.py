@@ -9,9 +9,10 @@ from __future__ import annotations
 
 __all__ = ["BpsPluginService"]
 
+import contextlib
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -430,8 +431,14 @@ class BpsPluginService(WmsService):
         if not self._id_pattern.fullmatch(wms_id):
             raise RunNotFound(f"{wms_id!r} is no id of a run of {self._config.plugin}")
 
-    def _mapped(self, call: str) -> _Mapped:
-        return _Mapped(self, call)
+    @contextlib.contextmanager
+    def _mapped(self, call: str) -> Iterator[None]:
+        """Turn what the plugin raised into our errors, and have the daemon's log tell where it came from."""
+        try:
+            yield
+        except WorkerError as exc:
+            self._tell(call, exc)
+            raise self._as_error(call, exc) from exc
 
     def _tell(self, call: str, exc: WorkerError) -> None:
         self.context.log.info(LogEvent.PLUGIN_CALL_FAILED, call=call, error=exc.message, trace=exc.trace)
@@ -453,20 +460,3 @@ class BpsPluginService(WmsService):
 _OURS: Mapping[str, type[BpsdError]] = {"RunNotFound": RunNotFound, "TimeoutError": Conflict}
 _SURROUNDINGS = frozenset({"ImportError", "ModuleNotFoundError", "OSError", "PermissionError", "SystemExit", "Busy"})
 """Kinds of error that say nothing of the workflow."""
-
-
-class _Mapped:
-    """Turns what a plugin raised into our errors, and has the daemon's log tell where it came from."""
-
-    def __init__(self, service: BpsPluginService, call: str) -> None:
-        self._service, self._call = service, call
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if isinstance(exc, WorkerError):
-            self._service._tell(self._call, exc)  # noqa: SLF001  # two halves of one thing
-            raise self._service._as_error(self._call, exc) from exc  # noqa: SLF001

@@ -232,6 +232,7 @@ class Plugin:
 
     def prepare(self, folder: Path, token: str) -> tuple[Any, Any]:
         """The plugin for a run, and the run as it made it; what was made for the same token before is taken again."""
+        os.chdir(folder)  # plugins write beside themselves (Parsl: runinfo)
         if token in self._prepared:
             return self._prepared[token]  # type: ignore[no-any-return]
         document = load_document(folder)
@@ -243,7 +244,6 @@ class Plugin:
         service = self.kind(config)
         with contextlib.suppress(NotImplementedError):
             service.run_submission_checks()
-        os.chdir(folder)  # plugins write beside themselves (Parsl: runinfo)
         prepared = service.prepare(config, workflow, str(folder))
         prepared.submit_path = prepared.submit_path or str(folder)
         self._prepared = {token: (service, prepared)}  # only the last: a workflow may be large
@@ -341,7 +341,12 @@ class Worker:
 
     def ask_plugin(self, method: str, arguments: dict[str, Any]) -> Any:
         """One of upstream's methods, as it is; what ``NotImplementedError`` means is the daemon's to know."""
-        return plain(getattr(self.plugin.service, method)(**arguments))
+        return plain(getattr(self._service(), method)(**arguments))
+
+    def _service(self) -> Any:
+        """The plugin for what is not about a run it prepares, in a folder that stays: that of a run may be removed."""
+        os.chdir(self.root)
+        return self.plugin.service
 
     def prepare(self, token: str, check_executables: bool) -> Any:
         """Let the plugin make its files."""
@@ -360,12 +365,8 @@ class Worker:
                 return done
             service, prepared = self.plugin.prepare(folder, token)
             entry.data["run"] = describe(load_document(folder), facts)
-            entry.note(1, "begun")
-            try:
+            with _asked(entry, 1):
                 service.submit(prepared)
-            except NotImplementedError:
-                entry.note(1, "failed")  # after any other error nobody knows whether the WMS has the run
-                raise
             wms_id = str(prepared.run_id if prepared.run_id is not None else folder)
             entry.note(1, "done", wms_id)
             return wms_id
@@ -379,16 +380,12 @@ class Worker:
             done = _done_before(entry, number)
             if done is not None:
                 return [done, entry.data["run"].get("run"), ""]
-            entry.note(number, "begun")
-            answer = plain(self.plugin.service.restart(wms_id))
-            new_id, name, message = answer[0], answer[1], answer[2]
-            if says_no(message):
-                new_id = None
-            if new_id is None:
-                entry.note(number, "failed")
-            else:
-                entry.note(number, "done", str(new_id))
-            return [None if new_id is None else str(new_id), name, message]
+            service = self._service()
+            with _asked(entry, number):
+                new_id, name, message = plain(service.restart(wms_id))
+            new_id = None if new_id is None or says_no(message) else str(new_id)
+            entry.note(number, "failed" if new_id is None else "done", new_id)
+            return [new_id, name, message]
 
     def find(self, token: str, number: int) -> Any:
         """What is known of an attempt: its state (``none`` if it was never begun), its id, and the folder."""
@@ -453,6 +450,20 @@ class Worker:
         if not Entry(folder).data["attempts"]:
             raise Refused("RunNotFound", f"no run was begun in {folder}")
         return self.hosts.cancel(folder, grace_s)
+
+
+@contextlib.contextmanager
+def _asked(entry: Entry, number: int) -> Iterator[None]:
+    """Write down that an attempt is begun while the plugin is asked for it.
+
+    So it stays after an error, for nobody knows whether the WMS has it, but if the plugin cannot do that at all.
+    """
+    entry.note(number, "begun")
+    try:
+        yield
+    except NotImplementedError:
+        entry.note(number, "failed")
+        raise
 
 
 def _check_executables(document: dict[str, Any]) -> None:
