@@ -42,8 +42,8 @@ from bpsd_adapters.bps_plugin.entries import Entries, Entry, token_and_number
 from bpsd_adapters.bps_plugin.fields import fields_of
 from bpsd_adapters.bps_plugin.hosted import HostedRuns
 from bpsd_adapters.bps_plugin.link import Deployment, WorkerError, WorkerLink
+from bpsd_adapters.bps_plugin.plugin import says_no
 from bpsd_adapters.bps_plugin.settings import BpsPluginConfig, traits_of
-from bpsd_adapters.bps_plugin.worker import says_no
 from bpsd_adapters.transports.base import Transport
 from bpsd_adapters.transports.settings import make_transport
 
