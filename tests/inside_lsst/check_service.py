@@ -138,8 +138,23 @@ def test_memory_scaling_keeps_to_the_sites_limit() -> None:
     assert limit(request_memory=100, memory_multiplier=2, request_memory_max=200) == 200
     assert limit(request_memory=100, memory_multiplier=2, request_memory_max=8000) == 4096
     assert limit(request_memory=100, memory_multiplier=2, big=True) == 9999
+    assert limit(request_memory="100", memory_multiplier="2") == 4096, "as text, as a submit file may have it"
     assert limit(request_memory=100) is None, "nothing scales"
     assert limit(request_memory=5000, memory_multiplier=2) is None, "what is asked for is above the limit already"
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "said"),
+    [
+        ({"request_memory": "many", "memory_multiplier": 2}, {}, "request_memory of the job job is 'many'"),
+        ({"memory_multiplier": 2}, {"memoryLimit": "lots"}, "memoryLimit for label1 is 'lots': it is a number of MB"),
+    ],
+)
+def test_what_is_no_number_is_a_mistake_and_no_traceback(
+    tmp_path: Path, fields: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BpsdServiceError, match=said):
+        BpsdService(config_of()).prepare(config_of(**settings), workflow_of(**fields), tmp_path)
 
 
 def test_lines_of_a_profile_reach_the_jobs_of_their_label_and_site() -> None:
@@ -244,6 +259,7 @@ def test_without_a_daemon_every_method_says_so(tmp_path: Path) -> None:
     status, message = service.ping(None)
     assert status == 1
     assert "bpsd serve" in message
+    assert "--socket" not in message, "bps has no such option"
 
 
 def test_prepare_command_checks_the_configuration_alone() -> None:

@@ -314,12 +314,12 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
         return Client(name=f"bps {verb} ({Path(sys.argv[0]).name})")
 
     def _ask(self, verb: str, act: Callable[[Client], _T]) -> _T:
-        """Ask the daemon; what it refuses, or that it does not run, is an error of the ``bps`` command."""
+        """Ask the daemon; what it refuses, or that it does not run, is an error of ``bps`` (which has no --socket)."""
         try:
             with self._client(verb) as client:
                 return act(client)
         except ClientError as exc:
-            raise BpsdServiceError(str(exc)) from exc
+            raise BpsdServiceError(str(exc).replace("--socket or BPSD_SOCKET", "BPSD_SOCKET")) from exc
 
 
 def _command_line() -> str | None:
