@@ -9,7 +9,7 @@ import pytest
 from lsst.ctrl.bps import BPS_DEFAULTS, BpsConfig, WmsStates
 from lsst.ctrl.bps.tests.gw_test_utils import make_3_label_workflow
 
-from bpsd.client.failures import ClientError, NoDaemon, RemoteError
+from bpsd.client.failures import NoDaemon, RemoteError
 from bpsd.client.sync import Client
 from bpsd.lsst import BpsdService
 from bpsd.lsst.service import BpsdServiceError, BpsdWorkflow
@@ -34,7 +34,7 @@ class _Table(Client):
         answer = self.answers[method]
         if isinstance(answer, list):
             answer = answer.pop(0)
-        if isinstance(answer, ClientError):
+        if isinstance(answer, BaseException):
             raise answer
         found: dict[str, Any] = answer
         return found
@@ -77,7 +77,7 @@ def prepared(folder: Path) -> BpsdWorkflow:
     return BpsdService(config_of()).prepare(config_of(), make_3_label_workflow("night", True), folder)
 
 
-def submitted(folder: Path, config: BpsConfig, *names: str, end: dict[str, Any]) -> tuple[BpsdWorkflow, dict[str, Any]]:
+def submitted(folder: Path, config: BpsConfig, *names: str, end: Any) -> tuple[BpsdWorkflow, dict[str, Any]]:
     workflow = prepared(folder)
     service = Service(backends=backends(*names), submit=command("ACCEPTED"))
     service.table.answers |= {"blob.put": {"have": 0, "complete": True}, "commands.wait": end}
@@ -126,6 +126,13 @@ def test_submission_that_fails_tells_why(tmp_path: Path) -> None:
         "  jobs[0].mail_to: backend refuses mail_to: nobody is sent mail",
         "  mend it",
     ]
+
+
+def test_who_does_not_wait_for_a_submission_is_told_its_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        submitted(tmp_path, config_of(), "only", end=KeyboardInterrupt())
+
+    assert "run r1 goes on all the same" in caplog.text
 
 
 def test_submission_in_doubt_says_how_to_find_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

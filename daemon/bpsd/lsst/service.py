@@ -181,7 +181,11 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
             command = client.submit_document(data, token=workflow.token, source=str(path), backend=backend)
             if not command.get("created", True):
                 _LOG.info("This directory was submitted before, as run %s", command["run"])
-            return client.wait_command(command["id"])
+            try:
+                return client.wait_command(command["id"])
+            except KeyboardInterrupt:
+                _LOG.warning("Not waited for: run %s goes on all the same (`bps cancel --id` ends it)", command["run"])
+                raise
 
         command = self._ask("submit", send)
         if command["state"] != "DONE":
