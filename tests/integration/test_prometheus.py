@@ -233,3 +233,14 @@ def test_each_panel_and_each_rule_asks_for_what_there_is(world: World) -> None:
 def _replaced(text: str, chosen: Mapping[str, str]) -> str:
     """With variables in the place of their names, in the quoted strings of PromQL."""
     return re.sub(r"\$(\w+)", lambda found: chosen[found[1]].replace("\\", "\\\\"), text)
+
+
+def test_panels_have_places_of_their_own() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    assert len({panel["id"] for panel in dashboard()["panels"]}) == len(dashboard()["panels"])
