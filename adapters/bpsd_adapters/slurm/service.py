@@ -31,7 +31,7 @@ from bpsd.workflow import WorkflowFile
 from bpsd_adapters import runlog
 from bpsd_adapters.files import safe_name
 from bpsd_adapters.slurm.cluster import Cluster
-from bpsd_adapters.slurm.driver import Driver, Status
+from bpsd_adapters.slurm.driver import Driver
 from bpsd_adapters.slurm.engine import Engine
 from bpsd_adapters.slurm.events import Begin, End, decode
 from bpsd_adapters.slurm.fields import FIELDS
@@ -40,6 +40,7 @@ from bpsd_adapters.slurm.observe import LOG, QUEUE, BackendCursor, Follower, Loo
 from bpsd_adapters.slurm.options import Defaults
 from bpsd_adapters.slurm.prepare import Findings, look_at
 from bpsd_adapters.slurm.settings import SlurmConfig
+from bpsd_adapters.slurm.watch import Status
 from bpsd_adapters.transports.settings import make_transport
 
 ACCOUNTING, EXITS = "accounting", "exit"
@@ -84,7 +85,7 @@ class SlurmService(WmsService):
     ) -> None:
         self._driving.cancel()
         with anyio.CancelScope(shield=True):
-            await self._driver.close()
+            self._driver.close()
             await self._transport.__aexit__(exc_type, exc, tb)
 
     @property
@@ -217,7 +218,8 @@ class SlurmService(WmsService):
         if engine is None:
             return False, f"run {wms_id} is not running"
         if jobs:
-            return await self._of_jobs(engine, jobs, self._cluster.release)
+            offered = await self._driver.tell(engine.meta.token, lambda engine: engine.offer_again(jobs))
+            return (True, "") if offered == len(jobs) else await self._of_jobs(engine, jobs, self._cluster.release)
         await self._driver.tell(engine.meta.token, lambda engine: engine.hold(self.context.clock(), held=False))
         said = await self._cluster.release(engine.on_hold() | engine.waiting())
         return not said, said
@@ -273,9 +275,10 @@ class SlurmService(WmsService):
 
     def _still_there(self, request: PollRequest) -> list[RunObservation]:
         """Live runs, if Slurm was asked since the last poll: nothing new of them is news too."""
-        if self._driver.queue.at <= self._told_at or not self._driver.queue.ok:
+        queue = self._driver.watch.queue
+        if queue.at <= self._told_at or not queue.ok:
             return []
-        self._told_at = self._driver.queue.at
+        self._told_at = queue.at
         attempts = self._driver.attempts
         return [
             RunObservation(wms_id=run.wms_id, source=QUEUE, token=run.token, attempt=attempts[run.token])
@@ -284,11 +287,11 @@ class SlurmService(WmsService):
         ]
 
     def _sources(self) -> list[SourceReport]:
-        driver = self._driver
+        watch = self._driver.watch
         return [
-            self._source(QUEUE, "jobs in Slurm, and those that ended within MinJobAge", driver.queue),
-            self._source(ACCOUNTING, "jobs that the queue has forgotten", driver.accounting),
-            self._source(EXITS, "how jobs ended, as their wrappers wrote it", driver.exits),
+            self._source(QUEUE, "jobs in Slurm, and those that ended within MinJobAge", watch.queue),
+            self._source(ACCOUNTING, "jobs that the queue has forgotten", watch.accounting),
+            self._source(EXITS, "how jobs ended, as their wrappers wrote it", watch.exits),
         ]
 
     def _source(self, name: str, covers: str, status: Status) -> SourceReport:
@@ -336,7 +339,6 @@ class SlurmService(WmsService):
 
     async def _drive(self) -> None:
         with self._driving:
-            await self._driver.open_all()
             await self._driver.run()
 
     def _look_at(self, workflow: WorkflowFile, folder: str) -> Findings:
