@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ async def driven(folder: Path, cluster: FakeCluster, runs: int, *jobs: dict[str,
                 run_summary="",
                 size_bytes=1,
             )
-            await anyio.to_thread.run_sync(lambda: state.add(workflow, f"/w/{token}", 1.0, hands_off=False))
+            await anyio.to_thread.run_sync(partial(state.add, workflow, f"/w/{token}", 1.0, hands_off=False))
             await driver.begin(token, 1)
         yield driver
         await anyio.to_thread.run_sync(driver.close)

@@ -138,3 +138,4 @@ def test_what_was_not_run_is_no_success_and_says_why() -> None:
 
 def test_of_two_slurm_jobs_with_one_name_the_living_one_counts() -> None:
     assert isinstance(judged(row("COMPLETED"), row("RUNNING")), Live)
+    assert isinstance(judged(row("PENDING"), row("COMPLETING"), record=record(None)), Live)

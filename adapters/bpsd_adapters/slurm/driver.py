@@ -21,7 +21,6 @@ from bpsd_adapters.slurm.chunks import Sight
 from bpsd_adapters.slurm.cluster import Cluster
 from bpsd_adapters.slurm.engine import Engine
 from bpsd_adapters.slurm.layout import StateFolder
-from bpsd_adapters.slurm.options import Defaults
 from bpsd_adapters.slurm.pacing import Window, next_look
 from bpsd_adapters.slurm.parsing import ExitRecord
 from bpsd_adapters.slurm.runs import Held, Runs
@@ -60,7 +59,7 @@ class Driver:
 
     def __init__(self, cluster: Cluster, state: StateFolder, config: SlurmConfig, context: ServiceContext) -> None:
         self._cluster, self._config, self._context = cluster, config, context
-        self._runs = Runs(state, Defaults(config.partition, config.account, config.qos, config.options), context)
+        self._runs = Runs(state, config.defaults, context)
         self.watch = Watch(cluster, context.clock)
         self._window = Window(config.window_jobs)
         self._acts = Acts(cluster, self.watch, self._runs, self._window, config, context)

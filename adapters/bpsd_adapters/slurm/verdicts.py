@@ -105,7 +105,7 @@ def _rows(seen: Evidence) -> tuple[QueueRow | None, list[QueueRow]]:
     for row in seen.rows:
         if meaning_of(row.state, row.reason, row.priority).over:
             over.append(row)
-        else:
+        elif live is None or live.state in _ENDING:
             live = row
     return live, over
 
