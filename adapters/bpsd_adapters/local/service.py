@@ -36,7 +36,7 @@ from bpsd.errors import (
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.models import PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
 from bpsd.workflow import WorkflowFile
-from bpsd_adapters import runlog
+from bpsd_adapters import helper, runlog
 from bpsd_adapters.files import write_durably
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import outputs, processes
@@ -45,11 +45,11 @@ from bpsd_adapters.local.engine import DriverSettings
 from bpsd_adapters.local.fields import FIELDS
 from bpsd_adapters.local.follow import BackendCursor, Follower, take_for
 from bpsd_adapters.local.history import History
-from bpsd_adapters.local.launch import ask_helper, check_driver, launch_driver
+from bpsd_adapters.local.launch import check_driver, launch_driver
 from bpsd_adapters.local.layout import RunFolder, StateFolder
 from bpsd_adapters.local.ledger import Capacity, Ledger, default_path
 from bpsd_adapters.local.observe import LOG, PROCESSES, still_there
-from bpsd_adapters.local.prepare import Order
+from bpsd_adapters.local.prepare import Answer, Order, work
 from bpsd_adapters.local.units import scope_command
 
 JOBS_PER_POLL = 20_000
@@ -172,15 +172,14 @@ class LocalService(WmsService):
         StorageError
             If the folder could not be made.
         """
-        answer = await ask_helper(
-            Order(
-                workflow=generic_workflow,
-                state=str(self._state.path),
-                runs=str(self._state.runs),
-                cores=self.capacity.cores,
-                memory_mb=self.capacity.memory_mb,
-            )
+        order = Order(
+            workflow=generic_workflow,
+            state=str(self._state.path),
+            runs=str(self._state.runs),
+            cores=self.capacity.cores,
+            memory_mb=self.capacity.memory_mb,
         )
+        answer = await helper.ask(work, order, Answer, about=f"preparing run {generic_workflow.name}")
         if answer.error:
             raise StorageError(
                 f"the folder of run {generic_workflow.name} could not be made: {answer.error}",

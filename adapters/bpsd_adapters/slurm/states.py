@@ -60,6 +60,9 @@ STUCK: dict[str, str] = {
 }
 """Reasons for waiting that do not pass by themselves, and what they mean."""
 
+_NO_OUTPUT = "RaisedSignal:53"
+"""What Slurm ends a job with whose output file it cannot make."""
+
 _HOLD_REASONS = ("JobHeld", "job requeued in held state", "JobHoldMaxRequeue", "launch failed requeued held")
 
 
@@ -89,6 +92,8 @@ def meaning_of(word: str, reason: str = "", priority: int | None = None) -> Mean
         return Meaning(WmsStates.SUCCEEDED, True)
     if word in _FAILED:
         told = _TELLING.get(word, "" if reason == "NonZeroExitCode" else reason or "failed")
+        if reason.startswith(_NO_OUTPUT):
+            told = "its log cannot be written where it ran: is work_dir on a file system that the nodes share?"
         return Meaning(WmsStates.FAILED, True, told)
     if word == "CANCELLED":
         pruned = reason == "DependencyNeverSatisfied"
