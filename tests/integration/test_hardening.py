@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,9 @@ from typing import Any
 import pytest
 
 from bpsd import wire
+from bpsd.client.failures import ClientError
 from bpsd.client.sync import Client
+from tests.disks import DISKS, small_disk
 from tests.figures import figure
 from tests.integration.bpsctl import bpsctl
 from tests.integration.daemons import RunningDaemon, document, true_job, until
@@ -316,3 +319,52 @@ def test_an_upgrade_with_runs_under_way(state_dir: Path, previous: Path) -> None
         with daemon.client() as client:
             assert {row["state"] for row in client.commands()["commands"]} == {"DONE"}
             assert client.admin("check")["problems"] == []
+
+
+FILE_SYSTEMS = [kind for kind in DISKS if kind != "file_size"]
+"""A limit on files would keep a daemon also from its log, which is a file here."""
+
+
+@pytest.mark.parametrize("kind", FILE_SYSTEMS)
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "used"])
+def test_a_daemon_that_starts_on_a_full_disk_serves_or_says_why_and_loses_nothing(
+    state_dir: Path, kind: str, fresh: bool
+) -> None:
+    (state_dir / "state").mkdir()
+    with small_disk(kind, state_dir / "state") as disk, RunningDaemon(state_dir, TOY) as daemon:
+        run = None if fresh else submit(daemon, "kept")
+        daemon.kill()
+        if fresh:
+            for left in (state_dir / "state").iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        disk.fill()
+        daemon.start(wait=False)
+        process = daemon.process
+        assert process is not None
+
+        what = until(lambda: "serves" if answers(daemon) else process.poll(), "it answers or ends")
+
+        said = daemon.log.read_text()
+        assert "\nTraceback" not in said  # it did not crash
+        if what == "serves":
+            assert run is not None
+            assert bpsctl(daemon.socket, "status", run).out.startswith(("READY", "PENDING"))
+            daemon.kill()
+        else:
+            assert what == 1
+            assert "No space left on device" in said or "disk is full" in said
+            assert "free some space there" in said
+        disk.free()
+        daemon.start()
+        assert run is None or bpsctl(daemon.socket, "status", run).out.startswith(("READY", "PENDING"))
+        submit(daemon, "another")
+
+
+def answers(daemon: RunningDaemon) -> bool:
+    """Whether a request is answered."""
+    try:
+        with daemon.client() as client:
+            client.ping()
+    except ClientError:
+        return False
+    return True
