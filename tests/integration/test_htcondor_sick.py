@@ -147,8 +147,12 @@ def test_one_of_two_schedds_is_frozen(site: Site) -> None:
     mine, go = site.waiting("twin")
     other, other_go = site.waiting("second")
     same = site.row(other)["global_wms_id"]
-    in_twin = next(row for row in site.client.report(backend=["twin"])["runs"] if row["global_wms_id"] == same)
-    assert in_twin["state"] == "RUNNING"
+
+    def seen_from_twin() -> list[dict[str, Any]]:
+        rows = site.client.report(backend=["twin"])["runs"]
+        return [row for row in rows if row["global_wms_id"] == same and row["state"] == "RUNNING"]
+
+    (in_twin,) = until(seen_from_twin, "the other backend sees it too", PATIENCE_S)
     site.twin.signal("-local-name schedd2", "STOP")
     try:
         until(lambda: site.sources().get(f"queue of {SECOND_SCHEDD}") == "failed", "the queue is not read", PATIENCE_S)
