@@ -94,6 +94,7 @@ class Backend:
         self._next_poll: float | None = None
         self._due = math.inf  # monotonic: when what goes on now is to be over
         self._sources: list[SourceRow] = []
+        self._heard: dict[str, float] = {}  # source to when it answered last (monotonic), or first did not
         self._clock_offset_s: float | None = None
         self._wanted = anyio.Event()
         self._polled = anyio.Event()
@@ -163,6 +164,12 @@ class Backend:
         """Whether a live run that was confirmed last at ``observed_at`` may have changed since."""
         before = self.stale_before
         return self.stale or before is None or (observed_at is not None and observed_at < before)
+
+    @property
+    def silent(self) -> list[str]:
+        """Its sources that have not answered for longer than ``stale_after_s``, whatever the others do."""
+        before = time.monotonic() - self._patience_s
+        return [name for name, at in self._heard.items() if at < before]
 
     @property
     def _patience_s(self) -> float:
@@ -322,6 +329,8 @@ class Backend:
                 ),
             )
             self._sources = [_source_row(s) for s in result.sources]
+            now, before = time.monotonic(), self._heard
+            self._heard = {s.name: before.get(s.name, now) if s.status == "failed" else now for s in result.sources}
             self._clock_offset_s = result.clock_offset_s
             cost_s = await self._cost(result, time.monotonic() - began_mono, still_s)
             self._pace = self._pace._replace(cost_s=cost_s)

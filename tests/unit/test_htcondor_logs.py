@@ -310,7 +310,7 @@ def test_dagmans_own_log_tells_of_nodes_that_were_not_submitted_in_this_attempt(
     assert states(run) == {"A": "RUNNING", "B": "UNREADY", "C": "FAILED", "F": "READY"}
     assert {job.name: job.note for job in run.changed(None) if job.note} == {
         "C": "its pre-command failed",
-        "F": "HTCondor did not take it; DAGMan tries again",
+        "F": "HTCondor did not take it",
     }
     run.repair({"C": (6, "PRE script failed with status 4"), "F": (6, "Job submit failed")})
     run.finish(WmsStates.FAILED)

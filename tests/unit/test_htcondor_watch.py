@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bpsd.errors import BackendUnavailable
+from bpsd.errors import BackendUnavailable, DeadlineExceeded
 from bpsd.models import KnownRun, PollRequest, PollResult, WmsStates
 from bpsd_adapters.htcondor.classads import CHILD_COLUMNS
 from bpsd_adapters.htcondor.pool import Pool
@@ -268,6 +268,30 @@ async def test_one_run_that_cannot_be_read_is_nobody_elses_trouble(monkeypatch: 
 
     assert told(result) == {"7.0": ("RUNNING", 1), "8.0": ("RUNNING", 0)}
     assert "larger than 100 bytes" in str(result.observations[1].specific_info)
+
+
+async def test_a_schedd_that_hangs_is_waited_for_once_a_minute_and_only_once() -> None:
+    site = Site("other")
+    site.queue = [ad(7)]
+    site.folder(7, "a_1")
+    answers = site.transport._reply
+
+    def reply(argv: Sequence[str], data: bytes) -> Completed | None:
+        if "-name" in argv:
+            raise DeadlineExceeded("condor_q did not end within 30 s")
+        return answers(argv, data)
+
+    site.transport._reply = reply
+    for asked in (1, 0):
+        result = await site.poll()
+        assert told(result)["7.0"][0] == "RUNNING"
+        assert len([call for call in site.transport.calls if "-name" in call]) == asked
+        assert {(source.name, source.status) for source in result.sources} == {
+            ("queue", "ok"),
+            ("history", "ok"),
+            ("queue of other", "failed"),
+            ("history of other", "failed"),
+        }
 
 
 async def test_what_fails_for_all_comes_as_one_error() -> None:

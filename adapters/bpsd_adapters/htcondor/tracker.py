@@ -96,7 +96,7 @@ class RunTracker:
             if event.name == PRE_FAILED:
                 job.state, job.end_time, job.note = WmsStates.FAILED, event.time, "its pre-command failed"
             elif event.name == REFUSED:
-                job.state, job.note = WmsStates.READY, "HTCondor did not take it; DAGMan tries again"
+                job.state, job.note = WmsStates.READY, "HTCondor did not take it"
             job.time = event.time
             self._touch(event.node, job)
 

@@ -254,7 +254,9 @@ class Watcher:
         except (BackendUnavailable, BackendAuthError, DeadlineExceeded) as exc:
             cost_s = time.monotonic() - began
             if isinstance(exc, DeadlineExceeded) and len(self._schedds) > 1:
-                self._hung[seen.schedd, name] = (time.monotonic() + LEFT_ALONE_S, exc.message)
+                # The history of another host's schedd is told by that schedd; ours is a file.
+                for hung in (name,) if seen.schedd is None else (QUEUE, HISTORY):
+                    self._hung[seen.schedd, hung] = (time.monotonic() + LEFT_ALONE_S, exc.message)
             if isinstance(exc, BackendAuthError):
                 seen.refused = exc
             seen.sources.append(SourceReport(name=where, status="failed", cost_s=cost_s, error=exc.message))
