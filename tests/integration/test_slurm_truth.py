@@ -15,6 +15,7 @@ from bpsd.errors import Conflict, WorkflowInvalid
 from bpsd.models import WmsStates
 from bpsd.testing.contract import Bed
 from bpsd.testing.observer import Observer, document, shell_job
+from bpsd_adapters.slurm.scripts import NOT_CLAIMED
 from bpsd_adapters.slurm.service import SlurmService
 from tests.integration.slurmbed import VERSIONS, SlurmBed
 
@@ -374,7 +375,7 @@ async def held_by_others_requeued_and_suspended(slurm: SlurmBed, bed: Bed) -> No
 
 async def what_never_ran_is_no_success(slurm: SlurmBed, bed: Bed) -> None:
     """The work folder is full, or the nodes do not see it: the wrapper runs nothing, and the job says why it failed."""
-    faults = {"claim": "chmod 500 claim", "chunks": "rm chunks/1.jobs", "output": "mv slurm gone"}
+    faults = {"claim": "chmod 500 claim", "chunks": "rm chunks/1.jobs", "output": "chmod 500 slurm"}
     async with bed.open() as observer:
         runs = {}
         for name in faults:
@@ -403,7 +404,7 @@ async def what_sbatch_refuses_waits_and_keeps_nobody_back(slurm: SlurmBed, bed: 
         held = await until_job(observer, wms_id, "big_1", "HELD")
         assert "sbatch refuses it" in held.note
         run = await observer.until(wms_id, lambda run: "not submitted" in run.note, PATIENCE_S)
-        assert "1 jobs are not submitted: sbatch refuses it" in run.note
+        assert "1 job not submitted: sbatch refuses it" in run.note
         await until_job(observer, wms_id, "a_1", "SUCCEEDED")
         await observer.service.cancel(wms_id)
         assert (await observer.until_over(wms_id, timeout_s=PATIENCE_S)).state is WmsStates.DELETED
@@ -413,7 +414,7 @@ async def reasons_that_do_not_pass_are_pointed_out(slurm: SlurmBed, bed: Bed) ->
     async with bed.open() as observer:
         wms_id, _ = await observer.submit(document(shell_job("a_1", "true", queue="one", request_walltime=60)))
         run = await observer.until(wms_id, lambda run: "PartitionTimeLimit" in run.note, PATIENCE_S)
-        assert "1 jobs will not start" in run.note
+        assert "1 job will not start" in run.note
         assert observer.states(wms_id) == {"a_1": "PENDING"}
         await observer.service.cancel(wms_id)
         await observer.until_over(wms_id, timeout_s=PATIENCE_S)
@@ -492,8 +493,9 @@ async def a_job_that_lost_its_claim_does_not_run(slurm: SlurmBed, bed: Bed) -> N
         wms_id, workflow = await observer.submit(document(shell_job("a_1", script)))
         await until_job(observer, wms_id, "a_1", "RUNNING")
         run_folder = f"/home/op/bpsd/{workflow.token}"
-        await do(slurm, "exec-op", "sbatch", "-W", "-a", "0", "-J", f"{wms_id}-1", "-o", "/dev/null",
-                 f"{run_folder}/wrapper.sh", run_folder, "1")  # fmt: skip
+        again = (f"{run_folder}/wrapper.sh", run_folder, "1")
+        second = ("exec-op", "sbatch", "-W", "-a", "0", "-J", f"{wms_id}-1", "-o", "/dev/null", *again)
+        assert (await anyio.to_thread.run_sync(slurm.script, *second)).returncode == NOT_CLAIMED
         (bed.scratch / "go").touch()
         run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
         assert run.state is WmsStates.SUCCEEDED

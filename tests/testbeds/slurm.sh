@@ -288,7 +288,7 @@ cgroup() { # the nodes' daemons read it when they start
     printf 'CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedRAMSpace=100\n' >"$ROOT/etc/slurm/cgroup.conf"
     changes=(ProctrackType=proctrack/cgroup TaskPlugin=task/cgroup JobAcctGatherParams=NoOverMemoryKill)
   fi
-  local n; for n in n1 n2; do inside bash -c "kill \$(cat /run/slurm/slurmd-$n.pid); for ((i=0;i<100;i++)); do pgrep -f 'slurmd -D -N $n' >/dev/null || exit 0; sleep 0.1; done"; done
+  local n; for n in n1 n2; do inside bash -c "p=\$(cat /run/slurm/slurmd-$n.pid); kill \$p; for ((i=0;i<100;i++)); do kill -0 \$p 2>/dev/null || exit 0; sleep 0.1; done"; done
   [ "$1" = on ] || find /sys/fs/cgroup -mindepth 2 -depth -type d -path '*/slurm*' -exec rmdir {} + 2>/dev/null || true
   cp "$ROOT/etc/slurm/slurm.conf.base" "$ROOT/etc/slurm/slurm.conf"
   change "${changes[@]}"

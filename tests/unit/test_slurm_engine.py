@@ -195,7 +195,7 @@ def test_what_sbatch_refuses_keeps_no_other_job_waiting() -> None:
         assert [p.label for p in engine.plan(3, 2.0)] == ["a"]
         assert not engine.has_ready
         engine.note("", 2.0)
-        assert engine._note == "3 jobs are not submitted: sbatch refuses it: too much"
+        assert engine._note == "3 jobs not submitted: sbatch refuses it: too much"
         assert engine.offer_again(["big_1"]) == 1
         assert [p.size for p in engine.plan(3, 3.0)] == [1]
         engine.close()

@@ -95,6 +95,16 @@ def test_why_it_got_a_signal_is_slurms_to_say() -> None:
     assert timeout.note == "out of time"
     assert over(judged(row("CANCELLED"), record=record(143)))[0] is WmsStates.DELETED
     assert over(judged(record=record(143), waited_s=31))[0] is WmsStates.FAILED
+    assert judged(record=record(143), account=account("TIMEOUT")).note == "out of time"
+    assert over(judged(record=record(143), account=account("CANCELLED by 1000")))[0] is WmsStates.DELETED
+
+
+def test_a_job_that_tidies_up_when_it_is_cancelled_was_cancelled() -> None:
+    """Whatever exit code it then chooses; and if the kernel killed a part of it, that is why it failed."""
+    assert over(judged(row("CANCELLED"), record=record(1))) == (WmsStates.DELETED, 1, "exit")
+    killed = judged(row("OUT_OF_MEMORY", "OutOfMemory"), record=record(9))
+    assert (over(killed), killed.note) == ((WmsStates.FAILED, 9, "exit"), "out of memory")
+    assert judged(row("FAILED", "NonZeroExitCode"), record=record(9)).note == ""
 
 
 def test_the_state_decides_and_not_the_code() -> None:

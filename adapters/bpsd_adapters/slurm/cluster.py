@@ -48,7 +48,11 @@ _LIMITED = re.compile(
 _OF_NO_CONCERN = re.compile(r"\S+: (Job has already finished|No error|Job/step already completing or completed)\s*")
 """What scontrol says, and fails for, of those tasks of an array that ended before."""
 
-_MISTAKE = re.compile(r"invalid (partition|account|qos|feature|license|time|reservation|gres)|option", re.IGNORECASE)
+_MISTAKE = re.compile(
+    r"invalid (partition|account|qos|feature|license|time|reservation|gres|generic resource|wckey)|option|"
+    r"time limit is invalid",
+    re.IGNORECASE,
+)
 _UNCERTAIN = re.compile(
     r"timed out|unable to contact|connect failure|connection (refused|reset)|socket|zero bytes|transport endpoint|"
     r"communication|standby|state save|I/O error writing|message (send|receive) failure|slurmctld.*(down|not respond)",

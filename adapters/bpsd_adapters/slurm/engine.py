@@ -455,14 +455,14 @@ class Engine(RunState):
     def note(self, trouble: str, now: float) -> None:
         """Point out what keeps the run from going on, and jobs that will never start by themselves."""
         reasons = Counter(
-            f"jobs will not start: {job.note}"
+            f"will not start: {job.note}"
             for chunk in self.chunks.values()
             for job in chunk.open.values()
             if job.state in (WmsStates.PENDING, WmsStates.PRUNED) and why_stuck(job.note.partition(":")[0])
         )
-        reasons.update(f"jobs are not submitted: {why}" for why in self.refused.values())
-        told = [*([trouble] if trouble else []), *(f"{n} {why}" for why, n in reasons.most_common(STUCK_NAMED))]
-        self.say("; ".join(told), now)
+        reasons.update(f"not submitted: {why}" for why in self.refused.values())
+        told = [f"{count} job{'s' * (count > 1)} {why}" for why, count in reasons.most_common(STUCK_NAMED)]
+        self.say("; ".join([*([trouble] if trouble else []), *told]), now)
         self.write(now)
 
     def say(self, note: str, now: float) -> None:

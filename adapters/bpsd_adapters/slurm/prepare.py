@@ -11,6 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from bpsd.errors import Problem
+from bpsd.models import made_ready
 from bpsd.workflow import Job, WorkflowFile
 from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.dag import Dag, priority_number
@@ -49,6 +50,9 @@ class Findings(msgspec.Struct, kw_only=True):
         self.total += 1
         if len(self.problems) < PROBLEMS_MAX:
             self.problems.append(Problem(where, message))
+
+
+made_ready(Findings)
 
 
 def look_at(order: Order) -> Findings:

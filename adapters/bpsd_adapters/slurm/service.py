@@ -65,7 +65,7 @@ class SlurmService(WmsService):
         self._settings = config
         self._state = StateFolder(context.state_dir)
         self._follower = Follower(self._state)
-        self._driving = anyio.CancelScope()
+        self._driving, self._busy = anyio.CancelScope(), anyio.Lock()
         self._told_at = 0.0
 
     async def __aenter__(self) -> Self:
@@ -84,7 +84,8 @@ class SlurmService(WmsService):
     ) -> None:
         self._driving.cancel()
         with anyio.CancelScope(shield=True):
-            self._driver.close()
+            async with self._busy:  # what it does in a thread just now comes to its end
+                self._driver.close()
             await self._transport.__aexit__(exc_type, exc, tb)
 
     @property
@@ -337,8 +338,9 @@ class SlurmService(WmsService):
     # -- inside ------------------------------------------------------------------------------------------------------
 
     async def _drive(self) -> None:
-        with self._driving:
-            await self._driver.run()
+        async with self._busy:
+            with self._driving:
+                await self._driver.run()
 
     async def _look_at(self, workflow: WorkflowFile, folder: str) -> Findings:
         order = Order(

@@ -16,15 +16,16 @@ from typing import NamedTuple
 from bpsd.models import WmsStates
 from bpsd_adapters.slurm.parsing import AccountRow, ExitRecord, QueueRow
 from bpsd_adapters.slurm.scripts import NOT_CLAIMED, NOT_SEEN
-from bpsd_adapters.slurm.states import is_live, meaning_of
+from bpsd_adapters.slurm.states import NO_OUTPUT, NO_OUTPUT_SIGNAL, Meaning, is_live, meaning_of
 
 _ENDING = frozenset({"COMPLETING"})
 
 _NOT_RUN = {
     NOT_SEEN: "not run: its node does not see the run's folder; is work_dir on a file system that the nodes share?",
+    -NO_OUTPUT_SIGNAL: NO_OUTPUT,
     NOT_CLAIMED: "not run: its claim could not be made (work_dir full?), or is another Slurm job's",
 }
-"""What the wrapper's own exit codes mean, where there is no record of the job's."""
+"""What exit codes mean that are no job's own, where there is no record of that."""
 
 
 class Evidence(NamedTuple):
@@ -91,9 +92,10 @@ def judge(seen: Evidence, *, waited_s: float, grace_s: float) -> Live | Over | D
         meaning = meaning_of(live.state, live.reason, live.priority)
         return Live(meaning.state, meaning.note, live.start, str(live.array_id))
     if record is not None:
-        slurm_told = live is not None or over or seen.account is not None
+        why = _why(record, over, seen.account)
+        told = live is not None or why is not None
         # Why it got a signal is Slurm's to say.
-        return _recorded(record, over) if slurm_told or waited_s >= grace_s or not _by_signal(record) else Doubt.WAITING
+        return _recorded(record, why) if told or waited_s >= grace_s or not _by_signal(record) else Doubt.WAITING
     if over:
         return _without_record(over, seen.account, waited_s, grace_s)
     return Doubt.MISSING if seen.account is None else _accounted(seen.account, waited_s, grace_s)
@@ -118,7 +120,7 @@ def _without_record(over: list[QueueRow], account: AccountRow | None, waited_s: 
     meaning = meaning_of(row.state, row.reason, row.priority)
     if account is not None and meaning_of(account.state).over:
         code = _code(account)
-        note = meaning.note or _NOT_RUN.get(code or 0, "no exit record was found" if by_itself else "")
+        note = _NOT_RUN.get(code or 0) or meaning.note or ("no exit record was found" if by_itself else "")
         return Over(meaning.state, code, note, row.start, account.end, account.nodes, "queue")
     note = meaning.note or ("no exit record was found" if by_itself else "")
     return Over(meaning.state, None, note, row.start, None, "", "queue")
@@ -140,14 +142,20 @@ def _accounted(account: AccountRow, waited_s: float, grace_s: float) -> Over | D
     return Over(meaning.state, code, note, account.start, account.end, account.nodes, "accounting")
 
 
-def _recorded(record: ExitRecord, over: Sequence[QueueRow] = ()) -> Over:
+def _why(record: ExitRecord, over: Sequence[QueueRow], account: AccountRow | None) -> Meaning | None:
+    """What Slurm says of the end that a record tells of."""
+    for row in sorted(over, key=lambda row: row.job_id != record.job_id):
+        return meaning_of(row.state, row.reason, row.priority)
+    meaning = None if account is None else meaning_of(account.state)
+    return meaning if meaning is not None and meaning.over else None
+
+
+def _recorded(record: ExitRecord, why: Meaning | None = None) -> Over:
+    """The end as its wrapper wrote it; but whatever a job does when it is cancelled or out of time, that it was."""
     state = WmsStates.SUCCEEDED if record.exit_code == 0 else WmsStates.FAILED
     note = record.note
-    if state is WmsStates.FAILED and over and (record.exit_code is None or _by_signal(record)):
-        row = next((row for row in over if row.job_id == record.job_id), over[0])
-        meaning = meaning_of(row.state, row.reason, row.priority)
-        if meaning.state is not WmsStates.SUCCEEDED:
-            state, note = meaning.state, meaning.note or note
+    if state is WmsStates.FAILED and why is not None and why.state is not WmsStates.SUCCEEDED:
+        state, note = why.state, note or why.note
     return Over(state, record.exit_code, note, record.start, record.end, record.host, "exit")
 
 
