@@ -43,7 +43,7 @@ types: $(STAMP) ## Check the types
 unit: $(STAMP) ## Run the tests that start no daemon
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
-soak: beds ## Run the same tests at their full figures and write docs/soak.md (hours)
+soak: beds ## Run the same tests at their full figures and keep docs/soak.md (hours; PYTEST_ARGS for a part)
 	BPSD_SOAK=1 BPSD_SOAK_TABLE=docs/soak.md $(BIN)/python -m pytest --timeout=14400 $(PYTEST_ARGS)
 
 bench: $(STAMP) ## Measure speed and memory, with the ratios side by side

@@ -1,16 +1,27 @@
-"""Write ``docs/soak.md`` at the end of a soak: when, where, how it went, and the figures that it ran at.
+"""Keep ``docs/soak.md``: for each test file when and on what version it was last run at full figures, and how it went.
 
-Only where ``BPSD_SOAK_TABLE`` names the page, as ``make soak`` does: a soak of one test is not to replace it.
+Only where ``BPSD_SOAK_TABLE`` names the page, as ``make soak`` does. A soak of a part (``PYTEST_ARGS``) renews the rows
+of its files and leaves the others, which say their own version and date: a soak takes hours, and need not be in one go.
 """
 
 from __future__ import annotations
 
-__all__ = ["pytest_sessionstart", "pytest_terminal_summary", "soak_table"]
+__all__ = [
+    "Row",
+    "pytest_collection_finish",
+    "pytest_sessionstart",
+    "pytest_terminal_summary",
+    "soak_table",
+    "told_before",
+]
 
 import os
 import platform
+import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import pytest
@@ -18,8 +29,52 @@ import pytest
 from tests.figures import FIGURES
 
 OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed")
-STARTED = pytest.StashKey[float]()
+VERSION = pytest.StashKey[str]()
+CHOSEN = pytest.StashKey[Mapping[str, int]]()
 DOCUMENT = os.environ.get("BPSD_SOAK_TABLE")
+HEAD = ("tests", "figures (of `make test`)", "result", "took", "when", "version", "Python")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is told of one test file."""
+
+    file: str
+    figures: str
+    result: str
+    took: str
+    when: str
+    version: str
+    python: str
+
+
+def told_before(page: str) -> list[Row]:
+    """The rows of a page that `soak_table` made; those of files that are no more are left to the caller."""
+    cells = ([cell.strip() for cell in line.strip("|\n ").split("|")] for line in page.splitlines())
+    return [Row(*of) for of in cells if len(of) == len(HEAD) and of[0].startswith("tests/")]
+
+
+def soak_table(rows: Iterable[Row], machine: str) -> str:
+    """The document."""
+    ordered = sorted(rows, key=lambda row: row.file)
+    failed = [row.file for row in ordered if any(word in row.result for word in ("failed", "error"))]
+    return "\n".join(
+        [
+            "# The last soak",
+            "",
+            "`make soak` runs the tests of `make test` at their full figures and keeps this page: a row tells of",
+            "the last run of its file, and of which version (`+`: with changes that were not committed).",
+            "Hypothesis tries `EXAMPLES` examples for each property.",
+            "",
+            f"- Machine: {machine}",
+            f"- Not passed: {', '.join(failed) or 'none'}",
+            "",
+            f"| {' | '.join(HEAD)} |",
+            "|---|---|---|---:|---|---|---|",
+            *(f"| {' | '.join(astuple(row))} |" for row in ordered),
+            "",
+        ]
+    )
 
 
 def _machine() -> str:
@@ -33,80 +88,65 @@ def _machine() -> str:
     return f"{len(os.sched_getaffinity(0))} cores of {model}, {memory_gib:.0f} GiB, Linux {platform.release()}"
 
 
-def soak_table(
-    counts: Mapping[str, int],
-    figures: Mapping[str, tuple[int, int, int]],
-    users: Mapping[str, Sequence[str]],
-    took_s: float,
-) -> str:
-    """The document.
+def _version(root: Path) -> str:
+    """The commit that is tested; ``+`` behind it if the tree has changes beside this page."""
 
-    Parameters
-    ----------
-    counts : `~collections.abc.Mapping` [`str`, `int`]
-        How many tests ended how (``passed``, ``failed``, ``error``, ...).
-    figures : `~collections.abc.Mapping`
-        Name to (in use, of make test, of make soak).
-    users : `~collections.abc.Mapping`
-        Name of a figure to the results of the test files that name it, ``path: passed``.
-    took_s : `float`
-        Seconds from the first test to the last.
-    """
-    rows = [
-        f"| `{name}` | {used:,} | {test:,} | {'<br>'.join(users.get(name, ())) or 'all properties'} |"
-        for name, (used, test, _) in sorted(figures.items())
-    ]
-    outcome = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()) if count)
-    return "\n".join(
-        [
-            "# The last soak",
-            "",
-            "`make soak` runs the tests of `make test` at their full figures and writes this page.",
-            "",
-            f"- Date: {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, {took_s / 3600:.1f} hours",
-            f"- Machine: {_machine()}",
-            f"- Python: {platform.python_implementation()} {platform.python_version()}",
-            f"- Result: {outcome}",
-            "",
-            "| figure | this soak | `make test` | result |",
-            "|---|---:|---:|---|",
-            *rows,
-            "",
-        ]
-    )
+    def git(*argv: str) -> str:
+        done = subprocess.run(["git", "-C", root, *argv], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ".", ":!docs/soak.md")
+    return (git("rev-parse", "--short=9", "HEAD") or "unknown") + ("+" if changed else "")
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+
+
+def _rows(stats: Mapping[str, Sequence[object]], chosen: Mapping[str, int], root: Path, version: str) -> list[Row]:
+    """One row for each test file of this session that came to its end."""
+    counts: dict[str, dict[str, int]] = {}
+    seconds: dict[str, float] = {}
+    for outcome, reports in stats.items():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                file = report.nodeid.partition("::")[0]
+                seconds[file] = seconds.get(file, 0.0) + report.duration
+                if outcome in OUTCOMES:
+                    of_file = counts.setdefault(file, {})
+                    of_file[outcome] = of_file.get(outcome, 0) + 1
+    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    python = platform.python_version()
+    rows = []
+    for file, of_file in counts.items():
+        if sum(of_file.values()) < chosen[file]:
+            continue  # somebody ended the soak in the middle of it
+        source = (root / file).read_text(encoding="utf-8")
+        own = [f"`{n}` {used:,} ({small:,})" for n, (used, small, _) in sorted(FIGURES.items()) if f'"{n}"' in source]
+        result = ", ".join(f"{count} {word}" for word, count in of_file.items())
+        rows.append(Row(file, ", ".join(own) or "-", result, _took(seconds[file]), now, version, python))
+    return rows
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Note when it began."""
-    session.config.stash[STARTED] = time.time()
+    """Note what is tested: the tree may change while it is."""
+    if DOCUMENT:
+        session.config.stash[VERSION] = _version(session.config.rootpath)
 
 
-def _results_by_file(stats: Mapping[str, Sequence[object]]) -> dict[str, dict[str, int]]:
-    """Test file to outcome to how many."""
-    results: dict[str, dict[str, int]] = {}
-    for outcome in OUTCOMES:
-        for report in stats.get(outcome, ()):
-            if isinstance(report, pytest.TestReport):
-                of_file = results.setdefault(report.nodeid.partition("::")[0], {})
-                of_file[outcome] = of_file.get(outcome, 0) + 1
-    return results
-
-
-def _in_words(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {word}" for word, count in counts.items())
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note how many tests of which file are to run."""
+    session.config.stash[CHOSEN] = Counter(item.nodeid.partition("::")[0] for item in session.items)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    """At the end of a soak, write the table."""
+    """At the end of a soak, or of a part of one, renew the table."""
     if not DOCUMENT:
         return
-    results = _results_by_file(terminalreporter.stats)
-    sources = {file: (config.rootpath / file).read_text(encoding="utf-8") for file in results}
-    users = {
-        name: [f"{file}: {_in_words(results[file])}" for file in sorted(results) if f'"{name}"' in sources[file]]
-        for name in FIGURES
-    }
-    counts = {outcome: sum(of_file.get(outcome, 0) for of_file in results.values()) for outcome in OUTCOMES}
-    took_s = time.time() - config.stash[STARTED]
-    Path(DOCUMENT).write_text(soak_table(counts, FIGURES, users, took_s), encoding="utf-8")
-    terminalreporter.write_line(f"wrote {DOCUMENT}")
+    root, page = config.rootpath, Path(DOCUMENT)
+    rows = _rows(terminalreporter.stats, config.stash[CHOSEN], root, config.stash[VERSION])
+    renewed = {row.file for row in rows}
+    before = told_before(page.read_text(encoding="utf-8")) if page.exists() else []
+    kept = [row for row in before if row.file not in renewed and (root / row.file).exists()]
+    page.write_text(soak_table([*kept, *rows], _machine()), encoding="utf-8")
+    terminalreporter.write_line(f"wrote {page}")

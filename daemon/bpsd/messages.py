@@ -151,7 +151,8 @@ class BackendRow(Result, kw_only=True):
 
     ``state``: ``up``, ``down`` (the last polls failed), ``auth`` (it refuses us), ``starting``, ``stopped`` (its
     adapter failed: see ``error``). ``breaker``: ``closed``, ``open`` (not asked until ``next_poll_at``) or
-    ``half_open``.
+    ``half_open``. If it is ``stale``, so are all of its live runs; else those that were observed last before
+    ``stale_before``, as some of its ``sources`` do not answer.
     """
 
     name: str
@@ -160,6 +161,7 @@ class BackendRow(Result, kw_only=True):
     state: Literal["starting", "up", "down", "auth", "stopped"]
     breaker: Literal["closed", "open", "half_open"] = "closed"
     stale: bool = False
+    stale_before: float | None = None
     last_good_at: float | None = None
     last_attempt_at: float | None = None
     next_poll_at: float | None = None

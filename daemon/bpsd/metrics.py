@@ -10,9 +10,10 @@ from __future__ import annotations
 
 __all__ = ["Metrics"]
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -22,6 +23,11 @@ LOOP_BUCKETS_S = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0)
 COMMAND_BUCKETS_S = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 PREFIX = "bpsd_"
+
+OUTCOMES = ("ok", "partial", "failed")
+"""How a poll may end."""
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # in the text format each would be a series of its own
 
 
 class Metrics:
@@ -90,6 +96,16 @@ class Metrics:
             A sentence for each name. Only what is named here is shown.
         """
         self._registry.register(_Figures(read, frozenset(counters), dict(help)))
+
+    def expect_commands(self, verbs: Iterable[str], states: Iterable[str]) -> None:
+        """Begin to count commands from 0: of a series whose first value is 20, Prometheus sees no increase."""
+        for verb, state in itertools.product(verbs, states):
+            self.commands.labels(verb, state)
+
+    def expect_backend(self, name: str) -> None:
+        """Begin to count the polls of a backend from 0, as `expect_commands` does."""
+        for outcome in OUTCOMES:
+            self.polls.labels(name, outcome)
 
     def forget_backend(self, name: str) -> None:
         """Count nothing more of a backend that was taken out of the configuration."""

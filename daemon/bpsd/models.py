@@ -296,6 +296,7 @@ class PollResult(msgspec.Struct, frozen=True, kw_only=True):
     ``cursor`` and ``run_cursors`` (by ``wms_id``) are stored in the transaction that stores the observations.
     ``absent`` lists known runs (``wms_id``) that *no* source knows, and may name a run only if every source that
     could know it answered completely. ``more`` asks for another poll at once: there was more than fits one result.
+    ``clock_offset_s`` is how far the WMS's clock is ahead of ours, where the adapter can tell.
     """
 
     observations: Sequence[RunObservation] = ()
@@ -304,6 +305,7 @@ class PollResult(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[SourceReport, ...] = ()
     absent: tuple[str, ...] = ()
     more: bool = False
+    clock_offset_s: float | None = None
 
 
 class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ["HELP", "Monitor"]
 
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ HELP: Mapping[str, str] = {
     "journal_waiting_jobs": "Writes that wait for the journal",
     "store_waiting_bytes": "What is not yet written to the history, roughly",
     "journal_read_only": "1 if the journal was restored from a copy and takes no commands",
+    "disk_free_bytes": "Room that is left for the records: free bytes of the file system of the state folder",
     "config_refused": "1 if the last reload was refused, so that an older configuration is in force",
     **SOCKET_HELP,
 }
@@ -54,6 +56,8 @@ class Monitor:
         The daemon's own figures, as for ``health``; it must have those of `HELP`.
     waiting : callable
         Route to the number of causes that wait to be told.
+    state_dir : `~pathlib.Path`
+        Where the records are.
     """
 
     def __init__(
@@ -65,10 +69,11 @@ class Monitor:
         backends: Mapping[str, Backend],
         figures: Callable[[], Mapping[str, float]],
         waiting: Callable[[], Mapping[str, int]],
+        state_dir: Path,
         clock: Callable[[], float],
     ) -> None:
         self._metrics, self._cache, self._engine, self._backends = metrics, cache, engine, backends
-        self._figures, self._waiting, self._clock = figures, waiting, clock
+        self._figures, self._waiting, self._state_dir, self._clock = figures, waiting, state_dir, clock
         self._shown: dict[str, float] = {}
         self._page = b""
         self._page_at = float("-inf")
@@ -96,9 +101,11 @@ class Monitor:
 
     async def _gather(self) -> None:
         runs, jobs = await self._tally()
+        room = await anyio.to_thread.run_sync(shutil.disk_usage, self._state_dir)
         metrics = self._metrics
         now = self._clock()
-        self._shown = {name: value for key, value in self._figures().items() if (name := _named(key)) in HELP}
+        figures = {**self._figures(), "disk_free_bytes": float(room.free)}
+        self._shown = {name: value for key, value in figures.items() if (name := _named(key)) in HELP}
         metrics.collected_at.set(now)
         for family in (*metrics.of_backends(), metrics.notifications_waiting):
             family.clear()

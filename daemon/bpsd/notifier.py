@@ -208,23 +208,25 @@ class Notifier:
             lane.seq, lane.catching_up = self._cache.seq, False
 
     async def _look(self) -> None:
-        """Notice backends of which nothing good was heard for too long; no event says so."""
+        """Notice backends of which, or of a source of which, nothing good was heard for too long; no event says so."""
         while True:
             await anyio.sleep(LOOK_S)
             for name, backend in self._backends.items():
                 young = backend.last_good_at is None and (
                     time.monotonic() - self._began < backend.settings.polling.stale_after_s
                 )
-                if backend.stale != (name in self._stale) and not young:
-                    (self._stale.add if backend.stale else self._stale.discard)(name)
-                    self._tell_stale(name, recovered=not backend.stale)
+                silent = [] if backend.stale else backend.silent
+                stale = backend.stale or bool(silent)
+                if stale != (name in self._stale) and not young:
+                    (self._stale.add if stale else self._stale.discard)(name)
+                    self._tell_stale(name, f"no answer from {', '.join(silent)}" if silent else "", recovered=not stale)
 
-    def _tell_stale(self, name: str, *, recovered: bool) -> None:
+    def _tell_stale(self, name: str, cause: str, *, recovered: bool) -> None:
         notice = Notice(
             kind="stale",
             subject=f"backend {name}",
             backend=name,
-            cause="",
+            cause=cause,
             time=self._clock(),
             seq=self._cache.seq,
             recovered=recovered,

@@ -40,6 +40,9 @@ STOOD_STILL_S = 0.5
 
 SETTLE_S = 0.05
 
+CLOCK_OFFSET_S = 5.0
+"""How far a WMS's clock may be from ours before it is said."""
+
 MAX_DETAIL_ROUNDS = 1000
 """How many results in a row a backend may ask to be followed up at once (``more``), before it is a failure."""
 
@@ -91,6 +94,8 @@ class Backend:
         self._next_poll: float | None = None
         self._due = math.inf  # monotonic: when what goes on now is to be over
         self._sources: list[SourceRow] = []
+        self._heard: dict[str, float] = {}  # source to when it answered last (monotonic), or first did not
+        self._clock_offset_s: float | None = None
         self._wanted = anyio.Event()
         self._polled = anyio.Event()
 
@@ -118,8 +123,8 @@ class Backend:
 
     @property
     def error(self) -> str:
-        """What the last failed poll said; empty while all is well."""
-        return self._error
+        """What the last failed poll said, or the sources that did not answer the last one; empty while all is well."""
+        return self._error or "; ".join(f"{s.name}: {s.error}" for s in self._sources if s.status != "ok")
 
     async def ping(self, pass_thru: str | None) -> tuple[int, str, float]:
         """Ask the WMS itself; returns its status (0: fine), its message and the seconds it took. Never raises."""
@@ -144,11 +149,32 @@ class Backend:
     @property
     def stale(self) -> bool:
         """Whether nothing good has been heard for longer than ``stale_after_s`` (measured by the monotonic clock)."""
-        if self._last_good_mono is None:
-            return True
+        return self._last_good_mono is None or time.monotonic() - self._last_good_mono > self._patience_s
+
+    @property
+    def stale_before(self) -> float | None:
+        """A live run that was confirmed last before then (epoch seconds) is stale, although the backend is not.
+
+        The last good poll heard nothing of it, nor did those before: the sources that know it do not answer. Both times
+        are beginnings of polls, so that a clock that was set makes nothing stale.
+        """
+        return None if self._last_good is None else self._last_good - self._patience_s
+
+    def is_stale(self, observed_at: float | None) -> bool:
+        """Whether a live run that was confirmed last at ``observed_at`` may have changed since."""
+        before = self.stale_before
+        return self.stale or before is None or (observed_at is not None and observed_at < before)
+
+    @property
+    def silent(self) -> list[str]:
+        """Its sources that have not answered for longer than ``stale_after_s``, whatever the others do."""
+        before = time.monotonic() - self._patience_s
+        return [name for name, at in self._heard.items() if at < before]
+
+    @property
+    def _patience_s(self) -> float:
         # A long interval that we chose ourselves is no reason for alarm.
-        patience = max(self.settings.polling.stale_after_s, 2 * self._pace.delay_s)
-        return time.monotonic() - self._last_good_mono > patience
+        return max(self.settings.polling.stale_after_s, 2 * self._pace.delay_s)
 
     def is_stuck(self) -> bool:
         """Whether its task keeps its own deadlines no more. A WMS that times out makes it not so: that is progress."""
@@ -164,6 +190,7 @@ class Backend:
             state=self._state,
             breaker=breaker(self.settings.polling, self._pace.failures, self._asking),
             stale=self.stale,
+            stale_before=self.stale_before,
             last_good_at=self._last_good,
             last_attempt_at=self._last_attempt,
             next_poll_at=self._next_poll,
@@ -172,6 +199,7 @@ class Backend:
             polls=self._polls,
             failures=self._failures_ever,
             error=self._error,
+            clock_offset_s=self._clock_offset_s if abs(self._clock_offset_s or 0.0) > CLOCK_OFFSET_S else None,
             runs_live=counts.get("live", 0),
             runs_hot=counts.get("hot", 0),
             jobs_known=counts.get("jobs", 0),
@@ -301,6 +329,9 @@ class Backend:
                 ),
             )
             self._sources = [_source_row(s) for s in result.sources]
+            now, before = time.monotonic(), self._heard
+            self._heard = {s.name: before.get(s.name, now) if s.status == "failed" else now for s in result.sources}
+            self._clock_offset_s = result.clock_offset_s
             cost_s = await self._cost(result, time.monotonic() - began_mono, still_s)
             self._pace = self._pace._replace(cost_s=cost_s)
             changed += await self._cache.apply_poll(self.name, result, began)
@@ -362,7 +393,7 @@ def _source_row(source: Any) -> SourceRow:
         covers=source.covers,
         cost_s=source.cost_s,
         cost_bytes=source.cost_bytes,
-        error=source.error[:ERROR_CHARS],
+        error=redact_text(source.error)[:ERROR_CHARS],
     )
 
 

@@ -31,7 +31,8 @@ from bpsd.api.deps import Deps
 from bpsd.api.table import method_table
 from bpsd.api.workflows import Workflows
 from bpsd.cache import Cache
-from bpsd.commands.engine import CommandEngine
+from bpsd.commandlog import OPEN_STATES
+from bpsd.commands.engine import VERBS, CommandEngine
 from bpsd.config import BackendConfig, Config
 from bpsd.errors import BpsdError, CannotStart, WorkflowInvalid
 from bpsd.interface import ServiceContext, WmsService
@@ -101,6 +102,7 @@ class Daemon:
         self._names_unknown: list[str] = []
         self._started_at = clock()
         self._metrics.started_at.set(self._started_at)
+        self._metrics.expect_commands(VERBS, sorted({*wire.COMMAND_STATES} - OPEN_STATES))
 
     def __repr__(self) -> str:
         return f"<Daemon {self._config.socket} with {', '.join(self._backends) or 'no backend yet'}>"
@@ -366,6 +368,7 @@ class Daemon:
             backends=self._backends,
             figures=self._figures,
             waiting=self._notifier.waiting,
+            state_dir=self._state,
             clock=self._clock,
         )
 
@@ -453,6 +456,7 @@ class Daemon:
             stood_still_s=lambda: self._meter.stood_still_s,
         )
         self._backends[settings.name] = backend
+        self._metrics.expect_backend(settings.name)
         scope = self._scopes[settings.name] = anyio.CancelScope()
         self._group.start_soon(self._run_backend, backend, scope, name=f"backend {settings.name}")
 

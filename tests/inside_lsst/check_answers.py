@@ -9,7 +9,7 @@ import pytest
 from lsst.ctrl.bps import BPS_DEFAULTS, BpsConfig, WmsStates
 from lsst.ctrl.bps.tests.gw_test_utils import make_3_label_workflow
 
-from bpsd.client.failures import ClientError, NoDaemon, RemoteError
+from bpsd.client.failures import NoDaemon, RemoteError
 from bpsd.client.sync import Client
 from bpsd.lsst import BpsdService
 from bpsd.lsst.service import BpsdServiceError, BpsdWorkflow
@@ -34,7 +34,7 @@ class _Table(Client):
         answer = self.answers[method]
         if isinstance(answer, list):
             answer = answer.pop(0)
-        if isinstance(answer, ClientError):
+        if isinstance(answer, BaseException):
             raise answer
         found: dict[str, Any] = answer
         return found
@@ -77,7 +77,7 @@ def prepared(folder: Path) -> BpsdWorkflow:
     return BpsdService(config_of()).prepare(config_of(), make_3_label_workflow("night", True), folder)
 
 
-def submitted(folder: Path, config: BpsConfig, *names: str, end: dict[str, Any]) -> tuple[BpsdWorkflow, dict[str, Any]]:
+def submitted(folder: Path, config: BpsConfig, *names: str, end: Any) -> tuple[BpsdWorkflow, dict[str, Any]]:
     workflow = prepared(folder)
     service = Service(backends=backends(*names), submit=command("ACCEPTED"))
     service.table.answers |= {"blob.put": {"have": 0, "complete": True}, "commands.wait": end}
@@ -126,6 +126,13 @@ def test_submission_that_fails_tells_why(tmp_path: Path) -> None:
         "  jobs[0].mail_to: backend refuses mail_to: nobody is sent mail",
         "  mend it",
     ]
+
+
+def test_who_does_not_wait_for_a_submission_is_told_its_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        submitted(tmp_path, config_of(), "only", end=KeyboardInterrupt())
+
+    assert "run r1 goes on all the same" in caplog.text
 
 
 def test_submission_in_doubt_says_how_to_find_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -178,6 +185,19 @@ def test_status_of_any_kind_of_id(tmp_path: Path) -> None:
         assert service.get_status(wms_id) == (WmsStates.RUNNING, "not seen for 5 minutes")
         assert service.table.sent("status")["run"] == asked
 
+
+def test_a_folder_hides_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever lies where the command is given, an id is an id; and an empty text is not the folder one is in."""
+    prepared(tmp_path)
+    (tmp_path / "1234").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for text, asked in (("1234", "1234"), ("", ""), ("1234/", str(tmp_path / "1234"))):
+        service = Service(status={"state": "RUNNING"})
+        service.get_status(text)
+        assert service.table.sent("status")["run"] == asked
+
+
+def test_status_of_what_is_not_known() -> None:
     unknown = Service(status=NOT_FOUND)
     assert unknown.get_status("7") == (WmsStates.UNKNOWN, "no run is called 7 (`bpsctl list` shows all)")
     with pytest.raises(BpsdServiceError, match="several"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,25 @@ def workflow_of(**fields: Any) -> GenericWorkflow:
 
 def prepared(workflow: GenericWorkflow, environ: Mapping[str, str] | None = None, **settings: Any) -> dict[str, Any]:
     return preparing.prepared_document(config_of(**settings), workflow, environ or {})
+
+
+# -- the price of it ---------------------------------------------------------------------------------------------------
+
+
+QUESTION = """
+import sys
+import lsst.ctrl.bps.cli.bps, lsst.ctrl.bps.report
+before = set(sys.modules)
+from bpsd.lsst import BpsdService
+print(BpsdService({}).ping()[0])
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+
+
+def test_what_is_imported_for_a_question_is_ours_alone() -> None:
+    """No plugin's library and none of the daemon's: what ``bps report`` takes, it takes to import the middleware."""
+    done = subprocess.run([sys.executable, "-c", QUESTION], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "bpsd"]
 
 
 # -- preparing ---------------------------------------------------------------------------------------------------------
@@ -117,8 +138,23 @@ def test_memory_scaling_keeps_to_the_sites_limit() -> None:
     assert limit(request_memory=100, memory_multiplier=2, request_memory_max=200) == 200
     assert limit(request_memory=100, memory_multiplier=2, request_memory_max=8000) == 4096
     assert limit(request_memory=100, memory_multiplier=2, big=True) == 9999
+    assert limit(request_memory="100", memory_multiplier="2") == 4096, "as text, as a submit file may have it"
     assert limit(request_memory=100) is None, "nothing scales"
     assert limit(request_memory=5000, memory_multiplier=2) is None, "what is asked for is above the limit already"
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "said"),
+    [
+        ({"request_memory": "many", "memory_multiplier": 2}, {}, "request_memory of the job job is 'many'"),
+        ({"memory_multiplier": 2}, {"memoryLimit": "lots"}, "memoryLimit for label1 is 'lots': it is a number of MB"),
+    ],
+)
+def test_what_is_no_number_is_a_mistake_and_no_traceback(
+    tmp_path: Path, fields: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BpsdServiceError, match=said):
+        BpsdService(config_of()).prepare(config_of(**settings), workflow_of(**fields), tmp_path)
 
 
 def test_lines_of_a_profile_reach_the_jobs_of_their_label_and_site() -> None:
@@ -175,6 +211,13 @@ def test_prepare_writes_the_same_run_once(tmp_path: Path) -> None:
     assert changed.token != first.token, "another content is another run"
 
 
+def test_what_was_prepared_must_be_there_to_be_submitted(tmp_path: Path) -> None:
+    workflow = BpsdService(config_of()).prepare(config_of(), make_3_label_workflow("night", True), tmp_path / "run")
+    (tmp_path / "run" / "bpsd.json").unlink()
+    with pytest.raises(BpsdServiceError, match="prepare the run again"):
+        BpsdService(config_of()).submit(workflow)
+
+
 def test_prepare_tells_every_mistake(tmp_path: Path) -> None:
     workflow = workflow_of(request_cpus=0, mail_to="a\nb")
 
@@ -216,6 +259,7 @@ def test_without_a_daemon_every_method_says_so(tmp_path: Path) -> None:
     status, message = service.ping(None)
     assert status == 1
     assert "bpsd serve" in message
+    assert "--socket" not in message, "bps has no such option"
 
 
 def test_prepare_command_checks_the_configuration_alone() -> None:

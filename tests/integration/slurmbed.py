@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SlurmBed"]
+__all__ = ["OLD_SLURM", "VERSIONS", "SlurmBed"]
 
 import os
 import shutil
@@ -14,8 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.figures import figure
 from tests.integration.condorbed import bed_folder
 from tests.leftovers import SESSION_VARIABLE
+
+OLD_SLURM = figure("OLD_SLURM", test=0, soak=1)
+"""Whether the oldest version has its turn too: building its cluster takes a minute, and another six the tests."""
+
+VERSIONS = ("slurm", "old_slurm")[: 1 + OLD_SLURM]
+"""The fixtures of those that have."""
 
 SCRIPT = Path(__file__).parents[1] / "testbeds" / "slurm.sh"
 

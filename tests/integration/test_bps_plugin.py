@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,14 @@ import msgspec
 import pytest
 import structlog
 
-from bpsd.errors import BackendAuthError, BackendUnavailable, DeadlineExceeded, RunNotFound, WorkflowInvalid
+from bpsd.errors import (
+    BackendAuthError,
+    BackendUnavailable,
+    DeadlineExceeded,
+    RunNotFound,
+    UnsupportedOperation,
+    WorkflowInvalid,
+)
 from bpsd.models import WmsStates
 from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
 from bpsd.testing.observer import document, shell_job
@@ -67,6 +75,26 @@ class TestBlockingPlugin(SmallPlugin):
     def bed(self, tmp_path: Path) -> Bed:
         settings = tiny_settings(tmp_path, "BlockingService", blocks=True)
         return Bed(BpsPluginService, settings, tmp_path)
+
+
+@pytest.fixture
+def python_3_10() -> str:
+    """The oldest Python that a plugin may live in."""
+    found = [shutil.which("python3.10"), *map(str, Path.home().glob(".pyenv/versions/3.10.*/bin/python"))]
+    for python in filter(None, found):
+        if subprocess.run([python, "-c", "pass"], capture_output=True, check=False).returncode == 0:
+            return python
+    pytest.skip("no Python 3.10 on this machine")
+
+
+@pytest.mark.parametrize("plugin", ["TinyService", "BlockingService"])
+async def test_a_plugin_in_the_oldest_python(tmp_path: Path, python_3_10: str, plugin: str) -> None:
+    settings = tiny_settings(tmp_path, plugin, blocks=plugin == "BlockingService") | {"python": python_3_10}
+    async with Bed(BpsPluginService, settings, tmp_path).open() as observer:
+        wms_id, workflow = await observer.submit(ONE_JOB)
+        run = await observer.until_over(wms_id)
+        assert (run.state, run.token) == (WmsStates.SUCCEEDED, workflow.token)
+        assert observer.service._commanding.facts["python"].startswith("3.10.")
 
 
 # -- what plugins get wrong --------------------------------------------------------------------------------------------
@@ -213,6 +241,30 @@ async def test_without_a_question_by_token_nobody_can_tell(tmp_path: Path) -> No
         answer = await observer.service.find_by_token(workflow.token, 0.0)
         assert answer.verdict == "cannot_tell"
         assert "cannot be asked by token" in answer.reason
+
+
+async def test_a_plugin_without_restart_leaves_no_attempt_in_doubt(tmp_path: Path) -> None:
+    bed = Bed(BpsPluginService, tiny_settings(tmp_path, "OnceService"), tmp_path)
+    async with bed.open() as observer:
+        wms_id, workflow = await observer.submit(document(shell_job("bad_1", "false")))
+        assert (await observer.until_over(wms_id)).state is WmsStates.FAILED
+        attempt = f"{workflow.token}.2"
+        for _ in range(2):
+            with pytest.raises(UnsupportedOperation, match="does not implement restart"):
+                await observer.service.restart(wms_id, attempt_token=attempt)
+        assert (await observer.service.find_by_token(attempt, 0.0)).verdict == "absent"
+
+
+async def test_a_folder_that_was_removed_is_not_where_a_worker_stays(tiny: Bed) -> None:
+    """Plugins find themselves in the folder of the run that they prepare, and not there for ever."""
+    async with tiny.open() as observer:
+        wms_id, workflow = await observer.submit(document(shell_job("bad_1", "false")))
+        await observer.until_over(wms_id)
+        last, other = await observer.submit(ONE_JOB)
+        await observer.until_over(last)
+        remove(tiny.folder / "runs" / other.token)
+        again = await observer.restart(wms_id, workflow.token, 2)
+        assert (await observer.until_over(again, attempt=2)).state is WmsStates.FAILED
 
 
 async def test_what_a_plugin_cannot_prepare_is_a_mistake_of_the_workflow(tiny: Bed) -> None:

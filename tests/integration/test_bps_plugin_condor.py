@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def condor_settings(pool: CondorBed) -> dict[str, Any]:
-    """A backend whose plugin is HTCondorService, where ``htcondor.sh bps`` has put it."""
+    """A backend whose plugin is HTCondorService, where ``htcondor.sh lsst`` has put it."""
     return {
         "plugin": "lsst.ctrl.bps.htcondor.HTCondorService",
         "python": "/opt/bps/bin/python",
@@ -104,13 +104,8 @@ async def test_a_call_to_another_host_is_ended_there_by_its_deadline(far: Bed, p
 
 if SOAK:
 
-    @pytest.fixture(scope="module")
-    def middleware(pool: CondorBed) -> None:
-        done = pool.script("bps")
-        assert done.returncode == 0, f"the pool does not get the middleware:\n{done.stdout}{done.stderr}"
-
     @pytest.fixture
-    def bed(pool: CondorBed, middleware: None) -> Iterator[Bed]:
+    def bed(pool: CondorBed) -> Iterator[Bed]:
         folder = pool.folder()
         yield Bed(BpsPluginService, condor_settings(pool), folder, patience_s=240.0)
         pool.remove([folder])

@@ -1,26 +1,27 @@
 """PanDAService against a real iDDS (`make soak`): its REST service, agents, PostgreSQL, an issuer of tokens (idds.sh).
 
-Of PanDA itself there is the relay of commands alone (panda_relay.py): no job runs, so no run ends by itself. Where a
-test needs an end it writes it into the database of the bed, and says so.
+Of PanDA itself there is what these ask it for (panda_relay.py): the relay of commands, and tasks whose jobs run in name
+only. How a request ends is iDDS's own verdict on them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
-from anyio import to_thread
 
 from bpsd.errors import Conflict, RunNotFound
 from bpsd.models import WmsStates
+from bpsd.runs import RunRecord
 from bpsd.testing.contract import Bed
 from bpsd.testing.observer import Observer, document, shell_job
 from bpsd_adapters.bps_plugin.service import BpsPluginService
@@ -35,8 +36,8 @@ pytestmark = pytest.mark.timeout(600)
 TESTBEDS = Path(__file__).parents[1] / "testbeds"
 RELAY = Path(__file__).parents[1] / "fixtures" / "panda_relay.py"
 PORT = 28082
-FINISHED, SUB_FINISHED, FAILED = 3, 4, 5
-"""Values of iDDS's ``RequestStatus``."""
+FIRST_TASK = 1_700_000_000
+"""Tasks are numbered by when the relay was started: the database of the bed knows those of earlier sessions."""
 
 
 @dataclass
@@ -60,13 +61,6 @@ class IddsBed:
     def environment(self) -> dict[str, str]:
         return dict(re.findall(r"(\w+)=(\S+)", self.script("env")))
 
-    def end(self, request: str, status: int) -> None:
-        """Write the end of a request into the database: nothing that runs jobs is there to bring it about."""
-        statement = f"UPDATE doma_idds.requests SET status={status}, locking=0 WHERE request_id={int(request)}"
-        subprocess.run(
-            ["psql", "-qAt", "-h", "127.0.0.1", "-p", "25432", "-U", "idds", "postgres", "-c", statement], check=True
-        )
-
 
 def listens() -> bool:
     with socket.socket() as probe:
@@ -80,7 +74,7 @@ if SOAK:
         bed = IddsBed(bed_folder() / "idds")
         bed.script("start")
         relay = subprocess.Popen(
-            [f"{bed.folder}-venv/bin/python", RELAY, str(PORT)],
+            [f"{bed.folder}-venv/bin/python", RELAY, str(PORT), str(int(time.time()) - FIRST_TASK)],
             env={**bed.ours, **bed.environment()},
             stderr=subprocess.DEVNULL,
         )
@@ -104,25 +98,32 @@ if SOAK:
         }
         return Bed(BpsPluginService, settings, tmp_path)
 
-    TWO_JOBS = document(
-        shell_job("first_1", "true", queue="Q", compute_site="S"),
-        shell_job("second_1", "true", parents=["first_1"], queue="Q", compute_site="S"),
-        run={"project": "dev", "campaign": "mock", "payload": "pay", "operator": "op"},
-    )
+    def workflow(*jobs: str) -> dict[str, Any]:
+        """A workflow of jobs that wait for nobody, each of a label of its own but for the number."""
+        return document(
+            *(shell_job(name, "true", queue="Q", compute_site="S") for name in jobs),
+            run={"project": "dev", "campaign": "mock", "payload": "pay", "operator": "op"},
+        )
 
     async def test_submitted_reported_and_cancelled(bed: Bed) -> None:
         async with bed.open() as observer:
             assert (await observer.service.ping())[0] == 0
-            wms_id, workflow = await observer.submit(TWO_JOBS)
+            wms_id, document_file = await observer.submit(workflow("long_1", "other_1"))
             run = await observer.until(wms_id, lambda run: run.state is WmsStates.RUNNING)
-            assert (run.token, run.run_summary, run.project) == (workflow.token, "first:1;second:1", "dev")
+            assert (run.token, run.run_summary, run.project) == (document_file.token, "long:1;other:1", "dev")
             assert await observer.service.list_submitted_jobs() == [wms_id]
             with pytest.raises(Conflict, match="goes on"):
-                await observer.service.restart(wms_id, attempt_token=f"{workflow.token}.2")
+                await observer.service.restart(wms_id, attempt_token=f"{document_file.token}.2")
+            assert await cancelled(observer, wms_id) is WmsStates.DELETED
+
+    async def cancelled(observer: Observer, wms_id: str) -> WmsStates | None:
+        """The end of a run that is cancelled, as the daemon does it: iDDS may lose a command that it has accepted."""
+        for _ in range(3):
             agreed, message = await observer.service.cancel(wms_id)
             assert agreed, message
-            # It stays Cancelling here: JEDI, which would end the tasks, is not there.
-            assert (await observer.service.get_status(wms_id))[0] is WmsStates.RUNNING
+            with contextlib.suppress(AssertionError):
+                return (await observer.until_over(wms_id)).state
+        raise AssertionError(f"iDDS never ended request {wms_id}")
 
     @pytest.mark.parametrize("wms_id", ["987654321", "1; DROP TABLE requests", "abc"])
     async def test_unknown_ids_are_refused(bed: Bed, wms_id: str) -> None:
@@ -132,30 +133,46 @@ if SOAK:
                 with pytest.raises(RunNotFound):
                     await ask(wms_id)
 
-    @pytest.mark.parametrize(("status", "state"), [(FAILED, WmsStates.FAILED), (SUB_FINISHED, WmsStates.FAILED)])
-    async def test_an_end_is_seen_and_a_restart_is_the_next_attempt(
-        bed: Bed, idds: IddsBed, status: int, state: WmsStates
-    ) -> None:
-        """The end is ours (see above); that the run is resumed is iDDS's own doing."""
+    async def test_a_run_that_succeeds(bed: Bed) -> None:
         async with bed.open() as observer:
-            wms_id, workflow = await observer.submit(TWO_JOBS)
-            await observer.until(wms_id, lambda run: run.state is WmsStates.RUNNING)
-            with anyio.fail_after(120.0):
-                while observer.runs[wms_id].live:  # its agents may write what they had read before
-                    await to_thread.run_sync(idds.end, wms_id, status)
-                    await observer.poll()
-            assert observer.runs[wms_id].state is state
+            wms_id, _ = await observer.submit(workflow("first_1", "first_2", "second_1"))
+            run = await observer.until_over(wms_id, timeout_s=180.0)
+            assert run.state is WmsStates.SUCCEEDED
+            assert counts(run) == {WmsStates.SUCCEEDED: 3}
 
-            assert await resumed(observer, wms_id, workflow.token) in range(2, 5)
+    @pytest.mark.parametrize(
+        ("jobs", "expected"),
+        [
+            (("bad_1", "bad_2"), {WmsStates.FAILED: 2}),
+            (("mixed_1", "mixed_bad_2", "fine_1"), {WmsStates.FAILED: 1, WmsStates.SUCCEEDED: 2}),  # SubFinished
+        ],
+    )
+    async def test_a_run_that_fails_is_restarted_to_its_end(
+        bed: Bed, jobs: tuple[str, ...], expected: dict[WmsStates, int]
+    ) -> None:
+        """What iDDS calls SubFinished has failed; a restart under the same id is the next attempt."""
+        async with bed.open() as observer:
+            wms_id, document_file = await observer.submit(workflow(*jobs))
+            run = await observer.until_over(wms_id, timeout_s=180.0)
+            assert run.state is WmsStates.FAILED
+            assert counts(run) == expected
+            codes = run.as_row({}, full=True).exit_codes
+            assert [of_label for of_label in codes.values() if of_label] == [{"3": expected[WmsStates.FAILED]}]
 
-    async def resumed(observer: Observer, wms_id: str, token: str) -> int:
+            again = await restarted(observer, wms_id, document_file.token)
+            run = await observer.until_over(wms_id, attempt=again, timeout_s=180.0)
+            assert run.state is WmsStates.SUCCEEDED
+            assert counts(run) == {WmsStates.SUCCEEDED: len(jobs)}
+
+    def counts(run: RunRecord) -> dict[WmsStates, int]:
+        return {state: count for state, count in (run.job_state_counts or {}).items() if count}
+
+    async def restarted(observer: Observer, wms_id: str, token: str) -> int:
         """The attempt in which iDDS resumed the request: it may lose a command that it has accepted."""
         for attempt in range(2, 5):
             assert await observer.restart(wms_id, token, attempt) == wms_id
-            with anyio.move_on_after(120.0):
-                while observer.runs[wms_id].state is not WmsStates.RUNNING:
-                    await observer.poll()
-                    await anyio.sleep(1.0)
+            with contextlib.suppress(AssertionError):
+                await observer.until(wms_id, lambda run: run.state is WmsStates.RUNNING, timeout_s=90.0)
                 assert observer.runs[wms_id].attempt == attempt
                 return attempt
         raise AssertionError(f"iDDS never resumed request {wms_id}")

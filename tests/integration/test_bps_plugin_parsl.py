@@ -16,7 +16,7 @@ from bpsd.models import WmsStates
 from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
 from bpsd.testing.observer import document, shell_job
 from bpsd_adapters.bps_plugin.service import BpsPluginService
-from tests.figures import SOAK
+from tests.figures import SOAK, figure
 from tests.integration.daemons import RunningDaemon, until
 from tests.integration.lsstbed import Bps, LsstBed, Repository, present_beds
 from tests.leftovers import SESSION_VARIABLE
@@ -39,9 +39,20 @@ def parsl_settings(bed: LsstBed, folder: Path) -> dict[str, Any]:
     }
 
 
+RELEASES = figure("LSST_BEDS", test=1, soak=2)
+"""Releases of the middleware whose plugin is run, the current one first."""
+
+
+@pytest.fixture(params=range(RELEASES))
+def release(request: pytest.FixtureRequest) -> LsstBed:
+    beds = present_beds()
+    number: int = request.param
+    return beds[min(number, len(beds) - 1)]
+
+
 @pytest.fixture
-def bed(tmp_path: Path) -> Bed:
-    return Bed(BpsPluginService, parsl_settings(present_beds()[0], tmp_path), tmp_path, patience_s=300.0)
+def bed(release: LsstBed, tmp_path: Path) -> Bed:
+    return Bed(BpsPluginService, parsl_settings(release, tmp_path), tmp_path, patience_s=300.0)
 
 
 async def test_a_run_fails_and_is_restarted_to_its_end(bed: Bed) -> None:
@@ -86,9 +97,11 @@ async def test_a_run_fails_and_is_restarted_to_its_end(bed: Bed) -> None:
 
 if SOAK:
 
-    def test_the_real_command_over_the_daemon_over_the_plugin(state_dir: Path, tmp_path: Path) -> None:
+    def test_the_real_command_over_the_daemon_over_the_plugin(
+        release: LsstBed, state_dir: Path, tmp_path: Path
+    ) -> None:
         """``bps submit`` comes back at once; real quanta run in Parsl, one fails, and a restart succeeds."""
-        bed = present_beds()[0]
+        bed = release
         repository = Repository(bed, tmp_path / "butler")
         settings = parsl_settings(bed, tmp_path)
         settings["settings"] = {"site": {"parsl": settings["settings"]["site"]["local"]}}

@@ -22,10 +22,10 @@ from tests.integration.condorbed import CondorBed
 from tests.integration.relay import Relay
 from tests.integration.together import Outcomes, Rows
 
-pytestmark = pytest.mark.timeout(900)
-
 MOMENTS = figure("CONDOR_CUT_MOMENTS", test=1, soak=16)
 """At how many moments of each command, in each manner, the connection is cut."""
+
+pytestmark = pytest.mark.timeout(600 + 300 * MOMENTS)  # all rows are run before the first is looked at
 
 LONGEST_S = 0.8
 PATIENCE_S = 240.0

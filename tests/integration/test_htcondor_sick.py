@@ -146,10 +146,13 @@ def test_one_of_two_schedds_is_frozen(site: Site) -> None:
     """The other one's runs go on; the frozen one's stay what they were, and say since when."""
     mine, go = site.waiting("twin")
     other, other_go = site.waiting("second")
-    in_twin = next(
-        row for row in site.client.report()["runs"] if row["global_wms_id"] == site.row(other)["global_wms_id"]
-    )
-    assert in_twin["state"] == "RUNNING"
+    same = site.row(other)["global_wms_id"]
+
+    def seen_from_twin() -> list[dict[str, Any]]:
+        rows = site.client.report(backend=["twin"])["runs"]
+        return [row for row in rows if row["global_wms_id"] == same and row["state"] == "RUNNING"]
+
+    (in_twin,) = until(seen_from_twin, "the other backend sees it too", PATIENCE_S)
     site.twin.signal("-local-name schedd2", "STOP")
     try:
         until(lambda: site.sources().get(f"queue of {SECOND_SCHEDD}") == "failed", "the queue is not read", PATIENCE_S)
@@ -158,6 +161,17 @@ def test_one_of_two_schedds_is_frozen(site: Site) -> None:
         other_go.touch()
         assert site.until_state(mine, "SUCCEEDED")["source"] == "history"
         assert site.sources()["queue"] == "ok"
+        # A poll that waits for the frozen schedd takes longer than `stale_after_s` here; between those it does not.
+        silent = f"queue of {SECOND_SCHEDD}: "
+
+        def its_run_is_stale() -> bool:
+            twin, status = site.backend(), site.client.status(in_twin["id"])
+            return not twin["stale"] and status["stale"] and silent in status["error"]
+
+        until(its_run_is_stale, "the run is stale and its backend is not", PATIENCE_S)
+        until(lambda: silent in site.client.health()["message"], "health names the schedd", PATIENCE_S)
+        assert site.backend()["state"] == "up"
+        assert site.row(in_twin["id"])["observed_at"] < site.backend()["stale_before"]
         until(lambda: site.backend("second")["stale"], "the backend of the frozen schedd is stale", PATIENCE_S)
         row = site.row(other)
         assert (row["state"], row["source"]) == ("RUNNING", "queue")
@@ -168,6 +182,7 @@ def test_one_of_two_schedds_is_frozen(site: Site) -> None:
     finally:
         site.twin.signal("-local-name schedd2", "CONT")
     assert site.until_state(other, "SUCCEEDED")["observed_at"] > frozen_at
+    assert not site.client.status(site.until_state(in_twin["id"], "SUCCEEDED")["id"])["stale"]
 
 
 def test_the_schedd_is_gone(site: Site) -> None:

@@ -134,14 +134,68 @@ async def a_run_whose_files_are_not_for_us(pool: CondorBed) -> None:
 
 @ROWS.row
 async def a_pre_command_that_fails(pool: CondorBed) -> None:
-    """No log tells of a job that was never submitted; DAGMan's own summary does."""
-    async with watching(pool) as (observer, _):
+    """No event log tells of a job that was never submitted; DAGMan's own does, at once, and its summary says why."""
+    async with watching(pool) as (observer, scratch):
+        go = scratch / "go"
         wms_id, _ = await observer.submit(
-            document(shell_job("a_1", "true", pre_cmdline="exit 4"), shell_job("b_1", "true", parents=["a_1"]))
+            document(
+                shell_job("a_1", "true", pre_cmdline="exit 4"),
+                shell_job("b_1", "true", parents=["a_1"]),
+                shell_job("c_1", f"while ! test -e {go}; do sleep 0.2; done"),
+            )
         )
+        await until_job(observer, wms_id, "c_1", "RUNNING")
+        failed = await until_job(observer, wms_id, "a_1", "FAILED")
+        assert observer.runs[wms_id].state is WmsStates.RUNNING
+        assert failed.note == "its pre-command failed"
+        go.touch()
         run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
         assert run.state is WmsStates.FAILED
-        assert observer.states(wms_id) == {"a_1": "FAILED", "b_1": "PRUNED"}
+        assert observer.states(wms_id) == {"a_1": "FAILED", "b_1": "PRUNED", "c_1": "SUCCEEDED"}
+        assert "status 4" in (await until_job(observer, wms_id, "a_1", "FAILED")).note
+
+
+@ROWS.row
+async def a_job_that_the_schedd_does_not_take(pool: CondorBed) -> None:
+    """Its submission is refused; that this was the end of it, DAGMan's summary says."""
+    async with watching(pool) as (observer, scratch):
+        go, bad = scratch / "go", {"request_gpus": "one two"}
+        wms_id, _ = await observer.submit(
+            document(
+                shell_job("a_1", "true", profile=bad),
+                shell_job("b_1", f"while ! test -e {go}; do sleep 0.2; done"),
+            )
+        )
+        refused = await until_job(observer, wms_id, "a_1", "READY")
+        assert "did not take it" in refused.note
+        go.touch()
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.FAILED
+        failed = await until_job(observer, wms_id, "a_1", "FAILED")
+        assert "submit failed" in failed.note
+
+
+@ROWS.row
+async def memory_grows_after_a_hold_for_memory(pool: CondorBed) -> None:
+    """The job ends as one that was killed for its memory would; it is held, released by policy and asks for more."""
+    async with watching(pool) as (observer, scratch):
+        policy: dict[str, Any] = {
+            "request_memory": 100,
+            "request_memory_max": 500,
+            "memory_multiplier": 2.0,
+            "number_of_retries": 3,
+        }
+        once = f"test -e {scratch}/tried || {{ : >{scratch}/tried; exit 137; }}"
+        wms_id, _ = await observer.submit(document(shell_job("grown_1", once, **policy)))
+
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+
+        assert run.state is WmsStates.SUCCEEDED
+        assert (observer.jobs[wms_id].row(0).attempt or 0) > 1
+        which = f"DAGManJobId == {cluster(wms_id)}"
+        given = await in_bed(pool, "condor_history", "-constraint", which, "-af", "MemoryProvisioned", "NumJobStarts")
+        memory, starts = map(int, given.split())
+        assert (memory >= 200, starts) == (True, 2)  # a slot of the first start had 128
 
 
 @ROWS.row

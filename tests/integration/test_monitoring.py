@@ -1,11 +1,11 @@
-"""What monitoring sees of a real daemon: ``bpsctl health``, the figures in a file and over HTTP, and the dashboard and
-alerts that are made of them.
+"""What monitoring sees of a real daemon: ``bpsctl health``, and the figures in a file and over HTTP.
+
+What a real Prometheus makes of them is in `tests.integration.test_prometheus`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import signal
 import socket
 import urllib.error
@@ -14,23 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import promql_parser
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.bpsctl import bpsctl
 from tests.integration.daemons import FAST, RunningDaemon, document, true_job, until
+from tests.integration.prometheusbed import free_port
 
 MONITORING = Path(__file__).parents[2] / "config" / "monitoring"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -197,37 +190,6 @@ def test_an_address_that_is_taken_hurts_nothing_else(state_dir: Path) -> None:
             until(lambda: len([line for line in daemon.logged() if line["event"] == "metrics_failed"]) == 2, "both are")
             assert bpsctl(daemon.socket, "health").code == 0
         assert set(failed) <= {address, metrics["textfile"]}
-
-
-def expressions() -> Iterator[str]:
-    """What the alerts and the dashboard ask of Prometheus."""
-    for group in yaml.safe_load((MONITORING / "bpsd-alerts.yaml").read_text())["groups"]:
-        yield from (rule["expr"] for rule in group["rules"])
-    dashboard = json.loads((MONITORING / "bpsd-dashboard.json").read_text())
-    for panel in dashboard["panels"]:
-        yield from (target["expr"] for target in panel["targets"])
-    for variable in dashboard["templating"]["list"]:
-        if variable["type"] == "query":
-            yield re.fullmatch(r"label_values\((.*), \w+\)", variable["query"])[1]  # type: ignore[index]
-
-
-def test_dashboard_and_alerts_ask_for_what_there_is(daemon: RunningDaemon, port: int) -> None:
-    with daemon.client() as client:
-        client.wait_command(client.submit_document(document(true_job("a_1")), backend="toy")["id"])
-        daemon.wms("toy").change("1", state="FAILED", jobs="FAILED")
-    wanted: set[tuple[str, frozenset[str]]] = set()
-    for expression in expressions():
-        promql_parser.parse(expression)
-        for name, matchers in re.findall(r"\b(bpsd_\w+)(?:\{([^}]*)\})?", expression):
-            labels = frozenset(re.findall(r"(\w+)[=!]", matchers)) - {"instance"}
-            wanted.add((name, labels))
-    assert len(wanted) > 20
-
-    def missing() -> list[tuple[str, frozenset[str]]]:
-        exported = [(name, {key for key, _ in labels}) for name, labels in scraped(port)]
-        return [each for each in wanted if not any(each[0] == name and each[1] <= labels for name, labels in exported)]
-
-    until(lambda: not missing(), f"all is exported but {missing()}", 30)
 
 
 def test_alerts_say_what_happened_and_what_to_do() -> None:

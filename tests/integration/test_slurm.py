@@ -8,11 +8,7 @@ import pytest
 
 from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
 from bpsd_adapters.slurm.service import SlurmService
-from tests.figures import figure
-from tests.integration.slurmbed import SlurmBed
-
-OLD_SLURM = figure("OLD_SLURM", test=0, soak=1)
-"""Whether the oldest version has its turn too: building its cluster takes a minute, and another the tests."""
+from tests.integration.slurmbed import OLD_SLURM, SlurmBed
 
 pytestmark = pytest.mark.timeout(300)
 

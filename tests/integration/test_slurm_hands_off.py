@@ -14,10 +14,17 @@ from bpsd.models import WmsStates
 from bpsd.testing.contract import Bed
 from bpsd.testing.observer import document, shell_job
 from bpsd_adapters.slurm.service import SlurmService
-from tests.integration.slurmbed import SlurmBed
+from tests.integration.slurmbed import VERSIONS, SlurmBed
 
 pytestmark = pytest.mark.timeout(300)
 PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def slurm(request: pytest.FixtureRequest) -> SlurmBed:
+    """Each version that has its turn."""
+    bed: SlurmBed = request.getfixturevalue(request.param)
+    return bed
 
 
 @pytest.fixture

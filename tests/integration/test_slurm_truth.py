@@ -15,11 +15,21 @@ from bpsd.errors import Conflict, WorkflowInvalid
 from bpsd.models import WmsStates
 from bpsd.testing.contract import Bed
 from bpsd.testing.observer import Observer, document, shell_job
+from bpsd_adapters.slurm.scripts import NOT_CLAIMED
 from bpsd_adapters.slurm.service import SlurmService
-from tests.integration.slurmbed import SlurmBed
+from tests.integration.slurmbed import VERSIONS, SlurmBed
 
 pytestmark = pytest.mark.timeout(300)
 PATIENCE_S = 60.0
+NO_CGROUPS = 4
+"""How the bed says that it cannot."""
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def slurm(request: pytest.FixtureRequest) -> SlurmBed:
+    """Each version that has its turn."""
+    bed: SlurmBed = request.getfixturevalue(request.param)
+    return bed
 
 
 @pytest.fixture
@@ -258,7 +268,7 @@ async def a_job_whose_node_dies_is_requeued_as_its_next_attempt(slurm: SlurmBed,
 
 
 async def ways_in_which_jobs_end(slurm: SlurmBed, bed: Bed) -> None:
-    """Cancelled by somebody, a signal, an output that cannot be made; each says so."""
+    """Cancelled by somebody before and after it began, a signal, a folder that is not there; each says so."""
     async with bed.open() as observer:
         wms_id, _ = await observer.submit(
             document(
@@ -267,8 +277,11 @@ async def ways_in_which_jobs_end(slurm: SlurmBed, bed: Bed) -> None:
                 shell_job("segv_1", "kill -SEGV $$"),
                 shell_job("nowhere_1", "true", working_directory="/not/there"),
                 shell_job("unset_1", "true", environment={"A": "<ENV:NOT_SET_ANYWHERE>"}),
+                shell_job("never_1", "true", profile={"begin": "now+300"}),
             )
         )
+        never = await until_job(observer, wms_id, "never_1", "PENDING")
+        await do(slurm, "exec-op", "scancel", never.wms_id)
         gone = await until_job(observer, wms_id, "gone_1", "RUNNING")
         await do(slurm, "exec-op", "scancel", gone.wms_id)
         run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
@@ -279,6 +292,7 @@ async def ways_in_which_jobs_end(slurm: SlurmBed, bed: Bed) -> None:
             "segv_1": "FAILED",
             "nowhere_1": "FAILED",
             "unset_1": "FAILED",
+            "never_1": "DELETED",
         }
         assert row(observer, wms_id, "gone_1").note == "cancelled in Slurm"
         assert row(observer, wms_id, "segv_1").exit_code == 139
@@ -334,14 +348,134 @@ async def test_a_held_run_submits_nothing_and_holds_what_waits(bed: Bed, folder:
         assert run.state is WmsStates.SUCCEEDED
 
 
+async def held_by_others_requeued_and_suspended(slurm: SlurmBed, bed: Bed) -> None:
+    """An administrator's hold, a requeue into a hold, and a suspension are shown as what they are, and pass."""
+    async with bed.open() as observer:
+        wms_id, job_id = await running(observer)
+        first = row(observer, wms_id, "long_1").attempt
+        await do(slurm, "exec", "scontrol", "suspend", job_id)
+        await until_job(observer, wms_id, "long_1", "MISFIT")
+        await do(slurm, "exec", "scontrol", "resume", job_id)
+        await until_job(observer, wms_id, "long_1", "RUNNING")
+        await do(slurm, "exec-op", "scontrol", "requeuehold", job_id)
+        held = await until_job(observer, wms_id, "long_1", "HELD")
+        assert "requeued in held state" in held.note or "JobHeldUser" in held.note
+        assert held.attempt > first
+        other, _ = await observer.submit(document(shell_job("a_1", "true", profile={"begin": "now+300"})))
+        waits = await until_job(observer, other, "a_1", "PENDING")
+        await do(slurm, "exec", "scontrol", "hold", waits.wms_id)
+        assert "JobHeldAdmin" in (await until_job(observer, other, "a_1", "HELD")).note
+        await do(slurm, "exec", "scontrol", "release", waits.wms_id)
+        await until_job(observer, other, "a_1", "PENDING")
+        for run in (wms_id, other):
+            await observer.service.cancel(run)
+        for run in (wms_id, other):
+            assert (await observer.until_over(run, timeout_s=PATIENCE_S)).state is WmsStates.DELETED
+
+
+async def what_never_ran_is_no_success(slurm: SlurmBed, bed: Bed) -> None:
+    """The work folder is full, or the nodes do not see it: the wrapper runs nothing, and the job says why it failed."""
+    faults = {"claim": "chmod 500 claim", "chunks": "rm chunks/1.jobs", "output": "chmod 500 slurm"}
+    async with bed.open() as observer:
+        runs = {}
+        for name in faults:
+            runs[name], _ = await observer.submit(
+                document(shell_job(f"{name}_1", "true", profile={"begin": "now+300"}))
+            )
+        for name, fault in faults.items():
+            job = await until_job(observer, runs[name], f"{name}_1", "PENDING")
+            folder = f"/home/op/bpsd/{runs[name].removeprefix('bps-')}"
+            await do(slurm, "exec-op", "sh", "-c", f"cd {folder} && {fault}")
+            await do(slurm, "exec", "scontrol", "update", f"jobid={job.wms_id}", "starttime=now")
+        for name, run in runs.items():
+            over = await observer.until_over(run, timeout_s=2 * PATIENCE_S)
+            assert over.state is WmsStates.FAILED, name
+            assert observer.states(run) == {f"{name}_1": "FAILED"}
+        assert "claim could not be made" in row(observer, runs["claim"], "claim_1").note
+        assert "nodes share" in row(observer, runs["chunks"], "chunks_1").note
+        assert "nodes share" in row(observer, runs["output"], "output_1").note
+
+
+async def what_sbatch_refuses_waits_and_keeps_nobody_back(slurm: SlurmBed, bed: Bed) -> None:
+    async with bed.open() as observer:
+        wms_id, _ = await observer.submit(
+            document(shell_job("big_1", "true", request_memory=10_000_000), shell_job("a_1", "true"))
+        )
+        held = await until_job(observer, wms_id, "big_1", "HELD")
+        assert "sbatch refuses it" in held.note
+        run = await observer.until(wms_id, lambda run: "not submitted" in run.note, PATIENCE_S)
+        assert "1 job not submitted: sbatch refuses it" in run.note
+        await until_job(observer, wms_id, "a_1", "SUCCEEDED")
+        await observer.service.cancel(wms_id)
+        assert (await observer.until_over(wms_id, timeout_s=PATIENCE_S)).state is WmsStates.DELETED
+
+
 async def reasons_that_do_not_pass_are_pointed_out(slurm: SlurmBed, bed: Bed) -> None:
     async with bed.open() as observer:
         wms_id, _ = await observer.submit(document(shell_job("a_1", "true", queue="one", request_walltime=60)))
         run = await observer.until(wms_id, lambda run: "PartitionTimeLimit" in run.note, PATIENCE_S)
-        assert "1 jobs will not start" in run.note
+        assert "1 job will not start" in run.note
         assert observer.states(wms_id) == {"a_1": "PENDING"}
         await observer.service.cancel(wms_id)
         await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+
+
+async def test_somebody_with_more_right_takes_the_node(slurm: SlurmBed, bed: Bed) -> None:
+    """Preempted and cancelled: FAILED, and why. Preempted and requeued, as its partition has it: the next attempt."""
+    async with bed.open() as observer:
+        on_n2 = {"nodelist": "n2"}
+        wms_id, _ = await observer.submit(
+            document(
+                shell_job("main_1", "sleep 300", queue="main", profile=on_n2),
+                shell_job("cheap_1", "sleep 300", queue="cheap", profile=on_n2, preemptible=True),
+            )
+        )
+        await until_job(observer, wms_id, "main_1", "RUNNING")
+        before = await until_job(observer, wms_id, "cheap_1", "RUNNING")
+        await do(slurm, "exec-op", "sbatch", "-p", "urgent", "-w", "n2", "--exclusive", "-t", "1", "--wrap", "sleep 2")
+        ended = await until_job(observer, wms_id, "main_1", "FAILED")
+        assert ended.note == "preempted"
+        again = await until_job(observer, wms_id, "cheap_1", "PENDING")
+        assert again.attempt == before.attempt + 1
+        await observer.service.cancel(wms_id)
+        await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+
+
+async def test_a_job_that_cannot_meet_its_deadline(slurm: SlurmBed, bed: Bed) -> None:
+    """It waits for a node until it could not end in time any more."""
+    async with bed.open() as observer:
+        await do(slurm, "exec", "scontrol", "update", "nodename=n2", "state=drain", "reason=test")
+        try:
+            wms_id, _ = await observer.submit(
+                document(
+                    shell_job(
+                        "late_1", "true", request_walltime=1, profile={"nodelist": "n2", "deadline": "now+65seconds"}
+                    )
+                )
+            )
+            await observer.until_over(wms_id, timeout_s=2 * PATIENCE_S)
+            assert observer.states(wms_id) == {"late_1": "FAILED"}
+            assert row(observer, wms_id, "late_1").note == "past its deadline"
+        finally:
+            await do(slurm, "exec", "scontrol", "update", "nodename=n2", "state=resume")
+
+
+async def test_a_job_that_takes_more_memory_than_it_asked_for(slurm: SlurmBed, bed: Bed) -> None:
+    """The kernel ends it, Slurm says so, and its retry gets more."""
+    if (await anyio.to_thread.run_sync(slurm.script, "cgroup", "on")).returncode == NO_CGROUPS:
+        pytest.skip("this machine has no cgroup v1 with the memory controller: Slurm cannot tell OUT_OF_MEMORY")
+    try:
+        async with bed.open() as observer:
+            script = "head -c 60000000 /dev/zero | tail -c 60000000 >/dev/null"
+            eats = shell_job("eats_1", f"{script} || exit 9", request_memory=30)
+            grows = shell_job("grows_1", f"{script} || exit 9", request_memory=30, number_of_retries=1)
+            wms_id, _ = await observer.submit(document(eats, grows | {"memory_multiplier": 8.0}))
+            await observer.until_over(wms_id, timeout_s=2 * PATIENCE_S)
+            assert observer.states(wms_id) == {"eats_1": "FAILED", "grows_1": "SUCCEEDED"}
+            assert row(observer, wms_id, "eats_1").note == "out of memory"
+            assert row(observer, wms_id, "grows_1").attempt == 2
+    finally:
+        await do(slurm, "cgroup", "off")
 
 
 async def test_what_sbatch_would_refuse_is_said_before(bed: Bed) -> None:
@@ -359,8 +493,9 @@ async def a_job_that_lost_its_claim_does_not_run(slurm: SlurmBed, bed: Bed) -> N
         wms_id, workflow = await observer.submit(document(shell_job("a_1", script)))
         await until_job(observer, wms_id, "a_1", "RUNNING")
         run_folder = f"/home/op/bpsd/{workflow.token}"
-        await do(slurm, "exec-op", "sbatch", "-W", "-a", "0", "-J", f"{wms_id}-1", "-o", "/dev/null",
-                 f"{run_folder}/wrapper.sh", run_folder, "1")  # fmt: skip
+        again = (f"{run_folder}/wrapper.sh", run_folder, "1")
+        second = ("exec-op", "sbatch", "-W", "-a", "0", "-J", f"{wms_id}-1", "-o", "/dev/null", *again)
+        assert (await anyio.to_thread.run_sync(slurm.script, *second)).returncode == NOT_CLAIMED
         (bed.scratch / "go").touch()
         run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
         assert run.state is WmsStates.SUCCEEDED
@@ -387,7 +522,10 @@ async def test_stories_that_go_on_at_the_same_time(slurm: SlurmBed, folder: Path
         a_job_that_is_out_of_time,
         ways_in_which_jobs_end,
         held_and_released_by_its_owner_in_slurm,
+        held_by_others_requeued_and_suspended,
         reasons_that_do_not_pass_are_pointed_out,
+        what_never_ran_is_no_success,
+        what_sbatch_refuses_waits_and_keeps_nobody_back,
         a_job_that_lost_its_claim_does_not_run,
         a_restart_is_refused_while_the_run_lives,
     )

@@ -8,6 +8,7 @@
 #   slurm.sh DIR exec CMD..   run CMD inside as root  (exec-op: as user op)
 #   slurm.sh DIR conf [--clear] K=V ..  change slurm.conf until the next `conf` or start, and restart slurmctld
 #                             (--clear: it forgets all jobs)
+#   slurm.sh DIR cgroup on|off  memory is enforced by the kernel (cgroup v1) until `cgroup off`; exit 4: not on this machine
 #   slurm.sh DIR ctld stop|start|freeze|thaw   slurmctld;  dbd stop|start: slurmdbd;  node NAME kill|start: a slurmd
 #   slurm.sh DIR purge        stop, then delete what was built
 #
@@ -92,7 +93,8 @@ StoragePass=slurm
 StorageLoc=slurm_acct_db
 E
   chroot "$ROOT" sh -c 'chown slurm:slurm /etc/slurm/slurmdbd.conf; chmod 600 /etc/slurm/slurmdbd.conf'
-  if [ "$major" -ge 23 ]; then echo "CgroupPlugin=disabled"; else printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n'; fi >"$ROOT/etc/slurm/cgroup.conf"
+  if [ "$major" -ge 23 ]; then echo "CgroupPlugin=disabled"; else printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n'; fi >"$ROOT/etc/slurm/cgroup.conf.base"
+  cp "$ROOT/etc/slurm/cgroup.conf.base" "$ROOT/etc/slurm/cgroup.conf"
   # Intervals are short, so that a test waits seconds; all else is as sites have it.
   cat >"$ROOT/etc/slurm/slurm.conf.base" <<E
 ClusterName=bed
@@ -140,8 +142,12 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((PORT + 2))
 NodeName=n1 NodeHostname=bed NodeAddr=127.0.0.1 Port=$((PORT + 1)) CPUs=$CPUS RealMemory=64000 State=UNKNOWN
 NodeName=n2 NodeHostname=bed NodeAddr=127.0.0.1 Port=$((PORT + 3)) CPUs=$CPUS RealMemory=64000 State=UNKNOWN
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE DefaultTime=60 State=UP
 PartitionName=one Nodes=n2 MaxTime=10 DefaultTime=1 State=UP
+PartitionName=cheap Nodes=n2 MaxTime=10 DefaultTime=1 PreemptMode=REQUEUE State=UP
+PartitionName=urgent Nodes=n2 MaxTime=10 DefaultTime=1 PriorityTier=10 State=UP
 E
   cp "$ROOT/etc/slurm/slurm.conf.base" "$ROOT/etc/slurm/slurm.conf"
   printf '127.0.0.1 localhost bed\n' >"$ROOT/etc/hosts"
@@ -207,6 +213,7 @@ start() {
   setsid unshare --pid --fork --mount --uts --ipc --kill-child=KILL bash -c "
     mount --make-rprivate / && mount -t proc proc '$ROOT/proc' && mount -t sysfs -o ro sysfs '$ROOT/sys' &&
     mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts '$ROOT/dev/pts' && mount -t tmpfs -o mode=1777 tmpfs '$ROOT/dev/shm' || exit 1
+    if [ -d /sys/fs/cgroup/memory ]; then mount --rbind /sys/fs/cgroup '$ROOT/sys/fs/cgroup' || exit 1; fi
     for b in $BIND; do mount --bind \"\${b%%:*}\" '$ROOT'\"\${b#*:}\" || exit 1; done
     hostname bed
     exec chroot '$ROOT' /usr/bin/tini -- /bin/bash -c 'bed-init; exec sleep infinity'" >"$DIR/init.log" 2>&1 </dev/null &
@@ -259,8 +266,35 @@ ctld() {
 conf() {
   local clear=; [ "${1:-}" = --clear ] && { clear=-c; shift; }
   cp "$ROOT/etc/slurm/slurm.conf.base" "$ROOT/etc/slurm/slurm.conf"
-  local kv; for kv in "$@"; do sed -i "/^${kv%%=*}=/d" "$ROOT/etc/slurm/slurm.conf"; echo "$kv" >>"$ROOT/etc/slurm/slurm.conf"; done
+  change "$@"
   ctld stop; ctld start "$clear"
+}
+change() {
+  local kv; for kv in "$@"; do sed -i "/^${kv%%=*}=/d" "$ROOT/etc/slurm/slurm.conf"; echo "$kv" >>"$ROOT/etc/slurm/slurm.conf"; done
+}
+
+node() {
+  case $2 in
+    kill) inside bash -c "kill -KILL \$(cat /run/slurm/slurmd-$1.pid)";;
+    start) inside bash -c "setsid slurmd -D -N $1 >>/var/log/bed/slurmd-$1 2>&1 </dev/null & for ((i=0;i<300;i++)); do sinfo -h -N -n $1 -t idle,mix,alloc -o %N | grep -q $1 && exit 0; sleep 0.1; done; exit 1";;
+    *) die "unknown: node $2";;
+  esac
+}
+cgroup() { # the nodes' daemons read it when they start
+  [ -d /sys/fs/cgroup/memory ] || { say "no cgroup v1 with memory here"; exit 4; }
+  cp "$ROOT/etc/slurm/cgroup.conf.base" "$ROOT/etc/slurm/cgroup.conf"
+  local changes=()
+  if [ "$1" = on ]; then
+    printf 'CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedRAMSpace=100\n' >"$ROOT/etc/slurm/cgroup.conf"
+    changes=(ProctrackType=proctrack/cgroup TaskPlugin=task/cgroup JobAcctGatherParams=NoOverMemoryKill)
+  fi
+  local n; for n in n1 n2; do inside bash -c "p=\$(cat /run/slurm/slurmd-$n.pid); kill \$p; for ((i=0;i<100;i++)); do kill -0 \$p 2>/dev/null || exit 0; sleep 0.1; done"; done
+  [ "$1" = on ] || find /sys/fs/cgroup -mindepth 2 -depth -type d -path '*/slurm*' -exec rmdir {} + 2>/dev/null || true
+  cp "$ROOT/etc/slurm/slurm.conf.base" "$ROOT/etc/slurm/slurm.conf"
+  change "${changes[@]}"
+  ctld stop; inside bash -c "setsid slurmctld -D >>/var/log/bed/slurmctld 2>&1 </dev/null &"
+  for n in n1 n2; do node $n start; done
+  wait_ctld
 }
 
 case "$MODE" in
@@ -271,17 +305,14 @@ case "$MODE" in
   exec) inside "$@";;
   exec-op) as_op "$@";;
   conf) conf "$@";;
+  cgroup) cgroup "$@";;
   ctld) ctld "$@";;
   dbd)
     case $1 in
       stop) inside bash -c 'p=$(cat /run/slurm/slurmdbd.pid); kill $p; for ((i=0;i<200;i++)); do kill -0 $p 2>/dev/null || exit 0; sleep 0.1; done; exit 1';;
       start) inside bash -c 'setsid slurmdbd -D >>/var/log/bed/slurmdbd 2>&1 </dev/null & for ((i=0;i<200;i++)); do sacctmgr -n list cluster >/dev/null 2>&1 && exit 0; sleep 0.1; done; exit 1';;
     esac;;
-  node)
-    case $2 in
-      kill) inside bash -c "kill -KILL \$(cat /run/slurm/slurmd-$1.pid)";;
-      start) inside bash -c "setsid slurmd -D -N $1 >>/var/log/bed/slurmd-$1 2>&1 </dev/null & for ((i=0;i<300;i++)); do sinfo -h -N -n $1 -t idle,mix,alloc -o %N | grep -q $1 && exit 0; sleep 0.1; done; exit 1";;
-    esac;;
+  node) node "$@";;
   purge) stop; rm -rf --one-file-system "$ROOT"; rm -f "$DIR"/{.built,known_hosts,init.log,debootstrap.log,apt.log};;
   *) die "unknown mode $MODE";;
 esac

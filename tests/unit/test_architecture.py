@@ -27,7 +27,7 @@ STANDARD_LIBRARY_ONLY = ("bpsd.cli.bpsctl", "bpsd.client.sync")
 OF_BPSD_ALLOWED = ("bpsd.cli", "bpsd.client", "bpsd.wire")
 """The packages and modules of bpsd that these may load."""
 
-NEED_LSST = ("bpsd.lsst.", "bpsd_adapters.bps_plugin.worker")
+NEED_LSST = ("bpsd.lsst.",)
 """Modules for another Python, where LSST's packages are (tests/testbeds/lsst.sh): here they are only read."""
 
 

@@ -23,9 +23,10 @@ from bpsd_adapters.bps_plugin.bridge import as_observation, convert_reports, cou
 from bpsd_adapters.bps_plugin.entries import Attempt, Entry, token_and_number
 from bpsd_adapters.bps_plugin.fields import fields_of
 from bpsd_adapters.bps_plugin.hosted import RunCursor, observations_of
+from bpsd_adapters.bps_plugin.plugin import Plugin, plain, says_no
 from bpsd_adapters.bps_plugin.settings import PANDA_VARIABLES, BpsPluginConfig, Traits, traits_of
 from bpsd_adapters.bps_plugin.worker import Entry as WrittenEntry
-from bpsd_adapters.bps_plugin.worker import Plugin, Refused, error_of, locked, plain, says_no
+from bpsd_adapters.bps_plugin.worker import Refused, error_of, locked
 
 TOKEN = "a" * 20
 
@@ -310,7 +311,7 @@ def test_a_run_is_submitted_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest
         pass
 
 
-@pytest.mark.parametrize("name", ["worker.py", "host.py"])
+@pytest.mark.parametrize("name", ["worker.py", "plugin.py", "host.py"])
 def test_what_is_sent_is_for_older_pythons_and_for_no_bpsd(name: str) -> None:
     """Python 3.10's grammar, and nothing imported but the standard library."""
     source = Path(str(bpsd_adapters.bps_plugin.__file__)).with_name(name).read_text()

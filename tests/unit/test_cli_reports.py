@@ -71,7 +71,7 @@ def test_site_and_global_id_where_they_are_there() -> None:
 
 
 def test_stale_rows_are_marked_and_the_backend_says_why() -> None:
-    backends = {
+    backends: dict[str, dict[str, Any]] = {
         "here": {
             "state": "down",
             "stale": True,
@@ -83,10 +83,17 @@ def test_stale_rows_are_marked_and_the_backend_says_why() -> None:
     }
     rows = [row(observed_at=NOW - 720), row(state="FAILED", observed_at=NOW - 720), row(backend="usdf")]
 
+    usdf = backends["usdf"]
+    usdf |= {"stale_before": NOW - 60, "sources": [{"name": "queue", "status": "ok"}]}
+    rows += [row(backend="usdf", observed_at=NOW - 61)]  # one of its sources does not answer
+
     ages = [line.split()[-2] for line in reports.summary_lines(rows, NOW, backends)[2:]]
 
-    assert ages == ["12m*", "12m", "3s"]  # what is over does not change any more
-    assert reports.backend_lines(backends, NOW) == ["backend here: not seen for 12 min: refused; next try in 40 s"]
+    assert ages == ["12m*", "12m", "3s", "61s*"]  # what is over does not change any more
+    down = "backend here: not seen for 12 min: refused; next try in 40 s"
+    assert reports.backend_lines(backends, NOW) == [down]
+    usdf["sources"].append({"name": "queue of b", "status": "failed", "error": "it hangs"})
+    assert reports.backend_lines(backends, NOW) == [down, "backend usdf, queue of b: it hangs"]
 
 
 def test_sentences_about_backends() -> None:

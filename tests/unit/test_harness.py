@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from blockbuster import BlockingError
 import bpsd
 from tests.figures import figure
 from tests.leftovers import SESSION_VARIABLE, end_leftovers, find_leftovers
-from tests.soak_table import soak_table
+from tests.soak_table import Row, soak_table, told_before
 
 
 def _as_if_in_bpsd(source: str) -> None:
@@ -76,14 +77,30 @@ def test_figure_is_set_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figure("HARNESS", test=1, soak=2) == 7
 
 
-def test_soak_table_names_each_figure_and_its_result() -> None:
-    table = soak_table(
-        {"passed": 9, "failed": 0}, {"KILLS": (500, 30, 500)}, {"KILLS": ["tests/x.py: 9 passed"]}, took_s=5400
-    )
+def test_a_part_of_a_soak_renews_its_own_rows_alone() -> None:
+    old = Row("tests/x.py", "`KILLS` 500 (30)", "9 passed", "1.5 min", "2026-11-26 05:00 UTC", "abc", "3.11.7")
+    other = Row("tests/y.py", "-", "1 failed, 2 passed", "3 s", "2026-11-26 05:00 UTC", "abc+", "3.11.7")
 
-    assert "| `KILLS` | 500 | 30 | tests/x.py: 9 passed |" in table
-    assert "1.5 hours" in table
-    assert "Result: 9 passed\n" in table
+    page = soak_table([other, old], "a machine")
+
+    assert "| tests/x.py | `KILLS` 500 (30) | 9 passed | 1.5 min | 2026-11-26 05:00 UTC | abc | 3.11.7 |" in page
+    assert "Not passed: tests/y.py\n" in page
+    assert told_before(page) == [old, other]
+
+
+def test_a_soak_keeps_its_page(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "tests" / f"test_{name}.py").parent.mkdir(exist_ok=True)
+        (tmp_path / "tests" / f"test_{name}.py").write_text("def test_a(): pass\ndef test_b(): raise ValueError\n")
+    page = tmp_path / "soak.md"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "BPSD_SOAK_TABLE": str(page)}
+
+    for chosen in (["tests"], ["tests/test_one.py", "-k", "test_a"]):
+        argv = [sys.executable, "-m", "pytest", "-p", "tests.soak_table", "-p", "no:cacheprovider", *chosen]
+        subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, check=False)
+
+    results = {row.file: row.result for row in told_before(page.read_text())}
+    assert results == {"tests/test_one.py": "1 passed", "tests/test_two.py": "1 passed, 1 failed"}
 
 
 def test_socket_path_fits_a_unix_socket(socket_path: Path) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from zoneinfo import TZPATH, ZoneInfo
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bpsd.models import WmsStates
 from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_node_status, parse_rescue
 from bpsd_adapters.htcondor.eventlog import MAX_EVENT_BYTES, Event, EventKind, EventReader
+from bpsd_adapters.htcondor.hostclock import HostClock, zone_of
+from bpsd_adapters.htcondor.jobstate import PRE_FAILED, JobstateReader, NodeEvent
 from bpsd_adapters.htcondor.tracker import RunTracker
 
 # As HTCondor 23.9.6 writes it, addresses shortened.
@@ -61,7 +67,7 @@ PARENT B CHILD C
 
 
 def events(data: bytes = LOG, piece: int | None = None) -> list[Event]:
-    reader = EventReader()
+    reader = EventReader(HostClock())
     pieces = [data[n : n + piece] for n in range(0, len(data), piece)] if piece else [data]
     return [event for each in pieces for event in reader.feed(each)]
 
@@ -88,11 +94,46 @@ def test_a_log_says_what_happened() -> None:
 
 
 def test_times_are_those_of_the_host() -> None:
-    assert EventReader(utc_offset_s=3600.0).feed(LOG)[0].time == 1795377025.0 - 3600.0
+    there = HostClock(0.0, timezone(timedelta(hours=1)))
+    assert EventReader(there).feed(LOG)[0].time == 1795377025.0 - 3600.0
     utc = LOG.replace(b"2026-11-22 19:50:25", b"2026-11-22T19:50:25Z")
-    assert EventReader(utc_offset_s=3600.0).feed(utc)[0].time == 1795377025.0
-    old = b"001 (002.000.000) 11/22 19:50:25 Job executing on host: <x>\n...\n"
-    assert EventReader(year=2026).feed(old)[0].time == 1795377025.0
+    assert EventReader(there).feed(utc)[0].time == 1795377025.0
+
+
+def executed(*times: str, clock: HostClock) -> list[float]:
+    """What is made of events with these times."""
+    text = "".join(f"001 (002.000.000) {time} Job executing on host: <x>\n...\n" for time in times)
+    return [event.time for event in EventReader(clock).feed(text.encode())]
+
+
+def test_times_without_a_year_are_of_the_last_twelve_months_or_follow_those_before() -> None:
+    now = 1795377025.0  # 2026-11-22 19:50:25
+
+    assert executed("11/22 19:50:25", clock=HostClock(now)) == [now]
+    assert executed("12/31 23:59:59", "01/01 00:00:00", clock=HostClock(now)) == [1767225599.0, 1767225600.0]
+    assert executed("12/31 23:59:59", "01/01 00:00:00", clock=HostClock(1798761599.0)) == [1798761599.0, 1798761600.0]
+
+
+def test_a_log_goes_on_through_the_hours_that_clocks_are_turned_by() -> None:
+    clock = HostClock(0.0, ZoneInfo("Europe/Paris"))
+    autumn = executed("2026-10-25 01:59:59", "2026-10-25 02:30:00", "2026-10-25 02:00:01", "2026-10-25 02:00:00",
+                      "2026-10-25 02:59:00", "2026-10-25 03:00:00", clock=clock)  # fmt: skip
+    began = autumn[0]
+    assert [time - began for time in autumn] == [0, 1801, 3602, 3601, 7141, 7201]
+    spring = executed("2026-03-29 01:59:59", "2026-03-29 03:00:00", clock=clock)
+    assert spring[1] - spring[0] == 1
+    before_and_after = executed("2026-07-01 12:00:00", "2026-12-01 12:00:00", clock=clock)
+    assert before_and_after == [1782900000.0, 1796122800.0]
+
+
+def test_the_rules_of_a_zone_are_believed_if_the_host_says_the_same() -> None:
+    rules = Path(TZPATH[0], "Europe/Paris").read_bytes()
+    summer, winter = 1782900000.0, 1796122800.0
+
+    zone = zone_of(rules, summer, 7200.0)
+    assert [datetime.fromtimestamp(moment, zone).hour for moment in (summer, winter)] == [12, 12]
+    for other in (zone_of(rules, summer, 3600.0), zone_of(b"", summer, 3600.0), zone_of(rules[:60], summer, 3600.0)):
+        assert [datetime.fromtimestamp(moment, other).hour for moment in (summer, winter)] == [11, 12]
 
 
 @given(st.integers(min_value=1, max_value=200))
@@ -108,7 +149,7 @@ def test_garbage_loses_at_most_its_neighbour(garbage: bytes, place: int) -> None
 
 
 def test_what_never_ends_is_dropped() -> None:
-    reader = EventReader()
+    reader = EventReader(HostClock())
 
     reader.feed(b"x" * (MAX_EVENT_BYTES + 1))
 
@@ -243,3 +284,47 @@ def test_a_node_status_file_tells_what_no_log_does() -> None:
     run.finish(WmsStates.FAILED)
 
     assert (states(run)["B"], states(run)["C"]) == ("FAILED", "PRUNED")
+
+
+JOBSTATE = b"""\
+1795377000 INTERNAL *** DAGMAN_STARTED 11.0 ***
+1795377001 B PRE_SCRIPT_STARTED - - - 1
+1795377002 B PRE_SCRIPT_FAILURE - - - 1
+1795377003 C SUBMIT_FAILURE - - - 2
+1795377004 INTERNAL *** DAGMAN_FINISHED 1 ***
+1795377100 INTERNAL *** DAGMAN_STARTED 12.0 ***
+1795377101 A SUBMIT 13.0 - - 3
+1795377102 A PRE_SCRIPT_FAILURE - - - 3
+1795377103 C PRE_SCRIPT_FAILURE - - - 4
+1795377104 F SUBMIT_FAILURE - - - 5
+"""
+
+
+@given(st.integers(min_value=1, max_value=400))
+def test_dagmans_own_log_tells_of_nodes_that_were_not_submitted_in_this_attempt(piece: int) -> None:
+    reader = JobstateReader(12)
+    told = [event for n in range(0, len(JOBSTATE), piece) for event in reader.feed(JOBSTATE[n : n + piece])]
+    run = tracker(events()[:4])
+    run.take_nodes(told)
+
+    assert states(run) == {"A": "RUNNING", "B": "UNREADY", "C": "FAILED", "F": "READY"}
+    assert {job.name: job.note for job in run.changed(None) if job.note} == {
+        "C": "its pre-command failed",
+        "F": "HTCondor did not take it",
+    }
+    run.repair({"C": (6, "PRE script failed with status 4"), "F": (6, "Job submit failed")})
+    run.finish(WmsStates.FAILED)
+    assert {job.name: job.note for job in run.changed(None) if job.state is WmsStates.FAILED} == {
+        "C": "PRE script failed with status 4",
+        "F": "Job submit failed",
+    }
+
+
+def test_a_node_that_is_submitted_after_its_pre_command_failed_is_the_next_attempt() -> None:
+    run = tracker([])
+    run.take_nodes([NodeEvent(1795377000.0, "A", PRE_FAILED)])
+    failed = states(run)["A"]
+    run.take(events()[:1])
+
+    job = {job.name: job for job in run.changed(None)}["A"]
+    assert (failed, job.state, job.attempt) == ("FAILED", WmsStates.PENDING, 2)

@@ -30,6 +30,18 @@ def test_what_happens_is_counted() -> None:
     assert seen["bpsd_runs", (("backend", "here"), ("state", "RUNNING"))] == 3
 
 
+def test_what_is_expected_is_counted_from_zero() -> None:
+    metrics = Metrics(version="1")
+
+    metrics.expect_commands(["submit"], ["DONE", "FAILED"])
+    metrics.expect_backend("here")
+
+    seen = samples(metrics)
+    assert seen["bpsd_commands_total", (("state", "FAILED"), ("verb", "submit"))] == 0
+    assert seen["bpsd_polls_total", (("backend", "here"), ("outcome", "failed"))] == 0
+    assert not [name for name, _ in seen if name.endswith("_created")]
+
+
 def test_what_is_counted_elsewhere_is_read_when_asked() -> None:
     metrics = Metrics(version="1")
     figures = {"clients": 1.0, "requests": 10.0, "not_told": 1.0}

@@ -19,7 +19,8 @@ from bpsd.workflow import RunAttributes
 from bpsd_adapters import runlog
 from bpsd_adapters.runlog import RunLog
 from bpsd_adapters.slurm.chunks import Sight
-from bpsd_adapters.slurm.engine import Engine, handover_order
+from bpsd_adapters.slurm.engine import Engine
+from bpsd_adapters.slurm.handover import parents_first
 from bpsd_adapters.slurm.layout import Meta, RunFolder
 from bpsd_adapters.slurm.options import Defaults
 from bpsd_adapters.slurm.parsing import ExitRecord, QueueRow
@@ -79,11 +80,10 @@ def look(engine: Engine, now: float, rows: dict[tuple[int, int], QueueRow], code
     by_chunk: dict[int, dict[int, list[QueueRow]]] = {}
     for (chunk, index), one in rows.items():
         by_chunk.setdefault(chunk, {})[index] = [one]
-    records: dict[int, dict[tuple[int, int], ExitRecord]] = {}
+    records: dict[tuple[int, int], ExitRecord] = {}
     for (chunk, index), code in codes.items():
         ref = engine.chunks[chunk].open[index].ref
-        record = ExitRecord(ref.node, ref.attempt, 1, 0, code, now, now, "n1", "")
-        records.setdefault(chunk, {})[ref.node, ref.attempt] = record
+        records[chunk, index] = ExitRecord(ref.node, ref.attempt, 1, 0, code, now, now, "n1", "")
     engine.see(Sight(now, now, by_chunk, records), 100.0)
 
 
@@ -185,6 +185,38 @@ def test_what_no_source_knows_is_asked_for_and_not_ended() -> None:
         engine.close()
 
 
+def test_what_sbatch_refuses_keeps_no_other_job_waiting() -> None:
+    """Nor is it offered with each look: until somebody releases it, or some time has passed."""
+    with run_of(*(shell_job(f"big_{n}", "true", label="big") for n in range(3)), shell_job("a_1", "true")) as folder:
+        engine = opened(folder)
+        engine.begin(1, 1.0)
+        (plan,) = engine.plan(3, 1.0)
+        engine.withdraw(plan.chunk, 1.0, "sbatch refuses it: too much", refused=True)
+        assert [p.label for p in engine.plan(3, 2.0)] == ["a"]
+        assert not engine.has_ready
+        engine.note("", 2.0)
+        assert engine._note == "3 jobs not submitted: sbatch refuses it: too much"
+        assert engine.offer_again(["big_1"]) == 1
+        assert [p.size for p in engine.plan(3, 3.0)] == [1]
+        engine.close()
+        engine = opened(folder)
+        assert engine.has_ready, "who takes up the run offers the others once"
+        engine.close()
+
+
+def test_a_job_that_slurm_has_alive_is_not_looked_for_on_the_disk() -> None:
+    with run_of(*DIAMOND[:1], *(shell_job(f"x_{n}", "true") for n in range(2))) as folder:
+        engine = opened(folder)
+        engine.begin(1, 1.0)
+        for plan in engine.plan(10, 1.0):
+            engine.submitted(plan.chunk, 50 + plan.chunk, 1.0)
+        rows = {(2, 0): row(engine, 2, 0, "RUNNING"), (2, 1): row(engine, 2, 1, "COMPLETING")}
+        sight = Sight(2.0, 2.0, {2: {index: [one] for (_, index), one in rows.items()}})
+        assert set(engine.record_paths(sight)) == {f"{TOKEN}/exits/1/0", f"{TOKEN}/exits/2/1"}
+        assert engine.record_paths(Sight(0.5, 2.0, {})) == {}, "it was submitted after the queue was asked"
+        engine.close()
+
+
 def test_a_whole_run_is_handed_over_parents_first() -> None:
     with run_of(*DIAMOND[1:3], DIAMOND[0] | {"number_of_retries": 0}, DIAMOND[3]) as folder:
         engine = opened(folder, hands_off=True)
@@ -201,4 +233,4 @@ def test_a_whole_run_is_handed_over_parents_first() -> None:
         assert told(engine) == before
         assert engine.hand_over(2.0)[1] == lines
         engine.close()
-    assert [n for n, _ in handover_order({2: [1], 1: [0], 0: []})] == [0, 1, 2]
+    assert parents_first({2: [1], 1: [0], 0: []}) == [0, 1, 2]

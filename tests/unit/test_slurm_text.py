@@ -16,7 +16,8 @@ from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.slurm.commands import RunFacts, entry
 from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
 from bpsd_adapters.slurm.pacing import Window, next_look
-from bpsd_adapters.slurm.scripts import CALL_OFF, SUBMIT, VOID, WRAPPER
+from bpsd_adapters.slurm.parsing import parse_exits
+from bpsd_adapters.slurm.scripts import CALL_OFF, COLLECT, NOT_CLAIMED, SUBMIT, VOID, WRAPPER
 
 FACTS = RunFacts("t" * 20, "run", "/run", 1, {}, {"f": File(name="f", src_uri="/data/a b")}, {"ALL": "1"})
 TEXT = st.text(st.characters(exclude_characters="\0", categories=("L", "N", "P", "S", "Z", "Cc")), max_size=30)
@@ -116,7 +117,7 @@ def test_the_wrapper_runs_a_job_once_and_says_how_it_ended(tmp_path: Path) -> No
     assert (node, attempt, job_id, restarts, code) == ("3", "2", "7", "0", "5")
 
     other = run_in(tmp_path, text, 0, HOME="/h", SLURM_JOB_ID="8")
-    assert other.returncode == 0
+    assert other.returncode == NOT_CLAIMED, "only what ran may be COMPLETED"
     assert "7 has the claim" in other.stderr
     again = run_in(tmp_path, text, 0, HOME="/h", SLURM_RESTART_COUNT="1")
     assert again.returncode == 5
@@ -197,7 +198,22 @@ def test_a_claim_that_was_taken_back_keeps_the_job_from_running(tmp_path: Path) 
 
     assert taken.stdout.splitlines() == ["0.1 void", "1.1 7"]
     assert "void has the claim" in done.stderr
+    assert done.returncode == NOT_CLAIMED
     assert not (tmp_path / "exits/1/0").exists()
+
+
+def test_records_are_collected_however_many_there_are(tmp_path: Path) -> None:
+    """More than a command line may hold; those that are not there are no error."""
+    folder = tmp_path / "t" / "exits" / "all"
+    folder.mkdir(parents=True)
+    paths = [f"t/exits/all/{number}" for number in range(60_000)]
+    for number in (0, 59_999):
+        (folder / str(number)).write_text(f"{number} 1 7 0 0 1 2 n1 .\n")
+
+    done = sh(COLLECT, tmp_path, input="\n".join(paths))
+
+    assert done.stdout.endswith("@end\n")
+    assert {path: record.node for path, record in parse_exits(done.stdout).items()} == {paths[0]: 0, paths[-1]: 59_999}
 
 
 @given(

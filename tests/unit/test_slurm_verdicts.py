@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from bpsd.models import TERMINAL, WmsStates
 from bpsd_adapters.slurm.parsing import AccountRow, ExitRecord, QueueRow
+from bpsd_adapters.slurm.scripts import NOT_CLAIMED, NOT_SEEN
 from bpsd_adapters.slurm.states import is_live
 from bpsd_adapters.slurm.verdicts import Doubt, Evidence, Live, Over, judge
 
@@ -94,6 +95,16 @@ def test_why_it_got_a_signal_is_slurms_to_say() -> None:
     assert timeout.note == "out of time"
     assert over(judged(row("CANCELLED"), record=record(143)))[0] is WmsStates.DELETED
     assert over(judged(record=record(143), waited_s=31))[0] is WmsStates.FAILED
+    assert judged(record=record(143), account=account("TIMEOUT")).note == "out of time"
+    assert over(judged(record=record(143), account=account("CANCELLED by 1000")))[0] is WmsStates.DELETED
+
+
+def test_a_job_that_tidies_up_when_it_is_cancelled_was_cancelled() -> None:
+    """Whatever exit code it then chooses; and if the kernel killed a part of it, that is why it failed."""
+    assert over(judged(row("CANCELLED"), record=record(1))) == (WmsStates.DELETED, 1, "exit")
+    killed = judged(row("OUT_OF_MEMORY", "OutOfMemory"), record=record(9))
+    assert (over(killed), killed.note) == ((WmsStates.FAILED, 9, "exit"), "out of memory")
+    assert judged(row("FAILED", "NonZeroExitCode"), record=record(9)).note == ""
 
 
 def test_the_state_decides_and_not_the_code() -> None:
@@ -116,5 +127,25 @@ def test_the_queue_beats_accounting_while_it_lists_the_job() -> None:
     assert isinstance(judged(row("PENDING", "BeginTime"), account=account("NODE_FAIL", 1)), Live)
 
 
+def test_who_found_anothers_claim_says_nothing_of_the_job() -> None:
+    """Two Slurm jobs under one name: the second ended without running, as its wrapper does."""
+    second = row("FAILED", "NonZeroExitCode")
+    assert over(judged(second, row("CANCELLED")))[0] is WmsStates.DELETED
+    timeout = judged(second, row("TIMEOUT"))
+    assert (over(timeout)[0], timeout.note) == (WmsStates.FAILED, "out of time")
+    mine = row("CANCELLED")._replace(job_id=99)
+    assert over(judged(second, mine, record=record(143)._replace(job_id=99)))[0] is WmsStates.DELETED
+
+
+def test_what_was_not_run_is_no_success_and_says_why() -> None:
+    unseen = judged(row("FAILED", "NonZeroExitCode"), account=account("FAILED", NOT_SEEN), waited_s=31)
+    assert over(unseen)[0] is WmsStates.FAILED
+    assert "nodes share" in unseen.note
+    unclaimed = judged(account=account("FAILED", NOT_CLAIMED), waited_s=31)
+    assert over(unclaimed)[0] is WmsStates.FAILED
+    assert "claim" in unclaimed.note
+
+
 def test_of_two_slurm_jobs_with_one_name_the_living_one_counts() -> None:
     assert isinstance(judged(row("COMPLETED"), row("RUNNING")), Live)
+    assert isinstance(judged(row("PENDING"), row("COMPLETING"), record=record(None)), Live)

@@ -158,9 +158,12 @@ def test_sacct_rows() -> None:
 def test_exit_records_that_are_not_whole_are_left_for_later() -> None:
     whole = "3 1 88 0 9 100 105 n1 post_cmdline ended with 1."
 
-    records = parse_exits(f"{whole}\n4 1 89 0 - 1 2 n2 .\n{whole[:-1]}\n5 1\n\n")
+    records = parse_exits(f"t/exits/1/0:{whole}\nt/exits/1/1:4 1 89 0 - 1 2 n2 .\na:{whole[:-1]}\nb:5 1\n\n")
 
-    assert [(r.node, r.exit_code, r.note) for r in records] == [(3, 9, "post_cmdline ended with 1"), (4, None, "")]
+    assert {path: (r.node, r.exit_code, r.note) for path, r in records.items()} == {
+        "t/exits/1/0": (3, 9, "post_cmdline ended with 1"),
+        "t/exits/1/1": (4, None, ""),
+    }
 
 
 @given(st.text())

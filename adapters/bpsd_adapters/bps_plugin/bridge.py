@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["SOURCE", "BridgedRuns", "as_observation", "convert_reports", "counted", "settled"]
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import msgspec
@@ -166,7 +166,7 @@ class BridgedRuns:
         seen: dict[str, RunObservation] = {}
         errors: list[str] = []
         if self._traits.lists:
-            for report in await self.report(hist=self._history_days):
+            for report in await self._told(hist=self._history_days):
                 seen[report.wms_id or ""] = self._observed(report)
             self._choose(seen, known, over)
         else:
@@ -195,6 +195,7 @@ class BridgedRuns:
             elif detailed.state in TERMINAL:
                 again[wms_id] = None
         self._due.update(again)
+        self._forget(known.keys() | seen.keys(), over)
         return PollResult(
             observations=tuple(seen.values()),
             cursor=msgspec.json.encode(sorted(over)).decode(),
@@ -209,6 +210,12 @@ class BridgedRuns:
             ),
             absent=() if errors else tuple(w for w in unseen if w in known and self._may_be_absent(known[w])),
         )
+
+    def _forget(self, wms_ids: Set[str], over: Set[str]) -> None:
+        """Drop what is kept of runs that nobody speaks of any more."""
+        self._shown = {wms_id: shows for wms_id, shows in self._shown.items() if wms_id in wms_ids}
+        self._detailed_at = {wms_id: at for wms_id, at in self._detailed_at.items() if wms_id in wms_ids}
+        self._ended_at = {key: at for key, at in self._ended_at.items() if key not in over}
 
     def _told_over(self, cursor: str | None) -> set[str]:
         """Our runs whose end, with all their jobs, the daemon was told; those of long ago are not looked at at all."""
@@ -265,7 +272,7 @@ class BridgedRuns:
 
     async def _detail(self, wms_id: str) -> RunObservation | None:
         began = time.monotonic()
-        reports = await self.report(wms_id, hist=max(2.0, self._history_days), return_exit_codes=True)
+        reports = await self._told(wms_id, hist=max(2.0, self._history_days), return_exit_codes=True)
         self._detailed_at[wms_id] = time.monotonic()
         self._detail_cost_s = time.monotonic() - began
         known = [report for report in reports if report.state not in (None, WmsStates.UNKNOWN)]
@@ -281,24 +288,24 @@ class BridgedRuns:
         """Neither among what the plugin lists, nor found by its id, and not only just submitted."""
         return run.submit_time is None or self._entries.now - run.submit_time > self._settle_s
 
-    async def report(
-        self, wms_id: str | None = None, *, user: str | None = None, hist: float = 0, **more: Any
-    ) -> list[WmsRunReport]:
-        """The plugin's ``report``."""
-        arguments = {"wms_workflow_id": wms_id, "user": user, "hist": hist, **more}
+    async def _told(self, wms_id: str | None = None, **more: Any) -> list[WmsRunReport]:
+        """The plugin's ``report``, as it is."""
+        arguments = {"wms_workflow_id": wms_id, **more}
         reports, _ = await self._link.ask("plugin", self._deadline_s, method="report", arguments=arguments)
         return convert_reports(reports)
 
-    async def summary(self, user: str | None, hist: float, pass_thru: str | None) -> list[WmsRunReport]:
-        """``report`` without an id; where the plugin lists nothing, one question for each of our runs."""
-        if self._traits.lists:
-            return await self.report(user=user, hist=hist, pass_thru=pass_thru)
+    async def report(
+        self, wms_id: str | None = None, *, user: str | None = None, hist: float = 0, **more: Any
+    ) -> list[WmsRunReport]:
+        """The plugin's ``report``; without an id, where it lists nothing, one question for each of our runs."""
+        if wms_id is not None or self._traits.lists:
+            return await self._told(wms_id, user=user, hist=hist, **more)
         await self._entries.refresh()
         found = []
         for entry in self._entries.all():
             attempt = entry.attempts.get(str(entry.last))
             if attempt is not None and attempt.wms_id is not None:
-                reports = await self.report(attempt.wms_id)
+                reports = await self._told(attempt.wms_id)
                 found += [msgspec.structs.replace(r, wms_id=attempt.wms_id) for r in reports[:1]]
         return [r for r in found if user in (None, r.operator) and (r.state not in TERMINAL or hist > 0)]
 
@@ -316,12 +323,26 @@ class BridgedRuns:
         except WorkerError as exc:
             if exc.kind != "NotImplementedError":
                 raise
-            reports, message = await self.report(wms_id, hist=max(hist, 2.0)), ""
+            reports, message = await self._told(wms_id, hist=max(hist, 2.0)), ""
             state = WmsStates.UNKNOWN if not reports or reports[0].state is None else reports[0].state
         told = settled(state, self._entries.of_id(wms_id), wms_id, self._traits, self._entries.now, self._settle_s)
         if told is None:  # it cannot tell, or tells of the attempt before
             told = WmsStates.UNKNOWN if state is WmsStates.UNKNOWN else WmsStates.RUNNING
         return told, message or ""
+
+    async def find(self, token: str, number: int, path: str) -> str | None:
+        """The id of a run that the plugin was asked to submit and did not come back; `None` if it knows none.
+
+        Raises
+        ------
+        BackendUnavailable
+            If it cannot be asked for that.
+        """
+        if not self._traits.token_query or number != 1:
+            raise BackendUnavailable("the plugin was asked for it and did not come back, and cannot be asked by token")
+        query = self._traits.token_query.format(token=token)
+        reports = await self._told(hist=self._history_days, pass_thru=query)
+        return reports[0].wms_id if reports else None
 
 
 def convert_reports(reports: Any) -> list[WmsRunReport]:

@@ -437,9 +437,9 @@ class _Host:
 
     def _drive(self) -> None:
         sys.path.insert(0, str(Path(__file__).parent))
-        worker, convert = importlib.import_module("bpsd_worker"), importlib.import_module("bpsd_convert")
+        plugins = importlib.import_module("bpsd_plugin")
         order = json.loads((self.folder / "host.json").read_bytes())
-        plugin = worker.Plugin(order["plugin"], order["settings"], convert)
+        plugin = plugins.Plugin(order["plugin"], order["settings"])
         self._notice_workflows(plugin.bps.BaseWmsWorkflow)
         threading.Thread(target=self._watch_when_ready, daemon=True, name="ready").start()
         if self.number == 1:

@@ -7,10 +7,11 @@ __all__ = ["SOURCE", "HostedRuns", "RunCursor", "observations_of"]
 import base64
 import time
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from bpsd.errors import RunNotFound
 from bpsd.models import (
     TERMINAL,
     JobObservation,
@@ -262,8 +263,38 @@ class HostedRuns:
     def _is_recent(self, entry: Entry) -> bool:
         return any(self._entries.now - attempt.time < self._history_s for attempt in entry.attempts.values())
 
-    async def reports(self, entries: Iterable[Entry]) -> list[WmsRunReport]:
-        """What the logs of runs say, whole."""
+    async def report(
+        self, wms_id: str | None = None, *, user: str | None = None, hist: float = 0, **_more: Any
+    ) -> list[WmsRunReport]:
+        """What the logs say, whole: of one run, else of those that go on and, with ``hist``, of those that are over.
+
+        Raises
+        ------
+        RunNotFound
+            If we submitted no such run.
+        """
+        await self._entries.refresh()
+        if wms_id is None:
+            entries = [e for e in self._entries.all() if e.ours and user in (None, e.run.get("operator"))]
+            reports = await self._reports(entries)
+            return [report for report in reports if hist > 0 or report.state not in TERMINAL]
+        entry = self._entries.of_id(wms_id)
+        if entry is None:
+            raise RunNotFound(f"no run {wms_id} was submitted here")
+        return await self._reports([entry])
+
+    async def status(self, wms_id: str, hist: float) -> tuple[WmsStates, str]:
+        """The state that the log of a run tells."""
+        reports = await self.report(wms_id, hist=hist)
+        return (WmsStates.UNKNOWN if not reports or reports[0].state is None else reports[0].state), ""
+
+    async def find(self, token: str, number: int, path: str) -> str | None:
+        """The id of a run, if an attempt of it has begun; `None` if it has not."""
+        data, _, _ = (await self._look({path: RunCursor()}))[path]
+        _, cursor, _ = observations_of(Entry(token=token, path=path), data, True, RunCursor())
+        return path if cursor.attempt >= number else None
+
+    async def _reports(self, entries: Iterable[Entry]) -> list[WmsRunReport]:
         by_path = {entry.path: entry for entry in entries}
         reports = []
         for path, (data, held, there) in (await self._look({path: RunCursor() for path in by_path})).items():
@@ -271,12 +302,6 @@ class HostedRuns:
                 seen, _, _ = observations_of(by_path[path], data, held, RunCursor())
                 reports += [_report(seen[-1])] if seen else []
         return reports
-
-    async def attempt_begun(self, path: str) -> int:
-        """The last attempt that a run's log tells of; 0 if it tells of none."""
-        data, _, _ = (await self._look({path: RunCursor()}))[path]
-        _, cursor, _ = observations_of(Entry(token="", path=path), data, True, RunCursor())
-        return cursor.attempt
 
     async def _look(self, cursors: dict[str, RunCursor]) -> dict[str, tuple[bytes, bool, bool]]:
         """What was appended to logs, whether their hosts live, and whether they are there."""

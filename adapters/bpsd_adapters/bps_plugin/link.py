@@ -45,10 +45,11 @@ class WorkerError(BackendUnavailable):
 
 
 class Deployment:
-    """Our files on the host of the plugin: worker, host and conversion, in a folder named after their content."""
+    """Our files on the host of the plugin: worker, plugin, host, conversion; in a folder named after their content."""
 
     FILES: ClassVar[Mapping[str, tuple[str, str]]] = {
         "bpsd_worker.py": ("bpsd_adapters.bps_plugin", "worker.py"),
+        "bpsd_plugin.py": ("bpsd_adapters.bps_plugin", "plugin.py"),
         "bpsd_host.py": ("bpsd_adapters.bps_plugin", "host.py"),
         "bpsd_convert.py": ("bpsd.lsst", "convert.py"),
     }

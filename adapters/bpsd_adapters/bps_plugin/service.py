@@ -9,9 +9,10 @@ from __future__ import annotations
 
 __all__ = ["BpsPluginService"]
 
+import contextlib
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -41,8 +42,8 @@ from bpsd_adapters.bps_plugin.entries import Entries, Entry, token_and_number
 from bpsd_adapters.bps_plugin.fields import fields_of
 from bpsd_adapters.bps_plugin.hosted import HostedRuns
 from bpsd_adapters.bps_plugin.link import Deployment, WorkerError, WorkerLink
+from bpsd_adapters.bps_plugin.plugin import says_no
 from bpsd_adapters.bps_plugin.settings import BpsPluginConfig, traits_of
-from bpsd_adapters.bps_plugin.worker import says_no
 from bpsd_adapters.transports.base import Transport
 from bpsd_adapters.transports.settings import make_transport
 
@@ -289,25 +290,17 @@ class BpsPluginService(WmsService):
         return_exit_codes: bool = False,
     ) -> tuple[list[WmsRunReport], str]:
         """See `WmsService.report`."""
-        with self._mapped("report"):
-            if isinstance(self._runs, HostedRuns):
-                reports = await self._runs.reports(await self._hosted(wms_workflow_id, user, hist))
-                everything = wms_workflow_id is not None or hist > 0
-                return [r for r in reports if everything or r.state not in TERMINAL], ""
-            if wms_workflow_id is None:
-                return await self._runs.summary(user, hist, pass_thru), ""
+        more: dict[str, Any] = {"user": user, "hist": hist, "pass_thru": pass_thru}
+        if wms_workflow_id is not None:
             self._check_id(wms_workflow_id)
-            more = {"is_global": is_global, "return_exit_codes": return_exit_codes}
-            return await self._runs.report(wms_workflow_id, user=user, hist=hist, pass_thru=pass_thru, **more), ""
+            more |= {"is_global": is_global, "return_exit_codes": return_exit_codes}
+        with self._mapped("report"):
+            return await self._runs.report(wms_workflow_id, **more), ""
 
     async def get_status(self, wms_workflow_id: str, hist: float = 1, is_global: bool = False) -> tuple[WmsStates, str]:
         """See `WmsService.get_status`."""
+        self._check_id(wms_workflow_id)
         with self._mapped("get_status"):
-            if isinstance(self._runs, HostedRuns):
-                reports = await self._runs.reports(await self._hosted(wms_workflow_id, None, hist))
-                state = reports[0].state if reports else None
-                return (WmsStates.UNKNOWN if state is None else state), ""
-            self._check_id(wms_workflow_id)
             told, message = await self._runs.status(wms_workflow_id, hist)
         if told is WmsStates.UNKNOWN and self._entries.of_id(wms_workflow_id) is None:
             raise RunNotFound(f"backend {self.context.backend} knows no run {wms_workflow_id}: {message or 'no word'}")
@@ -322,7 +315,7 @@ class BpsPluginService(WmsService):
         is_global: bool = False,
     ) -> list[str]:
         """See `WmsService.list_submitted_jobs`; without an id from a report of what is live."""
-        if wms_id is not None and isinstance(self._runs, BridgedRuns):
+        if wms_id is not None and not self._traits.blocks:
             self._check_id(wms_id)
             arguments = {"wms_id": wms_id, "user": user, "require_bps": require_bps, "pass_thru": pass_thru}
             try:
@@ -332,15 +325,6 @@ class BpsPluginService(WmsService):
                 pass
         reports, _ = await self.report(wms_id, user, 0, pass_thru, is_global)
         return [r.wms_id for r in reports if r.wms_id is not None and r.state not in TERMINAL]
-
-    async def _hosted(self, wms_id: str | None, user: str | None, hist: float) -> list[Entry]:
-        await self._entries.refresh()
-        if wms_id is not None:
-            entry = self._entries.of_id(wms_id)
-            if entry is None:
-                raise RunNotFound(f"backend {self.context.backend} has no run {wms_id}")
-            return [entry]
-        return [e for e in self._entries.all() if e.ours and user in (None, e.run.get("operator"))]
 
     async def find_by_token(self, token: str, since: float) -> TokenAnswer:
         """See `WmsService.find_by_token`: what the worker wrote down, else what the plugin says of the token."""
@@ -361,20 +345,10 @@ class BpsPluginService(WmsService):
 
     async def _settle(self, token: str, number: int, known: Mapping[str, Any], since: float) -> TokenAnswer:
         """What became of an attempt that was begun, and whose end nobody wrote down."""
-        found: str | None = None
-        if isinstance(self._runs, HostedRuns):
-            reached = await self._runs.attempt_begun(known["path"])
-            found = known["path"] if reached >= number else None
-        elif self._traits.token_query and number == 1:
-            query = self._traits.token_query.format(token=token)
-            reports = await self._runs.report(hist=self._config.history_days, pass_thru=query)
-            found = reports[0].wms_id if reports else None
-            wait = since + self._config.settle_s - self.context.clock()
-            if found is None and wait > 0:
-                return TokenAnswer(verdict="cannot_tell", reason=f"not found, which is proof only in {wait:.0f} s")
-        else:
-            reason = f"{self._config.plugin} was asked for it and did not come back, and cannot be asked by token"
-            return TokenAnswer(verdict="cannot_tell", reason=reason)
+        found = await self._runs.find(token, number, known["path"])
+        wait = since + self.capabilities.settle_s - self.context.clock()
+        if found is None and wait > 0:
+            return TokenAnswer(verdict="cannot_tell", reason=f"not found, which is proof only in {wait:.0f} s")
         await self._commanding.ask("settle", self._config.call_deadline_s, token=token, number=number, wms_id=found)
         if found is None:
             return TokenAnswer(verdict="absent")
@@ -430,8 +404,14 @@ class BpsPluginService(WmsService):
         if not self._id_pattern.fullmatch(wms_id):
             raise RunNotFound(f"{wms_id!r} is no id of a run of {self._config.plugin}")
 
-    def _mapped(self, call: str) -> _Mapped:
-        return _Mapped(self, call)
+    @contextlib.contextmanager
+    def _mapped(self, call: str) -> Iterator[None]:
+        """Turn what the plugin raised into our errors, and have the daemon's log tell where it came from."""
+        try:
+            yield
+        except WorkerError as exc:
+            self._tell(call, exc)
+            raise self._as_error(call, exc) from exc
 
     def _tell(self, call: str, exc: WorkerError) -> None:
         self.context.log.info(LogEvent.PLUGIN_CALL_FAILED, call=call, error=exc.message, trace=exc.trace)
@@ -453,20 +433,3 @@ class BpsPluginService(WmsService):
 _OURS: Mapping[str, type[BpsdError]] = {"RunNotFound": RunNotFound, "TimeoutError": Conflict}
 _SURROUNDINGS = frozenset({"ImportError", "ModuleNotFoundError", "OSError", "PermissionError", "SystemExit", "Busy"})
 """Kinds of error that say nothing of the workflow."""
-
-
-class _Mapped:
-    """Turns what a plugin raised into our errors, and has the daemon's log tell where it came from."""
-
-    def __init__(self, service: BpsPluginService, call: str) -> None:
-        self._service, self._call = service, call
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if isinstance(exc, WorkerError):
-            self._service._tell(self._call, exc)  # noqa: SLF001  # two halves of one thing
-            raise self._service._as_error(self._call, exc) from exc  # noqa: SLF001

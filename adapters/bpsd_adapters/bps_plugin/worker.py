@@ -1,9 +1,9 @@
 """The control worker: a ``BaseWmsService`` plugin in a process of its own, asked over JSON lines.
 
 This file is *sent* to the interpreter that the backend's settings name, on another host perhaps: it needs the standard
-library (Python 3.10 or newer) and the ``lsst`` packages, nothing of bpsd. What the plugin prints, its logging and what
-its children write become log lines; it finds nothing on its standard input; `sys.exit` is an error like any other. The
-process ends when nobody listens any more.
+library (Python 3.10 or newer), and beside it ``plugin.py``, ``host.py`` and ``bpsd/lsst/convert.py``, which are sent
+too. What the plugin prints, its logging and what its children write become log lines; it finds nothing on its standard
+input; `sys.exit` is an error like any other. The process ends when nobody listens any more.
 
 Lines to the worker are ``{"id": 1, "call": "report", "args": {...}}``, lines from it ``{"id": 1, "ok": ...}``,
 ``{"id": 1, "error": {"kind": ..., "text": ..., "trace": ...}}`` or ``{"log": "stderr", "text": ...}``.
@@ -15,20 +15,7 @@ written before and after the plugin is asked, under a lock, so that nothing is s
 
 from __future__ import annotations
 
-__all__ = [
-    "Entry",
-    "Plugin",
-    "Refused",
-    "Worker",
-    "describe",
-    "error_of",
-    "load_document",
-    "locked",
-    "main",
-    "plain",
-    "says_no",
-    "take_streams",
-]
+__all__ = ["Entry", "Refused", "Worker", "describe", "error_of", "load_document", "locked", "main", "take_streams"]
 
 import contextlib
 import fcntl
@@ -56,20 +43,6 @@ LINE_CHARS = 2000
 LOCK_PATIENCE_S = 2.0
 """How long to wait for somebody who has the lock of a run."""
 
-METHODS = (
-    "prepare", "submit", "restart", "list_submitted_jobs", "report", "get_status", "cancel", "run_submission_checks",
-    "ping",
-)  # fmt: skip
-"""Upstream's methods; a plugin implements those that it does not inherit."""
-
-RUN_FIELDS = (
-    "wms_id", "global_wms_id", "path", "label", "run", "project", "campaign", "payload", "operator", "site",
-    "run_summary", "state", "jobs", "total_number_jobs", "job_state_counts", "job_summary", "exit_code_summary",
-    "specific_info",
-)  # fmt: skip
-
-_ATTRIBUTES = ("bps_project", "bps_campaign", "bps_operator", "bps_payload", "bps_runsite")
-
 RUN_ATTRIBUTES = ("project", "campaign", "payload", "operator")
 
 
@@ -79,30 +52,6 @@ class Refused(Exception):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
-
-
-# -- values ------------------------------------------------------------------------------------------------------------
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can say it: states become numbers, dataclasses dictionaries, what else there is its text."""
-    if hasattr(type(value), "__members__"):
-        return value.value
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, dict):
-        return {str(plain(key)): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(entry) for entry in value]
-    if hasattr(value, "templates") and hasattr(value, "context"):
-        return {"templates": list(value.templates), "context": {key: str(v) for key, v in value.context.items()}}
-    if hasattr(value, "run_summary"):
-        report = {name: plain(getattr(value, name, None)) for name in RUN_FIELDS}
-        return {**report, "wms_id": None if value.wms_id is None else str(value.wms_id)}
-    if hasattr(value, "wms_id") and hasattr(value, "label"):
-        texts = {name: str(getattr(value, name)) for name in ("wms_id", "name", "label")}
-        return {**texts, "state": plain(value.state)}
-    return str(value)[:TEXT_CHARS]
 
 
 def error_of(exc: BaseException) -> dict[str, Any]:
@@ -186,98 +135,6 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-# -- the plugin --------------------------------------------------------------------------------------------------------
-
-
-class Plugin:
-    """A plugin and what it is configured with.
-
-    Parameters
-    ----------
-    name : `str`
-        The class, with its module.
-    settings : `dict`
-        BPS settings that every run of this backend has.
-    convert : `~types.ModuleType`
-        Our conversion of documents (``bpsd/lsst/convert.py``).
-    """
-
-    def __init__(self, name: str, settings: dict[str, Any], convert: Any) -> None:
-        self.name, self.settings, self.convert = name, settings, convert
-        self.bps = importlib.import_module("lsst.ctrl.bps")
-        module, _, attribute = name.rpartition(".")
-        self.kind: type[Any] = getattr(importlib.import_module(module), attribute)
-        self._service: Any = None
-        self._prepared: dict[str, Any] = {}
-
-    @property
-    def implements(self) -> list[str]:
-        """Which of upstream's methods the plugin does not inherit."""
-        base = self.bps.BaseWmsService
-        return [m for m in METHODS if getattr(self.kind, m, None) is not getattr(base, m, None)]
-
-    def config(self, more: dict[str, Any]) -> Any:
-        """A ``BpsConfig`` with upstream's defaults, the plugin's, the backend's settings, and more."""
-        config = self.bps.BpsConfig({"wmsServiceClass": self.name}, defaults=self.bps.BPS_DEFAULTS)
-        config.update(self.settings)
-        config.update(more)
-        return config
-
-    @property
-    def service(self) -> Any:
-        """The plugin for questions that are about no run in particular."""
-        if self._service is None:
-            self._service = self.kind(self.config({}))
-        return self._service
-
-    def prepare(self, folder: Path, token: str) -> tuple[Any, Any]:
-        """The plugin for a run, and the run as it made it; what was made for the same token before is taken again."""
-        if token in self._prepared:
-            return self._prepared[token]  # type: ignore[no-any-return]
-        document = load_document(folder)
-        workflow = self.convert.from_document(document)
-        config = self.config(self.run_settings(document, folder, workflow))
-        # What every workflow of ``bps prepare`` has (transform.py), and plugins rely on.
-        given = {**dict.fromkeys(_ATTRIBUTES, ""), "bps_isjob": "True", "bps_run": workflow.name}
-        workflow.run_attrs.update({**given, **workflow.run_attrs, "bps_token": token})
-        service = self.kind(config)
-        with contextlib.suppress(NotImplementedError):
-            service.run_submission_checks()
-        os.chdir(folder)  # plugins write beside themselves (Parsl: runinfo)
-        prepared = service.prepare(config, workflow, str(folder))
-        prepared.submit_path = prepared.submit_path or str(folder)
-        self._prepared = {token: (service, prepared)}  # only the last: a workflow may be large
-        return service, prepared
-
-    def run_settings(self, document: dict[str, Any], folder: Path, workflow: Any) -> dict[str, Any]:
-        """BPS settings of one run: those that ``bps prepare`` had, and where its files go here."""
-        run = document.get("run", {})
-        settings = dict(document.get("bps_config") or {})  # as it was read: what it names is looked up by the plugin
-        settings.update({name: run[name] for name in ("project", "campaign", "operator") if run.get(name)})
-        settings.setdefault("payload", {})
-        if run.get("payload"):
-            settings["payload"] = {**settings["payload"], "payloadName": run["payload"]}
-        settings.update({"submitPath": str(folder), "uniqProcName": workflow.name.replace("/", "_")})
-        settings["wmsServiceClass"] = self.name
-        defined = dict(settings.get("bps_defined") or {})
-        settings["bps_defined"] = {
-            **defined,
-            "submitPath": str(folder),
-            "uniqProcName": settings["uniqProcName"],
-            "timestamp": defined.get("timestamp") or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
-        }
-        return settings
-
-
-def says_no(message: Any) -> bool:
-    """Whether a plugin agreed although the WMS did not: PanDA's hands on iDDS's answer, ``[[-1, {...}]]``, as it is."""
-    try:
-        first = json.loads(message)[0]
-        return first is False or (isinstance(first[0], int) and first[0] != 0)
-    except (TypeError, ValueError, LookupError):
-        return False
-
-
 def describe(document: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """The columns of a report, for the entry."""
     run = document.get("run", {})
@@ -308,14 +165,14 @@ class Worker:
 
     def __init__(self, root: Path, order: dict[str, Any], hosts: Any) -> None:
         self.root, self.order, self.hosts = root, order, hosts
-        self._plugin: Plugin | None = None
+        self._plugin: Any = None
 
     @property
-    def plugin(self) -> Plugin:
-        """The plugin."""
+    def plugin(self) -> Any:
+        """The plugin (``plugin.py``), imported."""
         if self._plugin is None:
-            convert = importlib.import_module("bpsd_convert")
-            self._plugin = Plugin(self.order["plugin"], self.order["settings"], convert)
+            plugins = importlib.import_module("bpsd_plugin")
+            self._plugin = plugins.Plugin(self.order["plugin"], self.order["settings"])
         return self._plugin
 
     def calls(self) -> dict[str, Callable[..., Any]]:
@@ -341,7 +198,8 @@ class Worker:
 
     def ask_plugin(self, method: str, arguments: dict[str, Any]) -> Any:
         """One of upstream's methods, as it is; what ``NotImplementedError`` means is the daemon's to know."""
-        return plain(getattr(self.plugin.service, method)(**arguments))
+        os.chdir(self.root)  # the folder of the run that was prepared last may have been removed
+        return self.plugin.ask(method, arguments)
 
     def prepare(self, token: str, check_executables: bool) -> Any:
         """Let the plugin make its files."""
@@ -360,12 +218,8 @@ class Worker:
                 return done
             service, prepared = self.plugin.prepare(folder, token)
             entry.data["run"] = describe(load_document(folder), facts)
-            entry.note(1, "begun")
-            try:
+            with _asked(entry, 1):
                 service.submit(prepared)
-            except NotImplementedError:
-                entry.note(1, "failed")  # after any other error nobody knows whether the WMS has the run
-                raise
             wms_id = str(prepared.run_id if prepared.run_id is not None else folder)
             entry.note(1, "done", wms_id)
             return wms_id
@@ -379,16 +233,12 @@ class Worker:
             done = _done_before(entry, number)
             if done is not None:
                 return [done, entry.data["run"].get("run"), ""]
-            entry.note(number, "begun")
-            answer = plain(self.plugin.service.restart(wms_id))
-            new_id, name, message = answer[0], answer[1], answer[2]
-            if says_no(message):
-                new_id = None
-            if new_id is None:
-                entry.note(number, "failed")
-            else:
-                entry.note(number, "done", str(new_id))
-            return [None if new_id is None else str(new_id), name, message]
+            os.chdir(self.root)
+            plugin = self.plugin
+            with _asked(entry, number):
+                new_id, name, message = plugin.restart(wms_id)
+            entry.note(number, "failed" if new_id is None else "done", new_id)
+            return [new_id, name, message]
 
     def find(self, token: str, number: int) -> Any:
         """What is known of an attempt: its state (``none`` if it was never begun), its id, and the folder."""
@@ -453,6 +303,20 @@ class Worker:
         if not Entry(folder).data["attempts"]:
             raise Refused("RunNotFound", f"no run was begun in {folder}")
         return self.hosts.cancel(folder, grace_s)
+
+
+@contextlib.contextmanager
+def _asked(entry: Entry, number: int) -> Iterator[None]:
+    """Write down that an attempt is begun while the plugin is asked for it.
+
+    So it stays after an error, for nobody knows whether the WMS has it, but if the plugin cannot do that at all.
+    """
+    entry.note(number, "begun")
+    try:
+        yield
+    except NotImplementedError:
+        entry.note(number, "failed")
+        raise
 
 
 def _check_executables(document: dict[str, Any]) -> None:

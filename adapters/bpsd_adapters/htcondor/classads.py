@@ -47,8 +47,8 @@ DAG_ATTRIBUTES = (
 
 CHILD_COLUMNS: Mapping[str, str] = {
     **{name: name for name in (
-        "ClusterId", "ProcId", "JobStatus", "EnteredCurrentStatus", "JobStartDate", "NumJobStarts", "ExitBySignal",
-        "ExitCode", "ExitSignal", "HoldReasonCode", "HoldReasonSubCode",
+        "DAGManJobId", "ClusterId", "ProcId", "JobStatus", "EnteredCurrentStatus", "JobStartDate", "NumJobStarts",
+        "ExitBySignal", "ExitCode", "ExitSignal", "HoldReasonCode", "HoldReasonSubCode",
     )},
     "HoldReason": "JobStatus == 5 ? HoldReason : undefined",
     "RemoveReason": "JobStatus == 3 ? RemoveReason : undefined",
@@ -83,6 +83,8 @@ def parse_ads(output: bytes) -> list[dict[str, Any]]:
         return []
     try:
         return msgspec.json.decode(text, type=list[dict[str, Any]])
+    except UnicodeDecodeError:  # the tools pass on whatever bytes somebody's job has in its ad
+        return parse_ads(output.decode(errors="replace").encode())
     except msgspec.MsgspecError as exc:
         raise ValueError(f"not a list of ads: {exc}; it begins with {text[:80]!r}") from exc
 

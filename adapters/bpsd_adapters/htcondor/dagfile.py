@@ -42,6 +42,7 @@ class DagShape(msgspec.Struct, kw_only=True):
     nodes: dict[str, DagNode]
     children: dict[str, list[str]]
     status_file: str | None = None
+    jobstate_log: str | None = None
 
     def below(self, names: set[str]) -> set[str]:
         """Everything that needs one of these nodes, directly or not."""
@@ -60,7 +61,7 @@ def parse_dag(text: str) -> DagShape:
     nodes: dict[str, DagNode] = {}
     children: dict[str, list[str]] = {}
     labels: dict[str, str] = {}
-    status_file = None
+    status_file = jobstate_log = None
     for line in _lines(text):
         word = line.split(maxsplit=1)[0].upper()
         if word in ("JOB", "FINAL", "SUBDAG"):
@@ -75,10 +76,12 @@ def parse_dag(text: str) -> DagShape:
             _edges(line, children)
         elif word == "NODE_STATUS_FILE" and len(line.split()) > 1:
             status_file = line.split()[1]
+        elif word == "JOBSTATE_LOG" and len(line.split()) > 1:
+            jobstate_log = line.split()[1]
     for name, label in labels.items():
         if name in nodes:
             nodes[name] = msgspec.structs.replace(nodes[name], label=label)
-    return DagShape(nodes=nodes, children=children, status_file=status_file)
+    return DagShape(nodes=nodes, children=children, status_file=status_file, jobstate_log=jobstate_log)
 
 
 def _lines(text: str) -> Iterator[str]:

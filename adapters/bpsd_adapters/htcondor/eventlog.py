@@ -14,10 +14,11 @@ from __future__ import annotations
 __all__ = ["MAX_EVENT_BYTES", "Event", "EventKind", "EventReader"]
 
 import re
-from datetime import UTC, datetime, timedelta, timezone
 from enum import IntEnum
 
 import msgspec
+
+from bpsd_adapters.htcondor.hostclock import HostClock
 
 MAX_EVENT_BYTES = 64 * 1024
 """The longest event that is taken; what is longer without an end is no event log."""
@@ -80,15 +81,13 @@ class EventReader:
 
     Parameters
     ----------
-    utc_offset_s : `float`
-        East of Greenwich, of the host that writes the log.
-    year : `int`
-        For the old form of times, which has none.
+    clock : `~bpsd_adapters.htcondor.hostclock.HostClock`
+        Of the host that writes the log.
     """
 
-    def __init__(self, utc_offset_s: float = 0.0, year: int = 2000) -> None:
-        self._zone = timezone(timedelta(seconds=utc_offset_s))
-        self._year = year
+    def __init__(self, clock: HostClock) -> None:
+        self._clock = clock
+        self._latest = 0.0
         self._rest = b""
         self.skipped = 0
         """Events that could not be read."""
@@ -148,13 +147,11 @@ class EventReader:
 
     def _time(self, head: re.Match[str]) -> float:
         if head["iso"] is not None:
-            text = head["iso"].replace("T", " ")
-            zone = UTC if head["utc"] else self._zone
+            time = self._clock.moment(head["iso"].replace("T", " "), self._latest, utc=bool(head["utc"]))
         else:
-            month_day, clock = head["old"].split(" ")
-            month, day = month_day.split("/")
-            text, zone = f"{self._year}-{month}-{day} {clock}", self._zone
-        return datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=zone).timestamp()
+            time = self._clock.moment_of_some_year(head["old"], self._latest)
+        self._latest = max(self._latest, time)
+        return time
 
 
 def _exit_code(body: str) -> int | None:

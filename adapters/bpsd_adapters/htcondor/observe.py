@@ -62,6 +62,7 @@ def observe_run(
     total: int | None = None,
     job_failed: bool = False,
     left: int = 0,
+    unread: bool = False,
     info: WmsSpecificInfo | None = None,
 ) -> RunObservation:
     """An observation of a run.
@@ -82,6 +83,8 @@ def observe_run(
         Whether the logs know of a failed job: then the run did not succeed, whatever its final job made of it.
     left : `int`
         How many of its jobs are in the queue although its DAGMan is gone: then it is not over.
+    unread : `bool`
+        Whether its logs are not read to their end yet: then an end is told when they are.
     info : `~bpsd.models.WmsSpecificInfo`, optional
         Where the jobs come from, if not from the logs.
     """
@@ -91,6 +94,8 @@ def observe_run(
         # On its way out: what became of it, the history will tell.
         note = "is being removed" if as_number(ad, "JobStatus") == JobStatus.REMOVED else note
         state = None
+    if unread and state in TERMINAL:
+        state, note = None, "it is over; its logs are being read"
     if left:
         state, note = None, f"{note}; {left} of its jobs still in the queue".removeprefix("; ")
     if state is WmsStates.SUCCEEDED and job_failed:

@@ -19,10 +19,14 @@ from bpsd_adapters.htcondor.classads import (
     parse_ads,
     parse_columns,
 )
+from bpsd_adapters.htcondor.hostclock import HostClock, zone_of
 from bpsd_adapters.htcondor.runfiles import sizes_of
 from bpsd_adapters.transports.base import Completed, Transport
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+ZONE_FILE = "/etc/localtime"
+ZONE_BYTES = 64 * 1024
 
 LEFT_BEHIND_MOST = 1000
 """How many jobs without a DAGMan are counted; from there on it is enough that there are some."""
@@ -81,14 +85,21 @@ class Pool:
             (*DAG_ATTRIBUTES, "JobUniverse", "DAGManJobId", "bps_job_name", "DAGNodeName"),
         )
 
-    async def children(self, schedd: str | None, cluster: int, since: float) -> list[dict[str, Any]]:
-        """The jobs of a run that changed since a time of the submit host's clock, in the queue or gone from it."""
-        changed = f"DAGManJobId =?= {cluster} && JobUniverse != 7 && EnteredCurrentStatus >= {int(since)}"
+    async def children(self, schedd: str | None, clusters: Sequence[int], since: float) -> list[dict[str, Any]]:
+        """The jobs of runs that changed since a time of the submit host's clock, in the queue or gone from it."""
+        whose = f"member(DAGManJobId, {{{','.join(map(str, sorted(clusters)))}}})"
+        changed = f"{whose} && JobUniverse != 7 && EnteredCurrentStatus >= {int(since)}"
         gone = await self._columns(
             ["condor_history", *_name(schedd), "-constraint", changed, "-since", f"EnteredCurrentStatus < {int(since)}"]
         )
         here = await self._columns(["condor_q", *_name(schedd), "-allusers", "-constraint", changed])
         return [*here.ads, *gone.ads]
+
+    async def gone(self, schedd: str | None, runs: Sequence[tuple[int, str | None]]) -> list[dict[str, Any]]:
+        """The runs of these clusters and tokens in the history, which is read until all are found, or to its end."""
+        terms = (f"ClusterId == {cluster}" + (f" && {_has(token)}" if token else "") for cluster, token in runs)
+        which = f"ProcId == 0 && ({' || '.join(terms)})"
+        return (await self.history(schedd, which, "-limit", f"{len(runs)}")).ads
 
     async def ended(self, schedd: str | None, since: float) -> Answer:
         """The runs that left the queue since a time of the submit host's clock."""
@@ -152,12 +163,17 @@ class Pool:
         """The sizes of files on the submit host (see `~bpsd_adapters.htcondor.runfiles.sizes_of`)."""
         return await sizes_of(self.transport, paths, self._deadline_s)
 
-    async def host_clock(self) -> tuple[float, float]:
-        """The submit host's time (epoch seconds) and its zone (seconds east of Greenwich)."""
-        done = (await self.tool(["date", "+%s %z"])).check(self.transport.host)
+    async def host_clock(self) -> HostClock:
+        """The submit host's clock, now."""
+        done = (await self.tool(["date", "+%s.%N %z"])).check(self.transport.host)
         seconds, zone = done.stdout.decode().split()
-        sign = -1 if zone[0] == "-" else 1
-        return float(seconds), sign * (int(zone[1:3]) * 3600.0 + int(zone[3:5]) * 60.0)
+        try:
+            rules = await self.transport.read(ZONE_FILE, 0, ZONE_BYTES)
+        except OSError:
+            rules = b""
+        offset_s = int(zone[1:3]) * 3600.0 + int(zone[3:5]) * 60.0
+        now = float(seconds)
+        return HostClock(now, zone_of(rules, now, -offset_s if zone[0] == "-" else offset_s))
 
     async def _columns(self, argv: Sequence[str]) -> Answer:
         return await self._ask(
@@ -176,6 +192,10 @@ class Pool:
         except ValueError as exc:
             raise BackendUnavailable(f"{argv[0]} on {self.transport.host} gave a garbled answer: {exc}") from exc
         return Answer(ads, time.monotonic() - began, len(done.stdout))
+
+
+def _has(token: str) -> str:
+    return f"bps_token =?= {literal(token)}"
 
 
 def _name(schedd: str | None) -> list[str]:

@@ -1,32 +1,20 @@
-"""From a document to the tar archive of a run's folder: in a thread, or in a helper process if it has many jobs.
-
-``python -P -m bpsd_adapters.htcondor.prepare`` takes an `Order` on stdin and prints an `Answer`. Decoding and writing
-100,000 jobs takes seconds in which no other thread of Python runs: not in the daemon.
-"""
+"""From a document to the tar archive of a run's folder: in a thread, or in a helper process if it has many jobs."""
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Order", "main", "prepare", "work"]
+__all__ = ["Answer", "Order", "prepare", "work"]
 
 import io
-import os
-import sys
 import tarfile
 from pathlib import Path
 
-import anyio
-import anyio.to_thread
 import msgspec
 
-from bpsd.errors import BackendUnavailable, Problem, WorkflowInvalid
+from bpsd.errors import Problem, WorkflowInvalid
 from bpsd.models import made_ready
 from bpsd.workflow import Workflow, WorkflowFile
+from bpsd_adapters.helper import ask_if_large, serve
 from bpsd_adapters.htcondor.submission import Submission, SubmissionProblem, write_submission
-
-SMALL_JOBS = 1000
-"""Documents up to so many jobs are prepared in a thread: starting Python would take longer than the work."""
-
-_LAST_WORDS_CHARS = 600
 
 
 class Order(msgspec.Struct, kw_only=True, frozen=True):
@@ -81,31 +69,12 @@ async def prepare(workflow: WorkflowFile, folder: str, archive: Path) -> dict[st
         If the helper came to no answer.
     """
     order = Order(workflow=workflow, folder=folder, archive=str(archive))
-    small = workflow.job_count <= SMALL_JOBS
-    answer = await (anyio.to_thread.run_sync(work, order) if small else _in_helper(order))
+    about = f"preparing run {workflow.name}"
+    answer = await ask_if_large(work, order, Answer, job_count=workflow.job_count, about=about)
     if answer.problem:
         raise WorkflowInvalid(workflow.name, [Problem(answer.where, answer.problem)])
     return answer.executables
 
 
-async def _in_helper(order: Order) -> Answer:
-    command = [sys.executable, "-P", "-m", "bpsd_adapters.htcondor.prepare"]
-    done = await anyio.run_process(command, input=msgspec.json.encode(order), check=False)
-    try:
-        return msgspec.json.decode(done.stdout, type=Answer)
-    except msgspec.MsgspecError as exc:
-        words = done.stderr.decode(errors="replace").strip()[-_LAST_WORDS_CHARS:]
-        raise BackendUnavailable(
-            f"preparing run {order.workflow.name} came to no answer (exit code {done.returncode}): {words}",
-            advice="is there memory and disk enough for the document?",
-        ) from exc
-
-
-def main() -> None:
-    """Be the helper."""
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
-    os.write(1, msgspec.json.encode(work(order)))
-
-
 if __name__ == "__main__":
-    main()
+    serve(Order, work)

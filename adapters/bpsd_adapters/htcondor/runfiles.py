@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["RunFiles", "sizes_of"]
+__all__ = ["Room", "RunFiles", "sizes_of"]
 
+import math
 import posixpath
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import anyio.to_thread
 import msgspec
@@ -14,6 +18,8 @@ from bpsd.errors import LimitExceeded
 from bpsd.models import WmsStates
 from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_node_status, parse_rescue
 from bpsd_adapters.htcondor.eventlog import EventReader
+from bpsd_adapters.htcondor.hostclock import HostClock
+from bpsd_adapters.htcondor.jobstate import JobstateReader
 from bpsd_adapters.htcondor.tracker import RunTracker
 from bpsd_adapters.transports.base import Transport
 
@@ -25,6 +31,9 @@ FEW_FILES = 4
 """So many are looked at one by one; for more, one program is asked about all of them."""
 
 FILES_PER_CALL = 400
+
+_RESCUE = re.compile(r"\.rescue\d{3}")
+"""What DAGMan reads again; one that somebody ran over with ``-f`` is ``.rescue001.old``."""
 
 
 async def sizes_of(transport: Transport, paths: Sequence[str], deadline_s: float) -> dict[str, int]:
@@ -41,11 +50,25 @@ async def sizes_of(transport: Transport, paths: Sequence[str], deadline_s: float
     return sizes
 
 
+class Room:
+    """How much may still be read: bytes of logs, and until when by `time.monotonic`."""
+
+    def __init__(self, read_bytes: float = math.inf, until: float = math.inf) -> None:
+        self.left = read_bytes
+        self.until = until
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether to stop here, and go on in the next poll."""
+        return self.left <= 0 or time.monotonic() >= self.until
+
+
 class _Log(msgspec.Struct):
-    """One event log: how far it was read."""
+    """One log: how its events are read and taken in, and how far it was read."""
 
     path: str
-    reader: EventReader
+    feed: Callable[[bytes], list[Any]]
+    take: Callable[[list[Any]], None]
     offset: int = 0
 
 
@@ -58,17 +81,19 @@ class RunFiles:
         To the submit host.
     dag : `str`
         Path of the DAG file there.
-    utc_offset_s : `float`
-        The zone of that host's clock.
+    clock : `~bpsd_adapters.htcondor.hostclock.HostClock`
+        Of that host.
+    cluster : `int`
+        That of the run's DAGMan.
     """
 
-    def __init__(self, transport: Transport, dag: str, utc_offset_s: float) -> None:
+    def __init__(self, transport: Transport, dag: str, clock: HostClock, cluster: int) -> None:
         self._transport = transport
         self._dag = dag
-        self._utc_offset_s = utc_offset_s
+        self._clock = clock
+        self._cluster = cluster
         self._logs: list[_Log] = []
         self.tracker = RunTracker()
-        self.bytes_read = 0
         self._status_file: str | None = None
         self._finished = False
 
@@ -76,12 +101,17 @@ class RunFiles:
         return f"<RunFiles {self._dag}, {self.tracker!r}>"
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the run's DAG was read."""
+        return bool(self._logs)
+
+    @property
     def logs(self) -> list[str]:
         """The event logs that are followed."""
         return [log.path for log in self._logs]
 
-    async def update(self, limit: int, sizes: Mapping[str, int] | None = None) -> bool:
-        """Read what is new, at most ``limit`` bytes of the logs; whether there is more.
+    async def update(self, room: Room, sizes: Mapping[str, int] | None = None) -> bool:
+        """Read what is new, as far as there is room; whether there is more.
 
         Of a file that is not in ``sizes`` the size is asked for.
 
@@ -92,12 +122,13 @@ class RunFiles:
         BackendUnavailable
             If the host cannot be asked.
         """
-        self.bytes_read = 0
         if not self._logs:
+            if room.is_used_up:
+                return True
             await self._load()
         more = False
         for log in self._logs:
-            more |= await self._follow(log, limit, (sizes or {}).get(log.path))
+            more |= await self._follow(log, room, (sizes or {}).get(log.path))
         return more
 
     async def finish(self, ended: WmsStates) -> None:
@@ -110,15 +141,17 @@ class RunFiles:
         self._finished = True
         self.tracker.finish(ended)
 
-    async def _follow(self, log: _Log, limit: int, size: int | None) -> bool:
+    async def _follow(self, log: _Log, room: Room, size: int | None) -> bool:
         if size is None:
             found = await self._transport.stat(log.path)
+            if found is None and log.offset:
+                raise FileNotFoundError(f"{log.path} is not there any more")
             size = 0 if found is None else found.size
         if size < log.offset:  # cut off, or another file: everything is read again, and told again
             await self._again()
             return True
         while log.offset < size:
-            if self.bytes_read >= limit:
+            if room.is_used_up:
                 return True
             try:
                 data = await self._transport.read(log.path, log.offset, min(PIECE_BYTES, size - log.offset))
@@ -127,8 +160,8 @@ class RunFiles:
             if not data:
                 return False
             log.offset += len(data)
-            self.bytes_read += len(data)
-            self.tracker.take(await anyio.to_thread.run_sync(log.reader.feed, data))
+            room.left -= len(data)
+            log.take(await anyio.to_thread.run_sync(log.feed, data))
         return False
 
     async def _again(self) -> None:
@@ -139,6 +172,7 @@ class RunFiles:
 
     async def _load(self) -> None:
         logs: list[_Log] = []
+        take, take_nodes = self.tracker.take, self.tracker.take_nodes
         todo = [self._dag]
         folder = posixpath.dirname(self._dag)
         while todo:
@@ -148,7 +182,10 @@ class RunFiles:
                 self._status_file = posixpath.join(folder, shape.status_file)
             self.tracker.add_dag(path, shape, await self._done_before(path))
             todo += [posixpath.join(folder, n.subdag) for n in shape.nodes.values() if n.subdag is not None]
-            logs.append(_Log(f"{path}.nodes.log", EventReader(self._utc_offset_s)))
+            if shape.jobstate_log is not None:  # first: whether a node was submitted after it failed decides what it is
+                nodes = posixpath.join(folder, shape.jobstate_log)
+                logs.append(_Log(nodes, JobstateReader(self._cluster).feed, take_nodes))
+            logs.append(_Log(f"{path}.nodes.log", EventReader(self._clock).feed, take))
             if len(logs) > MAX_SUBDAGS:
                 raise LimitExceeded(f"{self._dag} has more than {MAX_SUBDAGS} sub-DAGs")
         self._logs = logs
@@ -167,7 +204,8 @@ class RunFiles:
     async def _done_before(self, path: str) -> set[str]:
         """What the newest rescue file counts as done."""
         folder, name = posixpath.split(path)
-        rescues = [n for n in await self._transport.listdir(folder) if n.startswith(f"{name}.rescue")]
+        names = await self._transport.listdir(folder)
+        rescues = [each for each in names if each.startswith(name) and _RESCUE.fullmatch(each, len(name))]
         if not rescues:
             return set()
         return parse_rescue(await self._whole(posixpath.join(folder, max(rescues))))

@@ -42,7 +42,7 @@ submit
 RESTART = (
     _ONCE
     + r"""
-newest=$(ls -1 "$dag".rescue[0-9]* 2>/dev/null | sort | tail -n 1)
+newest=$(ls -1 "$dag".rescue[0-9][0-9][0-9] 2>/dev/null | sort | tail -n 1)
 [ -n "$newest" ] || exit 66
 for status in subdags/*/*.status.txt; do
   [ -e "$status" ] || continue

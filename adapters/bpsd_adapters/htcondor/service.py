@@ -31,10 +31,11 @@ from bpsd_adapters.htcondor import scripts
 from bpsd_adapters.htcondor.classads import Ad, JobStatus, as_number, as_text
 from bpsd_adapters.htcondor.fields import FIELDS
 from bpsd_adapters.htcondor.finder import Finder, all_of_them, named_jobs
+from bpsd_adapters.htcondor.hostclock import HostClock
 from bpsd_adapters.htcondor.observe import HISTORY, Ids, dag_file
 from bpsd_adapters.htcondor.pool import Pool
 from bpsd_adapters.htcondor.prepare import prepare
-from bpsd_adapters.htcondor.runfiles import RunFiles
+from bpsd_adapters.htcondor.runfiles import Room, RunFiles
 from bpsd_adapters.htcondor.settings import HTCondorConfig
 from bpsd_adapters.htcondor.submission import DAG_FILE
 from bpsd_adapters.htcondor.watch import Watcher
@@ -359,12 +360,13 @@ class HTCondorService(WmsService):
 
     async def read_output(self, wms_id: str, job: str, stream: str, offset: int, limit: int) -> OutputPiece:
         """See `WmsService.read_output`. Runs of ``bps submit`` have one file for both streams."""
-        dag = dag_file((await self._finder.run(wms_id)).ad)
+        run = await self._finder.run(wms_id)
+        dag = dag_file(run.ad)
         files = self._watcher.files_of(wms_id)
         if files is None and dag is not None:
-            files = RunFiles(self._transport, dag, 0.0)
+            files = RunFiles(self._transport, dag, HostClock(), run.ids.cluster)
             try:
-                await files.update(self._settings.read_bytes)
+                await files.update(Room())
             except OSError as exc:
                 raise RunNotFound(f"the files of run {wms_id} cannot be read: {exc}") from exc
         label = files.tracker.label_of(job) if files is not None else None

@@ -116,7 +116,8 @@ class _Writer:
         lines += _order(self.workflow, self.subdag_of)
         lines += [f"MAXJOBS {_safe(name)} {limit}" for name, limit in sorted(self.workflow.category_limits.items())]
         lines += [f"SET_JOB_ATTR {name}={literal(value)}" for name, value in self.attributes.items()]
-        lines += [f"NODE_STATUS_FILE {posixpath.splitext(DAG_FILE)[0]}.node_status"]
+        name = posixpath.splitext(DAG_FILE)[0]
+        lines += [f"NODE_STATUS_FILE {name}.node_status", f"JOBSTATE_LOG {name}.jobstate.log"]
         self.files[DAG_FILE] = "\n".join(lines) + "\n"
         return Submission(self.files, frozenset(self.programs), self.needed)
 

@@ -16,6 +16,7 @@ import msgspec
 from bpsd.models import TERMINAL, JobObservation, WmsStates
 from bpsd_adapters.htcondor.dagfile import DagShape
 from bpsd_adapters.htcondor.eventlog import Event, EventKind
+from bpsd_adapters.htcondor.jobstate import PRE_FAILED, REFUSED, NodeEvent
 
 LOG_SOURCE = "log"
 LOG_RANK = 20
@@ -86,12 +87,25 @@ class RunTracker:
             if job.cluster == _key(event) and _apply(job, event):
                 self._touch(name, job)
 
+    def take_nodes(self, events: Iterable[NodeEvent]) -> None:
+        """Take in what DAGMan says of nodes that it has not submitted; of the others the event logs know more."""
+        for event in events:
+            job = self._jobs.get(event.node)
+            if job is None or job.state not in _WAITING:
+                continue
+            if event.name == PRE_FAILED:
+                job.state, job.end_time, job.note = WmsStates.FAILED, event.time, "its pre-command failed"
+            elif event.name == REFUSED:
+                job.state, job.note = WmsStates.READY, "HTCondor did not take it"
+            job.time = event.time
+            self._touch(event.node, job)
+
     def _submitted(self, event: Event) -> None:
         job = self._jobs.get(event.node)
         if job is None or _key(event) in self._node_of:
             return
         self._node_of[_key(event)] = event.node
-        if job.cluster >= 0:
+        if job.cluster >= 0 or job.state is WmsStates.FAILED:
             job.attempt += 1
         job.cluster = _key(event)
         _reset(job, WmsStates.PENDING, event.time)
@@ -103,12 +117,12 @@ class RunTracker:
             failed = {name for name, job in self._jobs.items() if name in shape.nodes and job.state in _NOT_DONE}
             for name in shape.below(failed):
                 job = self._jobs.get(name)
-                if job is not None and job.state is WmsStates.UNREADY:
+                if job is not None and job.state in _WAITING:
                     job.state = WmsStates.PRUNED
                     self._touch(name, job)
         if ended is WmsStates.DELETED:
             for name, job in self._jobs.items():
-                if job.state not in TERMINAL and job.state is not WmsStates.UNREADY:
+                if job.state not in TERMINAL and job.state not in _WAITING:
                     job.state = WmsStates.DELETED
                     job.note = "removed with its run"
                     self._touch(name, job)
@@ -117,7 +131,8 @@ class RunTracker:
         """What only DAGMan knows at the end: nodes that failed before they were submitted (a pre-command, a file)."""
         for name, (number, why) in status.items():
             job = self._jobs.get(name)
-            if job is not None and job.state is WmsStates.UNREADY and number in _STATUS_STATES:
+            never_submitted = job is not None and job.cluster < 0 and job.state in (*_WAITING, WmsStates.FAILED)
+            if job is not None and never_submitted and number in _STATUS_STATES:
                 job.state, job.note = _STATUS_STATES[number], why[:_NOTE_CHARS]
                 self._touch(name, job)
 
@@ -164,6 +179,7 @@ class RunTracker:
 
 
 _STATUS_STATES = {6: WmsStates.FAILED, 7: WmsStates.PRUNED}
+_WAITING = (WmsStates.UNREADY, WmsStates.READY)
 _NOT_DONE = (WmsStates.FAILED, WmsStates.PRUNED, WmsStates.DELETED)
 
 

@@ -1,71 +1,99 @@
-"""What the polls of one pool see: runs from queue and history of each schedd, jobs from the runs' logs."""
+"""What the polls of one pool see: its runs, from queue and history of each schedd; `jobs` sees what is in them.
+
+A poll is one wave of questions, all at once: of each schedd the queue, and of all followed logs the size. What comes
+after it is asked only if something happened: the history if a run left the queue, logs that grew.
+"""
 
 from __future__ import annotations
 
 __all__ = ["Watcher"]
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import anyio
 import msgspec
 
 from bpsd.errors import BackendAuthError, BackendUnavailable, DeadlineExceeded
-from bpsd.models import (
-    TERMINAL,
-    JobObservation,
-    KnownRun,
-    PollRequest,
-    PollResult,
-    RunObservation,
-    SourceReport,
-    WmsSpecificInfo,
-    WmsStates,
-)
-from bpsd_adapters.htcondor.classads import Ad, as_number, as_text, run_note, run_state
+from bpsd.models import TERMINAL, KnownRun, PollRequest, PollResult, RunObservation, SourceReport, WmsStates
+from bpsd_adapters.htcondor.classads import Ad, as_number, as_text, run_state
 from bpsd_adapters.htcondor.finder import Found
-from bpsd_adapters.htcondor.observe import HISTORY, QUEUE, Ids, dag_file, observe_child, observe_run
+from bpsd_adapters.htcondor.hostclock import HostClock
+from bpsd_adapters.htcondor.jobs import OVERLAP_S, Held, JobWatcher, Looked, each
+from bpsd_adapters.htcondor.observe import HISTORY, QUEUE, Ids, observe_run
 from bpsd_adapters.htcondor.pool import Answer, Pool
-from bpsd_adapters.htcondor.runfiles import RunFiles
-
-OVERLAP_S = 120.0
-"""How much of the history is read again: what entered it late is not missed."""
+from bpsd_adapters.htcondor.runfiles import Room, RunFiles
 
 CLOCK_KEPT_S = 600.0
 
 LEFT_ALONE_S = 60.0
 """How long one schedd of several that did not answer in time is left alone, so that the others are not kept waiting."""
 
+DENIED_S = 3600.0
+"""How long a whole history that did not have a run is not read again for it: that costs a second for 50 MB of it."""
+
+HISTORY_EVERY_S = 30.0
+"""How often the history is read although no run is missed: others' runs may have come and gone between two polls."""
+
+READING_S = 5.0
+"""How long logs are read at least, however slow the pool was before that."""
+
 SECONDS_PER_DAY = 86_400.0
-_CHILDREN = "children:"
 
 
 class _Seen(msgspec.Struct):
     """What one schedd said in a poll."""
 
     schedd: str | None
-    runs: dict[str, tuple[dict[str, Any], str]] = {}
+    queue: Answer | None = None
+    history: Answer | None = None
+    history_asked: bool = False
     sources: list[SourceReport] = []
-    born_held: list[dict[str, Any]] = []
-    complete: bool = False
     refused: BackendAuthError | None = None
 
+    @property
+    def is_complete(self) -> bool:
+        return self.queue is not None and self.history is not None
 
-class _Held:
-    """Jobs that were submitted on hold, by the DAGMan that did it; those of a group may belong to any run."""
+    def runs(self) -> dict[str, Found]:
+        """One that left the queue in between is in both: then it has left it."""
+        runs = {}
+        for source, answer in ((QUEUE, self.queue), (HISTORY, self.history)):
+            for ad in answer.ads if answer is not None else ():
+                if as_number(ad, "JobUniverse") in (7, None):
+                    found = Found(ad, Ids.of(ad, self.schedd), source)
+                    runs[found.wms_id] = found
+        return runs
 
-    def __init__(self, runs: Mapping[str, tuple[dict[str, Any], str]], seen: Sequence[_Seen]) -> None:
-        clusters = {as_number(ad, "ClusterId") for ad, _ in runs.values()}
-        self._ads: dict[tuple[str | None, int | None], list[dict[str, Any]]] = {}
-        for each in seen:
-            for ad in each.born_held:
-                dagman = as_number(ad, "DAGManJobId")
-                self._ads.setdefault((each.schedd, dagman if dagman in clusters else None), []).append(ad)
+    def born_held(self) -> list[Ad]:
+        """Jobs that were submitted on hold."""
+        ads = self.queue.ads if self.queue is not None else ()
+        return [ad for ad in ads if as_number(ad, "JobUniverse") not in (7, None)]
 
-    def of(self, schedd: str | None, cluster: int | None) -> list[dict[str, Any]]:
-        """Those that may be jobs of a run."""
-        return [*self._ads.get((schedd, cluster), ()), *self._ads.get((schedd, None), ())]
+
+class _History(NamedTuple):
+    """What a schedd's history said last: when that was (monotonic), and from when on (by the host's clock)."""
+
+    at: float
+    since: float
+    ads: list[dict[str, Any]]
+
+
+class _Cursor(msgspec.Struct, frozen=True):
+    """Up to when the history of each schedd was read (by the submit host's clock), in which poll of how many."""
+
+    since: dict[str, float] = {}
+    poll: int = 0
+
+    @classmethod
+    def parse(cls, text: str | None) -> _Cursor:
+        try:
+            return msgspec.json.decode(text or "{}", type=cls)
+        except msgspec.MsgspecError:
+            return cls()
+
+    def text(self) -> str:
+        return msgspec.json.encode(self).decode()
 
 
 class Watcher:
@@ -88,104 +116,150 @@ class Watcher:
         self._schedds = tuple(schedds)
         self._history_s = history_days * SECONDS_PER_DAY
         self._read_bytes = read_bytes
-        self._files: dict[str, RunFiles] = {}
-        self._clock: tuple[float, float] | None = None
+        self._jobs = JobWatcher(pool)
+        self._clock: HostClock | None = None
         self._clock_at = 0.0
+        self._ahead_s = 0.0
         self._held_since: dict[str | None, float] = {}
         """Jobs submitted on hold are asked for once; all of them again when logs are read from their beginning."""
-        self._reread = False
+        self._histories: dict[str | None, _History] = {}
         self._hung: dict[tuple[str | None, str], tuple[float, str]] = {}
+        self._denied: dict[str, float] = {}
+        self._polls = 0
+        self._told: dict[str, str] = {}
+        self._told_with = ""
 
     def files_of(self, wms_id: str) -> RunFiles | None:
         """The files of a run that is watched."""
-        return self._files.get(wms_id)
+        return self._jobs.files_of(wms_id)
 
     async def look(self, found: Found) -> RunObservation:
         """One run in full, now."""
-        _, zone = await self.clock()
-        run = {found.wms_id: (dict(found.ad), found.source)}
+        clock = await self.clock()
+        runs = {found.wms_id: found}
         while True:
-            seen, _, more = await self._observe(run, _Held(run, ()), {}, PollRequest(), zone)
-            if not more:
-                return seen[0]
+            looked = await self._jobs.look(runs, {}, Held((), {}), {}, clock, Room(), {})
+            if not looked.more:
+                return looked.observations[0]
 
-    async def clock(self) -> tuple[float, float]:
-        """The submit host's time now, and its zone."""
+    async def clock(self) -> HostClock:
+        """The submit host's clock, now."""
         now = time.monotonic()
         if self._clock is None or now - self._clock_at > CLOCK_KEPT_S:
-            self._clock = await self._pool.host_clock()
-            self._clock_at = now
-        return self._clock[0] + now - self._clock_at, self._clock[1]
+            clock = await self._pool.host_clock()
+            answered = time.monotonic()
+            # It was read somewhere between question and answer.
+            self._clock, self._clock_at = clock, (now + answered) / 2
+            self._ahead_s = clock.now - (time.time() - (answered - self._clock_at))
+            now = answered
+        return self._clock._replace(now=self._clock.now + now - self._clock_at)
 
     async def poll(self, request: PollRequest) -> PollResult:
         """See `~bpsd.interface.WmsService.poll`."""
-        now, zone = await self.clock()
-        since = _since(request.cursor, now - self._history_s)
+        began = time.monotonic()
+        clock = await self.clock()
+        cursor = _Cursor.parse(request.cursor)
         seen = [_Seen(schedd) for schedd in self._schedds]
-        async with anyio.create_task_group() as group:
-            for each in seen:
-                group.start_soon(self._ask, each, since.get(each.schedd or "", now - self._history_s))
-        if all(each.refused is not None for each in seen):
+        sizes: dict[str, int] = {}
+
+        async def measure() -> None:
+            sizes.update(await self._jobs.sizes())
+
+        live = self._live(request.known)
+        since = {one.schedd: cursor.since.get(one.schedd or "", clock.now - self._history_s) for one in seen}
+        asks = [self._ask(one, since[one.schedd], live.get(one.schedd, ())) for one in seen]
+        await each([*asks, measure()], len(asks) + 1)
+        if all(one.refused is not None for one in seen):
             raise BackendAuthError(str(seen[0].refused))
-        runs: dict[str, tuple[dict[str, Any], str]] = {}
-        for each in seen:
-            runs.update(each.runs)
-        absent = await self._look_up(request.known, runs, seen)
-        held = _Held(runs, seen)
-        left = await self._left_behind(request.known, runs)
-        self._reread = False
-        observations, cursors, more = await self._observe(runs, held, left, request, zone)
-        for each in seen:
-            if each.complete:
-                since[each.schedd or ""] = now - OVERLAP_S
-                self._held_since[each.schedd] = 0.0 if self._reread else now - OVERLAP_S
+        runs = {wms_id: found for one in seen for wms_id, found in one.runs().items()}
+        absent = await self._look_up(request.known, runs, {one.schedd for one in seen if one.is_complete})
+        room = Room(self._read_bytes, max(began + request.deadline_s / 2, time.monotonic() + READING_S))
+        looked = await self._look(request, runs, seen, clock, room, sizes)
+        read = dict(cursor.since)
+        for one in seen:
+            if one.is_complete and not looked.more:  # what there was no room for is to be told again
+                if one.history_asked:
+                    read[one.schedd or ""] = clock.now - OVERLAP_S
+                self._held_since[one.schedd] = 0.0 if self._jobs.reread else clock.now - OVERLAP_S
+        self._polls += 1
+        self._told, self._told_with = looked.cursors, _Cursor(read, self._polls).text()
         return PollResult(
-            observations=observations,
-            cursor=msgspec.json.encode(since).decode(),
-            run_cursors=cursors,
-            sources=tuple(source for each in seen for source in each.sources),
+            observations=looked.observations,
+            cursor=self._told_with,
+            run_cursors=looked.cursors,
+            sources=tuple(source for one in seen for source in one.sources),
             absent=absent,
-            more=more,
+            more=looked.more,
+            clock_offset_s=self._ahead_s,
         )
+
+    async def _look(
+        self,
+        request: PollRequest,
+        runs: Mapping[str, Found],
+        seen: Sequence[_Seen],
+        clock: HostClock,
+        room: Room,
+        sizes: Mapping[str, int],
+    ) -> Looked:
+        """What is in the runs."""
+        if not self._read_bytes:
+            return Looked([observe_run(found.ad, wms_id, found.source) for wms_id, found in runs.items()], {}, False)
+        # What the last poll told of runs that are over by now is known, if that poll is known at all.
+        told: dict[str, str | None] = dict(self._told if request.cursor == self._told_with else {})
+        told.update((run.wms_id, run.cursor) for run in request.known)
+        held = Held(runs.values(), {one.schedd: one.born_held() for one in seen})
+        left = await self._left_behind(request.known, runs)
+        return await self._jobs.look(runs, told, held, left, clock, room, sizes)
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, seen: _Seen, since: float) -> None:
-        """The queue first: what leaves it meanwhile is then in the history."""
-        held_since = self._held_since.get(seen.schedd, 0.0)
-        queue = await self._source(seen, QUEUE, lambda: self._pool.runs(seen.schedd, held_since))
-        history = await self._source(seen, HISTORY, lambda: self._pool.ended(seen.schedd, since))
-        for ad in queue.ads if queue is not None else ():
-            if as_number(ad, "JobUniverse") == 7:
-                seen.runs[Ids.of(ad, seen.schedd).text(ad)] = (ad, QUEUE)
-            else:
-                seen.born_held.append(ad)
-        for ad in history.ads if history is not None else ():  # one that left in between is in both
-            seen.runs[Ids.of(ad, seen.schedd).text(ad)] = (ad, HISTORY)
-        seen.complete = queue is not None and history is not None
+    def _live(self, known: Sequence[KnownRun]) -> dict[str | None, set[int]]:
+        """The clusters of known runs, by schedd; without those that everybody denied."""
+        live: dict[str | None, set[int]] = {}
+        for run in known:
+            ids = self._parsed(run.wms_id)
+            if ids is not None and run.wms_id not in self._denied:
+                live.setdefault(ids.schedd, set()).add(ids.cluster)
+        return live
 
-    async def _source(self, seen: _Seen, name: str, ask: Any) -> Answer | None:
-        where = name if seen.schedd is None else f"{name} of {seen.schedd}"
+    async def _ask(self, seen: _Seen, since: float, live: Collection[int]) -> None:
+        """The queue first: what left it is then in the history, which is read if a run is missed, or now and then."""
+        held_since = self._held_since.get(seen.schedd, 0.0)
+        seen.queue = await self._source(seen, QUEUE, lambda: self._pool.runs(seen.schedd, held_since))
+        there = {as_number(ad, "ClusterId") for ad in seen.queue.ads} if seen.queue is not None else set()
+        last = self._histories.get(seen.schedd)
+        now = time.monotonic()
+        if last is not None and now - last.at < HISTORY_EVERY_S and last.since <= since and there.issuperset(live):
+            # It only grows: this is what it would say of runs that are known.
+            ads = [ad for ad in last.ads if (as_number(ad, "EnteredCurrentStatus") or 0) >= since]
+            seen.history = Answer(ads, 0.0, 0)
+            covers = "runs that left the queue: none did since it was read"
+            seen.sources.append(SourceReport(name=_where(HISTORY, seen.schedd), status="ok", covers=covers))
+            return
+        seen.history = await self._source(seen, HISTORY, lambda: self._pool.ended(seen.schedd, since))
+        if seen.history is not None:
+            seen.history_asked = True
+            self._histories[seen.schedd] = _History(now, since, seen.history.ads)
+
+    async def _source(self, seen: _Seen, name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer | None:
+        where = _where(name, seen.schedd)
         began = time.monotonic()
         until, why = self._hung.get((seen.schedd, name), (0.0, ""))
         if until > began:
             seen.sources.append(SourceReport(name=where, status="failed", error=f"{why}; asked again soon"))
             return None
         try:
-            answer: Answer = await ask()
-        except DeadlineExceeded as exc:
-            if len(self._schedds) > 1:
-                self._hung[seen.schedd, name] = (time.monotonic() + LEFT_ALONE_S, exc.message)
-            seen.sources.append(
-                SourceReport(name=where, status="failed", cost_s=time.monotonic() - began, error=exc.message)
-            )
-            return None
-        except (BackendUnavailable, BackendAuthError) as exc:
+            answer = await ask()
+        except (BackendUnavailable, BackendAuthError, DeadlineExceeded) as exc:
+            cost_s = time.monotonic() - began
+            if isinstance(exc, DeadlineExceeded) and len(self._schedds) > 1:
+                # The history of another host's schedd is told by that schedd; ours is a file.
+                for hung in (name,) if seen.schedd is None else (QUEUE, HISTORY):
+                    self._hung[seen.schedd, hung] = (time.monotonic() + LEFT_ALONE_S, exc.message)
             if isinstance(exc, BackendAuthError):
                 seen.refused = exc
-            seen.sources.append(
-                SourceReport(name=where, status="failed", cost_s=time.monotonic() - began, error=exc.message)
-            )
+            seen.sources.append(SourceReport(name=where, status="failed", cost_s=cost_s, error=exc.message))
             return None
         covers = "runs in the queue" if name == QUEUE else "runs that left the queue"
         seen.sources.append(
@@ -194,169 +268,59 @@ class Watcher:
         return answer
 
     async def _look_up(
-        self, known: Sequence[KnownRun], runs: dict[str, tuple[dict[str, Any], str]], seen: Sequence[_Seen]
+        self, known: Sequence[KnownRun], runs: dict[str, Found], complete: set[str | None]
     ) -> tuple[str, ...]:
-        """Known runs that are in neither: their history is read as far as it goes, then nobody knows them."""
-        complete = {each.schedd for each in seen if each.complete}
+        """Known runs that are in neither: their history is read as far as it goes, once; then nobody knows them."""
+        now = time.monotonic()
+        self._denied = {run.wms_id: at for run in known if (at := self._denied.get(run.wms_id)) is not None}
+        missing: dict[str | None, dict[str, tuple[int, str | None]]] = {}
         absent = []
         for run in known:
-            ids = Ids.parse(run.wms_id)
-            if run.wms_id in runs or ids is None or not self._watches(ids, complete):
+            ids = self._parsed(run.wms_id)
+            if run.wms_id in runs or ids is None or ids.schedd not in complete:
                 continue
-            schedd = self._watched(ids)
+            if now - self._denied.get(run.wms_id, -DENIED_S) < DENIED_S:
+                absent.append(run.wms_id)
+            else:
+                missing.setdefault(ids.schedd, {})[run.wms_id] = (ids.cluster, run.token)
+        for schedd, those in missing.items():
             try:
-                found = await self._pool.history(schedd, f"ClusterId == {ids.cluster} && ProcId == 0", "-limit", "1")
+                ads = await self._pool.gone(schedd, [*those.values()])
             except (BackendUnavailable, BackendAuthError):
                 continue
-            same = [ad for ad in found.ads if run.token in (None, as_text(ad, "bps_token"))]
-            if same:
-                runs[run.wms_id] = (same[0], HISTORY)
-            else:
-                absent.append(run.wms_id)
+            for wms_id, (cluster, token) in those.items():
+                same = [ad for ad in ads if as_number(ad, "ClusterId") == cluster]
+                same = [ad for ad in same if token in (None, as_text(ad, "bps_token"))]
+                if same:
+                    runs[wms_id] = Found(same[0], Ids(schedd, cluster), HISTORY)
+                else:
+                    self._denied[wms_id] = now
+                    absent.append(wms_id)
         return tuple(absent)
 
-    async def _left_behind(
-        self, known: Sequence[KnownRun], runs: Mapping[str, tuple[dict[str, Any], str]]
-    ) -> dict[str, int]:
+    def _parsed(self, wms_id: str) -> Ids | None:
+        """Which cluster of which of our schedds that is."""
+        ids = Ids.parse(wms_id)
+        return None if ids is None else ids if ids.schedd in self._schedds else ids._replace(schedd=None)
+
+    async def _left_behind(self, known: Sequence[KnownRun], runs: Mapping[str, Found]) -> dict[str, int]:
         """Live runs whose DAGMan was removed, and how many of their jobs are in the queue all the same."""
-        removed: dict[str | None, dict[str, dict[str, Any]]] = {}
+        removed: dict[str | None, dict[str, Found]] = {}
         for run in known:
-            ad, source = runs.get(run.wms_id, ({}, QUEUE))
-            if source == HISTORY and run_state(ad) is WmsStates.DELETED and run.state not in TERMINAL:
-                removed.setdefault(self._watched_of(run.wms_id), {})[run.wms_id] = ad
+            found = runs.get(run.wms_id)
+            if found is None or found.source != HISTORY or run.state in TERMINAL:
+                continue
+            if run_state(found.ad) is WmsStates.DELETED:
+                removed.setdefault(found.ids.schedd, {})[run.wms_id] = found
         left: dict[str, int] = {}
-        for schedd, ads in removed.items():
+        for schedd, those in removed.items():
             try:
-                counted = await self._pool.left_behind(schedd, [*ads.values()])
+                counted = await self._pool.left_behind(schedd, [found.ad for found in those.values()])
             except (BackendUnavailable, BackendAuthError):
                 continue  # that the run is over is known; what else is there, the next poll cannot tell either
-            left |= {wms_id: counted.get(as_number(ad, "ClusterId") or 0, 0) for wms_id, ad in ads.items()}
+            left |= {wms_id: counted.get(found.ids.cluster, 0) for wms_id, found in those.items()}
         return left
 
-    def _watched(self, ids: Ids) -> str | None:
-        return ids.schedd if ids.schedd in self._schedds else None
 
-    def _watches(self, ids: Ids, complete: set[str | None]) -> bool:
-        return self._watched(ids) in complete
-
-    # -- jobs --------------------------------------------------------------------------------------------------------
-
-    async def _observe(
-        self,
-        runs: Mapping[str, tuple[dict[str, Any], str]],
-        held: _Held,
-        left: Mapping[str, int],
-        request: PollRequest,
-        zone: float,
-    ) -> tuple[list[RunObservation], dict[str, str], bool]:
-        before = {run.wms_id: run.cursor for run in request.known}
-        newest = _newest(runs)
-        for gone in [wms_id for wms_id in self._files if wms_id not in runs]:
-            del self._files[gone]
-        observations, cursors, more = [], {}, False
-        room = self._read_bytes
-        sizes = await self._sizes()
-        for wms_id, (ad, source) in runs.items():
-            if not self._read_bytes:
-                observations.append(observe_run(ad, wms_id, source))
-                continue
-            dag = dag_file(ad)
-            info, files = None, None
-            if dag is not None and wms_id in newest:
-                files, info, unread = await self._read(wms_id, dag, ad, zone, room, sizes)
-                room -= files.bytes_read if files is not None else 0
-                more |= unread
-            if files is None:
-                children, cursors[wms_id] = await self._children(wms_id, ad, source, before.get(wms_id))
-                observations.append(observe_run(ad, wms_id, source, jobs=children, left=left.get(wms_id, 0), info=info))
-                continue
-            tracker = files.tracker
-            for job in held.of(self._watched_of(wms_id), as_number(ad, "ClusterId")):
-                name = as_text(job, "bps_job_name") or as_text(job, "DAGNodeName") or ""
-                if tracker.cluster_of(name) == as_number(job, "ClusterId"):
-                    tracker.born_held(name, float(as_number(job, "EnteredCurrentStatus") or 0), run_note(job))
-            if source == HISTORY and not left.get(wms_id):
-                await files.finish(run_state(ad))
-            jobs = tracker.changed(before.get(wms_id))
-            cursors[wms_id] = tracker.cursor
-            observations.append(
-                observe_run(
-                    ad,
-                    wms_id,
-                    source,
-                    jobs=jobs,
-                    total=len(tracker),
-                    job_failed=tracker.failed(),
-                    left=left.get(wms_id, 0),
-                )
-            )
-        return observations, cursors, more
-
-    async def _children(
-        self, wms_id: str, ad: dict[str, Any], source: str, cursor: str | None
-    ) -> tuple[list[JobObservation], str]:
-        """The jobs of a run whose files cannot be read, as far as they changed: asked of the pool itself."""
-        ids = Ids.of(ad, self._watched_of(wms_id))
-        number = (cursor or "").removeprefix(_CHILDREN)
-        since = float(number) if (cursor or "").startswith(_CHILDREN) and number.isdigit() else 0.0
-        if source == HISTORY and since and since > (as_number(ad, "EnteredCurrentStatus") or 0) + OVERLAP_S:
-            return [], f"{_CHILDREN}{int(since)}"
-        now, _ = await self.clock()
-        try:
-            ads = await self._pool.children(ids.schedd, ids.cluster, since)
-        except (BackendUnavailable, BackendAuthError):
-            return [], cursor or ""
-        jobs = [job for each in ads if (job := observe_child(each)) is not None]
-        return jobs, f"{_CHILDREN}{int(now - OVERLAP_S)}"
-
-    async def _sizes(self) -> dict[str, int]:
-        """How large the logs are that are followed, asked for all of them at once."""
-        paths = [path for files in self._files.values() for path in files.logs]
-        try:
-            return await self._pool.sizes(paths)
-        except BackendUnavailable:
-            return {}  # each is then asked for by itself, and says what is wrong with it
-
-    def _watched_of(self, wms_id: str) -> str | None:
-        ids = Ids.parse(wms_id)
-        return None if ids is None else self._watched(ids)
-
-    async def _read(
-        self, wms_id: str, dag: str, ad: Ad, zone: float, room: int, sizes: Mapping[str, int]
-    ) -> tuple[RunFiles | None, WmsSpecificInfo | None, bool]:
-        """The run's files, read as far as there is room; or why not."""
-        files = self._files.get(wms_id)
-        if files is None:
-            files = self._files[wms_id] = RunFiles(self._pool.transport, dag, zone)
-            self._reread |= (as_number(ad, "QDate") or 0) < (await self.clock())[0] - OVERLAP_S
-        tracker = files.tracker
-        try:
-            more = await files.update(max(0, room), sizes)
-            self._reread |= files.tracker is not tracker
-            return files, None, more
-        except (OSError, BackendUnavailable) as exc:
-            del self._files[wms_id]
-            info = WmsSpecificInfo()
-            info.add_message(
-                "jobs come from the queue and the history: {dag} cannot be read ({why})", dag=dag, why=str(exc)
-            )
-            return None, info, False
-
-
-def _since(cursor: str | None, otherwise: float) -> dict[str, float]:
-    if cursor is None:
-        return {}
-    try:
-        return msgspec.json.decode(cursor, type=dict[str, float])
-    except msgspec.MsgspecError:
-        return {"": otherwise}
-
-
-def _newest(runs: Mapping[str, tuple[dict[str, Any], str]]) -> set[str]:
-    """The newest run in each folder: the files there are its own."""
-    best: dict[str, tuple[int, str]] = {}
-    for wms_id, (ad, _) in runs.items():
-        folder = dag_file(ad)
-        if folder is not None:
-            best[folder] = max(best.get(folder, (-1, "")), (as_number(ad, "QDate") or 0, wms_id))
-    return {wms_id for _, wms_id in best.values()}
+def _where(name: str, schedd: str | None) -> str:
+    return name if schedd is None else f"{name} of {schedd}"

@@ -1,8 +1,8 @@
-"""Processes that the daemon starts for a run: the helper of ``prepare``, and drivers."""
+"""Processes that the daemon starts for a run: its drivers."""
 
 from __future__ import annotations
 
-__all__ = ["ask_helper", "check_driver", "launch_driver"]
+__all__ = ["check_driver", "launch_driver"]
 
 import subprocess
 import sys
@@ -12,9 +12,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from bpsd.errors import BackendUnavailable
 from bpsd_adapters.local.engine import DriverSettings
-from bpsd_adapters.local.prepare import Answer, Order
 
 _COMPLAINT_MAX_CHARS = 500
 
@@ -39,25 +37,6 @@ async def launch_driver(folder: Path, settings: DriverSettings, scope: Sequence[
 async def check_driver() -> tuple[int, str]:
     """Whether a driver would start at all."""
     return await _run([*_python("driver"), "--check"])
-
-
-async def ask_helper(order: Order) -> Answer:
-    """Let the helper look at a workflow and make its folder.
-
-    Raises
-    ------
-    BackendUnavailable
-        If it came to no answer.
-    """
-    done = await anyio.run_process(_python("prepare"), input=msgspec.json.encode(order), check=False)
-    try:
-        return msgspec.json.decode(done.stdout, type=Answer)
-    except msgspec.MsgspecError as exc:
-        raise BackendUnavailable(
-            f"preparing run {order.workflow.name} came to no answer (exit code {done.returncode}): "
-            f"{_last_words(done.stderr)}",
-            advice="try again; if it stays so, the daemon's log tells more",
-        ) from exc
 
 
 def _python(module: str) -> list[str]:

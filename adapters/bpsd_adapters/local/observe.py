@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["LOG", "PROCESSES", "Phase", "RunCursor", "Teller", "driver_died", "log_unreadable"]
+__all__ = ["LOG", "PROCESSES", "Phase", "RunCursor", "Teller", "driver_died", "log_unreadable", "still_there"]
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import Any
 
 import msgspec
 
-from bpsd.models import JobObservation, RunObservation, WmsStates
+from bpsd.models import JobObservation, KnownRun, RunObservation, WmsStates
 from bpsd_adapters.driven import KeptCursor, identity
 from bpsd_adapters.local.events import Begin, End, Ended, Event, Held, Started, States
 from bpsd_adapters.local.history import History, OpenJob
@@ -256,3 +256,12 @@ def log_unreadable(meta: Meta, cursor: RunCursor, unread: int, now: float) -> Ru
         source_time=now,
         note=note,
     )
+
+
+def still_there(known: Iterable[KnownRun], besides: Collection[str]) -> list[RunObservation]:
+    """Runs of which the log had nothing new: they are as they were, whatever is wrong with those of ``besides``."""
+    return [
+        RunObservation(wms_id=run.wms_id, source=LOG, token=run.token, attempt=run.attempt)
+        for run in known
+        if run.wms_id not in besides
+    ]

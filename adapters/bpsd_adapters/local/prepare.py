@@ -1,4 +1,4 @@
-"""The helper process of ``prepare``: ``python -P -m bpsd_adapters.local.prepare`` with an `Order` on stdin.
+"""The helper process of ``prepare``, see `bpsd_adapters.helper`.
 
 It looks at every job (100,000 take some seconds, which is why this is not done in the daemon), and makes the run's
 folder: all of it, under another name, then renamed. So a folder with the token as its name is whole, and the same
@@ -7,12 +7,10 @@ order given twice, even at once, finds the same run.
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Found", "Order", "find_problems", "main", "make_folder"]
+__all__ = ["Answer", "Found", "Order", "find_problems", "make_folder", "work"]
 
-import contextlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,12 +22,10 @@ from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.dag import Dag, priority_number
 from bpsd_adapters.document import Document
 from bpsd_adapters.files import sync_folder
+from bpsd_adapters.helper import serve
 from bpsd_adapters.local.commands import Commander, job_variables, run_variables
 from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder
 from bpsd_adapters.local.ledger import Capacity
-
-NICENESS = 10
-"""Added to the daemon's, which has questions to answer meanwhile."""
 
 PROBLEMS_MAX = 200
 """How many problems are told; the rest are counted."""
@@ -161,6 +157,14 @@ def _copy(source: Path, target: Path) -> None:
         os.fsync(writer.fileno())
 
 
+def work(order: Order) -> Answer:
+    """Look at every job, and make the folder if there is nothing against it."""
+    try:
+        return _prepare(order)
+    except OSError as exc:
+        return Answer(error=str(exc))
+
+
 def _prepare(order: Order) -> Answer:
     state = StateFolder(Path(order.state), None if order.runs is None else Path(order.runs))
     folder = state.run(order.workflow.token)
@@ -185,18 +189,5 @@ def _prepare(order: Order) -> Answer:
     return Answer(wms_id=meta.wms_id, path=str(folder.path))
 
 
-def main() -> int:
-    """Answer one order: from stdin, to stdout."""
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
-    try:
-        answer = _prepare(order)
-    except OSError as exc:
-        answer = Answer(error=str(exc))
-    sys.stdout.buffer.write(msgspec.json.encode(answer))
-    return 0
-
-
 if __name__ == "__main__":
-    with contextlib.suppress(OSError):  # a sandbox may forbid it
-        os.nice(NICENESS)
-    sys.exit(main())
+    serve(Order, work)

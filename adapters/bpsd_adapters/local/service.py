@@ -36,7 +36,7 @@ from bpsd.errors import (
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.models import PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
 from bpsd.workflow import WorkflowFile
-from bpsd_adapters import runlog
+from bpsd_adapters import helper, runlog
 from bpsd_adapters.files import write_durably
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import outputs, processes
@@ -45,11 +45,11 @@ from bpsd_adapters.local.engine import DriverSettings
 from bpsd_adapters.local.fields import FIELDS
 from bpsd_adapters.local.follow import BackendCursor, Follower, take_for
 from bpsd_adapters.local.history import History
-from bpsd_adapters.local.launch import ask_helper, check_driver, launch_driver
+from bpsd_adapters.local.launch import check_driver, launch_driver
 from bpsd_adapters.local.layout import RunFolder, StateFolder
 from bpsd_adapters.local.ledger import Capacity, Ledger, default_path
-from bpsd_adapters.local.observe import LOG, PROCESSES
-from bpsd_adapters.local.prepare import Order
+from bpsd_adapters.local.observe import LOG, PROCESSES, still_there
+from bpsd_adapters.local.prepare import Answer, Order, work
 from bpsd_adapters.local.units import scope_command
 
 JOBS_PER_POLL = 20_000
@@ -172,15 +172,14 @@ class LocalService(WmsService):
         StorageError
             If the folder could not be made.
         """
-        answer = await ask_helper(
-            Order(
-                workflow=generic_workflow,
-                state=str(self._state.path),
-                runs=str(self._state.runs),
-                cores=self.capacity.cores,
-                memory_mb=self.capacity.memory_mb,
-            )
+        order = Order(
+            workflow=generic_workflow,
+            state=str(self._state.path),
+            runs=str(self._state.runs),
+            cores=self.capacity.cores,
+            memory_mb=self.capacity.memory_mb,
         )
+        answer = await helper.ask(work, order, Answer, about=f"preparing run {generic_workflow.name}")
         if answer.error:
             raise StorageError(
                 f"the folder of run {generic_workflow.name} could not be made: {answer.error}",
@@ -325,7 +324,7 @@ class LocalService(WmsService):
         observations: list[RunObservation] = []
         run_cursors: dict[str, str] = {}
         absent: list[str] = []
-        errors: list[str] = []
+        errors: dict[str, str] = {}
         jobs = read_bytes = 0
         more = False
         while taken := await _in_thread(take_for, looks, SLICE_S):
@@ -336,12 +335,14 @@ class LocalService(WmsService):
                 if look.absent:
                     absent.append(look.wms_id)
                 if look.error:
-                    errors.append(look.error)
+                    errors[look.wms_id] = look.error
             more = jobs >= self.jobs_per_poll or time.monotonic() - began > request.deadline_s * DEADLINE_PART
             if more:
                 break
         if errors:
-            self.context.log.warning("run_logs_damaged", errors=errors[:5], count=len(errors))
+            self.context.log.warning("run_logs_damaged", errors=[*errors.values()][:5], count=len(errors))
+            if not more:
+                observations += still_there(request.known, {*errors, *absent})
         if self._follower.live:
             self._have_live.set()
         cost = time.monotonic() - began
@@ -357,7 +358,7 @@ class LocalService(WmsService):
                     covers="all runs of this backend",
                     cost_s=cost,
                     cost_bytes=read_bytes,
-                    error="; ".join(errors[:3]),
+                    error="; ".join([*errors.values()][:3]),
                 ),
             ),
             absent=tuple(absent),

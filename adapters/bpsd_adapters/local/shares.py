@@ -15,7 +15,7 @@ import msgspec
 
 from bpsd.models import KnownRun, PollResult, RunObservation, SourceReport
 from bpsd_adapters.local.follow import BackendCursor
-from bpsd_adapters.local.observe import LOG, PROCESSES
+from bpsd_adapters.local.observe import LOG, PROCESSES, still_there
 
 CURSOR_CHARS = 1024 * 1024
 """How much an agent may have the daemon remember."""
@@ -99,7 +99,9 @@ def together(
     new = {uid: result.cursor for uid, result in answered if result.cursor and len(result.cursor) <= CURSOR_CHARS}
     return PollResult(
         observations=[
-            seen for uid, result in answered for seen in _own(uid, result.observations, owner_of, name_of(uid))
+            seen
+            for share in shares
+            for seen in _own(share.uid, _told(share, whole=status == "ok"), owner_of, name_of(share.uid))
         ],
         cursor=msgspec.json.encode({str(uid): text for uid, text in (cursors | new).items()}).decode(),
         run_cursors={
@@ -123,6 +125,16 @@ def together(
         ),
         more=any(share.more for share in shares),
     )
+
+
+def _told(share: Share, *, whole: bool) -> list[RunObservation]:
+    """What an agent saw; if others were silent, also that its user's runs are as they were: they must not look old."""
+    result = share.result
+    if result is None:
+        return []
+    if whole or share.more or any(source.status != "ok" for source in result.sources):
+        return [*result.observations]
+    return [*result.observations, *still_there(share.known, result.absent)]
 
 
 def _own(

@@ -67,7 +67,7 @@ class Plan(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What one look showed of a run: rows by chunk and index, accounts by array and index.
+    """What one look showed of a run.
 
     ``began`` is when the queue was asked: what was submitted later need not be in it.
     """
@@ -75,10 +75,13 @@ class Sight(NamedTuple):
     began: float
     now: float
     rows: Mapping[int, Mapping[int, Sequence[QueueRow]]]
-    records: Mapping[int, Mapping[tuple[int, int], ExitRecord]]
-    """By chunk, and in it by node and attempt."""
+    """By chunk and index."""
+
+    records: Mapping[tuple[int, int], ExitRecord] = {}
+    """By chunk and index."""
 
     accounts: Mapping[tuple[int, int], AccountRow] = {}
+    """By array and index."""
 
     def ids(self, chunk: int) -> set[int]:
         """The Slurm jobs that bear the name of a chunk."""

@@ -5,14 +5,15 @@ A return code is no state: what cannot be asked raises, and an answer that is ga
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Cluster", "Outcome", "Submission", "classify_refusal"]
+__all__ = ["Cluster", "Outcome", "Submission", "classify_refusal"]
 
 import re
 import shlex
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, TypeVar
+
+import anyio.to_thread
 
 from bpsd.errors import BackendAuthError, BackendUnavailable
 from bpsd_adapters.slurm import scripts
@@ -32,7 +33,7 @@ from bpsd_adapters.slurm.parsing import (
     smallest_limit,
 )
 from bpsd_adapters.slurm.settings import SlurmConfig
-from bpsd_adapters.transports.base import Completed, Transport
+from bpsd_adapters.transports.base import STDERR_CHARS, Completed, Transport
 
 IDS_PER_CALL = 1000
 """How many ids one call of sacct, scancel or scontrol names."""
@@ -47,7 +48,11 @@ _LIMITED = re.compile(
 _OF_NO_CONCERN = re.compile(r"\S+: (Job has already finished|No error|Job/step already completing or completed)\s*")
 """What scontrol says, and fails for, of those tasks of an array that ended before."""
 
-_MISTAKE = re.compile(r"invalid (partition|account|qos|feature|license|time|reservation|gres)|option", re.IGNORECASE)
+_MISTAKE = re.compile(
+    r"invalid (partition|account|qos|feature|license|time|reservation|gres|generic resource|wckey)|option|"
+    r"time limit is invalid",
+    re.IGNORECASE,
+)
 _UNCERTAIN = re.compile(
     r"timed out|unable to contact|connect failure|connection (refused|reset)|socket|zero bytes|transport endpoint|"
     r"communication|standby|state save|I/O error writing|message (send|receive) failure|slurmctld.*(down|not respond)",
@@ -85,14 +90,6 @@ class Submission(NamedTuple):
     text: str = ""
 
 
-class Answer(NamedTuple):
-    """The queue, and what asking cost."""
-
-    rows: list[QueueRow]
-    cost_s: float
-    cost_bytes: int
-
-
 def classify_refusal(text: str) -> Outcome:
     """What a word of sbatch that failed means for the chunk."""
     if _UNCERTAIN.search(text):
@@ -117,18 +114,18 @@ class Cluster:
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
-    async def queue(self) -> Answer:
-        """All jobs of ours that slurmctld knows, with those that ended lately.
+    async def queue(self) -> tuple[list[QueueRow], int]:
+        """All jobs of ours that slurmctld knows, with those that ended lately, and the size of the answer.
 
         Raises
         ------
         BackendUnavailable
             If it does not answer, or not completely.
         """
-        began = time.monotonic()
         done = await self._shell(scripts.SQUEUE, SQUEUE_FORMAT)
         text = done.check(self.transport.host).stdout.decode(errors="replace")
-        return Answer(_parsed(parse_squeue, text, self.transport.host), time.monotonic() - began, len(done.stdout))
+        rows = await anyio.to_thread.run_sync(_parsed, parse_squeue, text, self.transport.host)
+        return rows, len(done.stdout)
 
     async def accounts(self, array_ids: Iterable[int]) -> list[AccountRow]:
         """What accounting has of arrays, task by task.
@@ -149,35 +146,31 @@ class Cluster:
         ago = f"now-{max(int(since_s), 60)}seconds"
         return await self._sacct("-S", ago, "-s", _ALL_STATES, "--name", ",".join(names))
 
-    async def exits(self, folders: Sequence[str]) -> tuple[Mapping[str, list[ExitRecord]], int]:
-        """The exit records in these folders below the work folder, and the size of the answer.
+    async def exits(self, paths: Sequence[str]) -> tuple[Mapping[str, ExitRecord], int]:
+        """Those exit records that are there, by these paths below the work folder, and the size of the answer.
 
         Raises
         ------
         BackendUnavailable
             If the work folder cannot be read.
         """
-        told = "".join(f"{folder}\n" for folder in folders).encode()
+        told = "".join(f"{path}\n" for path in paths).encode()
         done = (await self._shell(scripts.COLLECT, self._config.work_dir, input=told)).check(self.transport.host)
         text = done.stdout.decode(errors="replace")
         if not text.endswith("@end\n"):
             raise BackendUnavailable(f"the exit records in {self._config.work_dir} were not read to the end")
-        found = {}
-        for part in text.removesuffix("@end\n").split("@ ")[1:]:
-            folder, _, records = part.partition("\n")
-            found[folder] = parse_exits(records)
-        return found, len(done.stdout)
+        return parse_exits(text), len(done.stdout)
 
     async def limits(self) -> ClusterLimits:
         """What the controller says of itself."""
         done = await self._tool("scontrol", "show", "config")
         return parse_limits(done.check(self.transport.host).stdout.decode(errors="replace"))
 
-    async def association_limit(self) -> int | None:
-        """How many jobs our association may have submitted, if that is limited and can be read."""
-        script = 'exec sacctmgr -n -P show assoc where user="$(id -un)" format=MaxSubmitJobs,GrpSubmitJobs'
+    async def association_limit(self, cluster: str) -> int | None:
+        """How many jobs our association in this cluster may have submitted, if that is limited and can be read."""
+        script = 'exec sacctmgr -n -P show assoc where user="$(id -un)" cluster="$1" format=MaxSubmitJobs,GrpSubmitJobs'
         try:
-            done = await self._shell(script)
+            done = await self._shell(script, cluster)
         except BackendUnavailable:
             return None  # accounting is away: a refusal will tell
         if done.returncode != 0:
@@ -239,7 +232,10 @@ class Cluster:
             scripts.NOT_WRITTEN: Outcome.NOT_WRITTEN,
             scripts.FULL: Outcome.FULL,
         }.get(done.returncode) or classify_refusal(done.error_text)
-        return Submission(outcome, text=done.error_text)
+        text = done.error_text
+        if outcome is Outcome.NOT_WRITTEN:
+            text = f"{folder} on {self.transport.host} cannot be written: {text}"
+        return Submission(outcome, text=text)
 
     async def call_off(self, folder: str, chunks: Sequence[int]) -> dict[int, str]:
         """Keep chunks from being submitted, if that was not begun: ``off``, ``tried``, or ``id N``."""
@@ -254,11 +250,12 @@ class Cluster:
         lines = (line.partition(" ") for line in done.stdout.decode(errors="replace").splitlines())
         return {claim: owner.strip() for claim, _, owner in lines}
 
-    async def submit_all(
-        self, folder: str, jobs: bytes, lines: Sequence[Sequence[str]]
-    ) -> tuple[dict[int, int], Submission | None]:
-        """Submit jobs with what they wait for, in this order: chunk to id, as far as it came, and why no further."""
+    async def write_all(self, folder: str, jobs: bytes) -> None:
+        """Write the jobs of a run that is handed over whole."""
         await self.transport.write(f"{folder}/chunks/{scripts.ALL}.jobs", jobs)
+
+    async def submit_all(self, folder: str, lines: Sequence[Sequence[str]]) -> tuple[dict[int, int], Submission | None]:
+        """Submit jobs with what they wait for, in this order: chunk to id, as far as it came, and why no further."""
         told = "".join(shlex.join(line) + "\n" for line in lines).encode()
         argv = ["sh", "-c", scripts.SUBMIT_ALL, "sh", folder]
         done = await self.transport.run(argv, deadline_s=self._config.submit_deadline_s, input=told)
@@ -293,7 +290,9 @@ class Cluster:
         whole = [str(i) for i in ids]
         for start in range(0, len(whole), IDS_PER_CALL):
             done = await self._tool("scontrol", verb, ",".join(whole[start : start + IDS_PER_CALL]))
-            said = said or (_OF_NO_CONCERN.sub("", done.error_text).strip() if done.returncode else "")
+            if done.returncode and not said:
+                left = " ".join(_OF_NO_CONCERN.sub("", done.stderr.decode(errors="replace")).split())
+                said = left[:STDERR_CHARS]
         return said
 
     async def _each(self, tool: str, options: Sequence[str], ids: Iterable[int]) -> None:

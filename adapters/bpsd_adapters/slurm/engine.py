@@ -7,13 +7,12 @@ Before a chunk is submitted its intent is on the disk; what became of a chunk th
 
 from __future__ import annotations
 
-__all__ = ["Engine", "handover_order"]
+__all__ = ["Engine"]
 
-from collections.abc import Iterable, Mapping, Sequence
-from graphlib import TopologicalSorter
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from bpsd.models import WmsStates
-from bpsd.workflow import Job
 from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.dag import Outcome, Verdict
 from bpsd_adapters.runlog import RunLog
@@ -34,18 +33,17 @@ from bpsd_adapters.slurm.events import (
     Submitted,
     Withdrawn,
 )
+from bpsd_adapters.slurm.handover import handed_over
 from bpsd_adapters.slurm.layout import Meta, RunFolder
-from bpsd_adapters.slurm.options import Defaults, OptionError, job_options, memory_for, options_of
-from bpsd_adapters.slurm.parsing import ExitRecord, chunk_name
+from bpsd_adapters.slurm.looks import record_path
+from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
+from bpsd_adapters.slurm.parsing import chunk_name
 from bpsd_adapters.slurm.runstate import RunState
 from bpsd_adapters.slurm.states import why_stuck
-from bpsd_adapters.slurm.verdicts import Doubt, Evidence, Live, Over, judge
+from bpsd_adapters.slurm.verdicts import Doubt, Evidence, Live, Over, is_alive, judge
 
 STATES_PER_LINE = 100
 """How many jobs a line about states names."""
-
-FAILURES_NAMED = 3
-"""How many failed jobs the note at the end of a run names."""
 
 RECORD_GRACE_S = 30.0
 """How long a file that a node wrote may take to be seen on the submit host (NFS caches attributes that long)."""
@@ -91,16 +89,11 @@ class Engine(RunState):
     @property
     def has_ready(self) -> bool:
         """Whether there is something to submit."""
-        return bool(not self.held and not self.refusal and self._ready(1))
+        return bool(not self.held and self._ready(1))
 
     def doubtful(self) -> list[Chunk]:
         """Chunks that were about to be submitted, and nobody knows whether they were."""
         return [c for c in self.chunks.values() if c.job_id is None and not c.in_flight and not self._to_hand(c)]
-
-    @property
-    def to_hand_over(self) -> list[Chunk]:
-        """Of a run that is handed over whole: what Slurm is still to get."""
-        return [c for c in self.chunks.values() if self._to_hand(c)]
 
     def _to_hand(self, chunk: Chunk) -> bool:
         return chunk.whole and chunk.job_id is None and chunk.doubted is None and not chunk.ending
@@ -124,18 +117,28 @@ class Engine(RunState):
             if chunk.job_id is not None and job.ref.name in wanted
         ]
 
-    def missing(self, sight: Sight) -> set[int]:
-        """The arrays of jobs that the queue does not list as alive and that left no record."""
-        found = set()
+    def quiet(self, sight: Sight) -> Iterator[tuple[Chunk, int]]:
+        """The jobs (by chunk and index) that the queue does not show as alive: how they ended is to be found out."""
         for chunk in self.chunks.values():
             if chunk.job_id is None or chunk.submitted >= sight.began:
                 continue
-            rows, records = sight.rows.get(chunk.number, {}), sight.records.get(chunk.number, {})
-            for index, job in chunk.open.items():
-                doubt = judge(Evidence(rows.get(index, ()), _record(records, job)), waited_s=0, grace_s=1)
-                if isinstance(doubt, Doubt):
-                    found |= {chunk.job_id, *chunk.others}
-                    break
+            rows = sight.rows.get(chunk.number, {})
+            for index in chunk.open:
+                if not is_alive(rows.get(index, ())):
+                    yield chunk, index
+
+    def record_paths(self, sight: Sight) -> dict[str, tuple[int, int]]:
+        """The exit records to look for, by path below the work folder: whose they are, by chunk and index."""
+        token = self.meta.token
+        return {record_path(token, chunk, index): (chunk.number, index) for chunk, index in self.quiet(sight)}
+
+    def missing(self, sight: Sight) -> set[int]:
+        """The arrays of jobs that the queue does not list as alive and that left no record."""
+        found: set[int] = set()
+        for chunk, index in self.quiet(sight):
+            verdict = judge(self._evidence(chunk, index, sight), waited_s=0, grace_s=1)
+            if isinstance(verdict, Doubt):
+                found |= {chunk.job_id or 0, *chunk.others}
         return found
 
     def run_facts(self) -> RunFacts:
@@ -176,7 +179,7 @@ class Engine(RunState):
     def hold(self, now: float, *, held: bool) -> None:
         """Let the run submit nothing more, or go on; a release also tries again what was refused."""
         if not held:
-            self.refusal = ""
+            self.offer_again()
         if held != self.held and self.live:
             self._log.append([Held(time=now, held=held)], durable=True)
             self.held = held
@@ -193,34 +196,29 @@ class Engine(RunState):
             If that cannot be written: then nothing was taken.
         """
         self._now = now
-        if self.held or self.refusal or limit < 1:
+        if self.held or limit < 1:
             return []
-        groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-        broken: list[tuple[int, Job, str]] = []
-        jobs: dict[int, Job] = {}
+        groups: dict[tuple[str, tuple[str, ...]], list[tuple[JobRef, str]]] = {}
+        broken: list[tuple[JobRef, str]] = []
+        facts = self.run_facts()
         for node in self._ready(limit):
-            job = jobs[node] = self._document.job(node)
+            job, retries = self._document.job(node), self._dag.retries(node)
+            ref = JobRef(node, job.name, job.label, self._dag.starts[node] + 1)
             try:
-                options = options_of(job, self._defaults, self._dag.retries(node))
-                entry(self.run_facts(), job, node, 1, 0, None)
+                array = groups.setdefault((job.label, options_of(job, self._defaults, retries)), [])
+                array.append((ref, entry(facts, job, node, ref.attempt, len(array), memory_for(job, retries))))
             except (OptionError, CommandError) as exc:
-                broken.append((node, job, f"{exc.field}: {exc}"))
-                continue
-            groups.setdefault((job.label, options), []).append(node)
-        for node, job, why in broken:
-            self._fail_unstarted(node, job, why, now)
-        if not groups:
-            return []
-        intents, plans, facts = [], [], self.run_facts()
-        for number, ((label, options), nodes) in enumerate(groups.items(), self._next_chunk):
-            refs = tuple(self._ref(n, jobs[n], self._dag.starts[n] + 1) for n in nodes)
-            intents.append(Intent(chunk=number, time=now, jobs=refs))
-            text = "".join(
-                entry(facts, jobs[r.node], r.node, r.attempt, i, memory_for(jobs[r.node], self._dag.retries(r.node)))
-                for i, r in enumerate(refs)
-            )
+                broken.append((ref, f"{exc.field}: {exc}"))
+        for ref, why in broken:
+            self._fail_unstarted(ref, why, now)
+        intents, plans = [], []
+        for number, ((label, options), array) in enumerate(((k, a) for k, a in groups.items() if a), self._next_chunk):
+            intents.append(Intent(chunk=number, time=now, jobs=tuple(ref for ref, _ in array)))
+            text = "".join(text for _, text in array)
             name = chunk_name(self.meta.token, number)
-            plans.append(Plan(number, name, label, len(refs), options, text.encode()))
+            plans.append(Plan(number, name, label, len(array), options, text.encode()))
+        if not intents:
+            return []
         self._log.append([*self._pending, *intents], durable=True)
         self._pending.clear()
         for intent in intents:
@@ -229,63 +227,31 @@ class Engine(RunState):
         return plans
 
     def hand_over(self, now: float) -> tuple[bytes, list[list[str]]]:
-        """All jobs of a run that Slurm does not have yet, for `Cluster.submit_all`; their intent is on the disk.
-
-        Returns
-        -------
-        jobs : `bytes`
-            The entries of all jobs that are, or are to be, in Slurm.
-        lines : `list`
-            For each that is to be submitted, parents first: chunk, index, chunks of its parents, options.
-        """
+        """All jobs of a run that Slurm does not have yet, as `handed_over`; their intent is on the disk."""
         self._now = now
-        names = {self._document.job_name(n).name: n for n in range(len(self._document))}
-        jobs = {n: self._document.job(n) for n in names.values() if n != self._dag.final}
         open_states = (WmsStates.UNREADY, WmsStates.READY)
         fresh = [
-            n for n in jobs
+            n for n in range(self._dag.job_count)
             if self._dag.state[n] in open_states and n not in self._queued and not self._dag.is_instant(n)
         ]  # fmt: skip
+        if not fresh and not any(map(self._to_hand, self.chunks.values())):
+            return b"", []
+        jobs = {n: self._document.job(n) for n in range(self._dag.job_count)}
         intents = [
-            Intent(chunk=number, time=now, jobs=(self._ref(n, jobs[n], self._dag.starts[n] + 1),), whole=True)
+            Intent(
+                chunk=number,
+                time=now,
+                jobs=(JobRef(n, jobs[n].name, jobs[n].label, self._dag.starts[n] + 1),),
+                whole=True,
+            )
             for number, n in enumerate(fresh, self._next_chunk)
         ]
         if intents:
             self._log.append(intents, durable=True)
             for intent in intents:
                 self._replay(intent)
-        facts, whole = self.run_facts(), {n: c for n, (c, _) in self._queued.items() if c.whole}
-        text = [entry(facts, jobs[n], n, c.open[0].ref.attempt, n, jobs[n].request_memory) for n, c in whole.items()]
-        order = handover_order({n: [names[p] for p in job.parents] for n, job in jobs.items()})
-        parents_of, lines = dict(order), []
-        for node, parents in order:
-            chunk = whole.get(node)
-            if chunk is None or not self._to_hand(chunk):
-                continue
-            job, number = jobs[node], str(chunk.number)
-            after = self._waited_for(parents, whole, parents_of)
-            lines.append([
-                number, str(node), " ".join(str(whole[p].number) for p in sorted(after)), "--parsable", "--array=0",
-                "--kill-on-invalid-dep=yes",
-                *job_options(facts.folder, chunk_name(facts.token, chunk.number), job.label, f"all_{node}"),
-                *options_of(job, self._defaults),
-            ])  # fmt: skip
-        return "".join(text).encode(), lines
-
-    def _waited_for(
-        self, parents: Sequence[int], whole: Mapping[int, Chunk], parents_of: Mapping[int, list[int]]
-    ) -> set[int]:
-        """The jobs in Slurm that a job waits for: through noop jobs, and not for what is over."""
-        found: set[int] = set()
-        todo, seen = list(parents), set(parents)
-        while todo:
-            node = todo.pop()
-            if node in whole:
-                found.add(node)
-            elif self._dag.is_instant(node):
-                todo += [p for p in parents_of[node] if p not in seen]
-                seen.update(parents_of[node])
-        return found
+        whole = {n: chunk for n, (chunk, _) in self._queued.items() if chunk.whole}
+        return handed_over(jobs, whole, self.run_facts(), self._defaults, wanted=self._to_hand)
 
     def submitted(self, number: int, job_id: int, now: float) -> None:
         """Slurm has a chunk."""
@@ -309,23 +275,36 @@ class Engine(RunState):
         self.chunks[number].in_flight = False
         self.chunks[number].doubted = now
 
-    def withdraw(self, number: int, now: float, note: str = "", indices: Iterable[int] | None = None) -> None:
-        """Jobs of a chunk (all) did not run and never will under their number: they are ready again."""
+    def withdraw(
+        self, number: int, now: float, note: str = "", indices: Iterable[int] | None = None, *, refused: bool = False
+    ) -> None:
+        """Jobs of a chunk (all) did not run and never will under their number: they are ready again.
+
+        Those that were ``refused`` as they are wait until somebody offers them again; the others of the run go on.
+        """
         chunk = self.chunks[number]
         chunk.in_flight = False
         self._now = now
-        which = list(chunk.open) if indices is None else list(indices)
-        nodes = tuple(chunk.open[i].ref.node for i in which)
-        names = {j.ref.node: j.ref for j in chunk.open.values()}
-        event = Withdrawn(chunk=number, time=now, nodes=nodes, note=note)
-        self._pending.append(event)
-        for node in nodes:
-            out = self._withdraw(chunk, node)
-            state = WmsStates.HELD if self.refusal and out.ready else WmsStates(self._dag.state[node])
-            ref = names[node]
-            self._tell([JobState(node, ref.name, ref.label, ref.attempt, int(state), "", note)])
+        refs = [chunk.open[i].ref for i in (list(chunk.open) if indices is None else indices)]
+        self._pending.append(Withdrawn(chunk=number, time=now, nodes=tuple(ref.node for ref in refs), note=note))
+        told = []
+        for ref in refs:
+            out = self._withdraw(chunk, ref.node)
+            if refused and out.ready:
+                self.refused[ref.node] = note
+            state = WmsStates.HELD if ref.node in self.refused else WmsStates(self._dag.state[ref.node])
+            told.append(JobState(ref.node, ref.name, ref.label, ref.attempt, int(state), "", note))
+        self._tell(told)
         self._drop_empty(chunk)
         self.write(now)
+
+    def offer_again(self, names: Iterable[str] | None = None) -> int:
+        """Let what was refused (of these jobs, or all) be submitted again; how many there are."""
+        wanted = None if names is None else set(names)
+        again = [n for n in self.refused if wanted is None or self._document.job_name(n).name in wanted]
+        for node in again:
+            del self.refused[node]
+        return len(again)
 
     # -- seeing ------------------------------------------------------------------------------------------------------
 
@@ -347,7 +326,6 @@ class Engine(RunState):
         over = (WmsStates.PRUNED, WmsStates.DELETED)  # hands-off: Slurm is about to end them
         self._tell(told for told in self._live if self._dag.state[told.node] not in over)
         self._live = []
-        self._note_stuck(sight.now)
         self.write(sight.now)
         return missing
 
@@ -387,14 +365,10 @@ class Engine(RunState):
     # -- inside: what was seen ---------------------------------------------------------------------------------------
 
     def _see_chunk(self, chunk: Chunk, sight: Sight, lost_after_s: float) -> list[int]:
-        rows, records = sight.rows.get(chunk.number, {}), sight.records.get(chunk.number, {})
         missing = []
         for index, job in list(chunk.open.items()):
-            ids = (chunk.job_id or 0, *chunk.others)
-            account = next((a for i in ids if (a := sight.accounts.get((i, index))) is not None), None)
             waited = 0.0 if job.doubt_since is None else sight.now - job.doubt_since
-            evidence = Evidence(rows.get(index, ()), _record(records, job), account)
-            verdict = judge(evidence, waited_s=waited, grace_s=RECORD_GRACE_S)
+            verdict = judge(self._evidence(chunk, index, sight), waited_s=waited, grace_s=RECORD_GRACE_S)
             if isinstance(verdict, Doubt):
                 job.doubt_since = sight.now if job.doubt_since is None else job.doubt_since
                 if verdict is Doubt.MISSING and sight.now - job.doubt_since >= lost_after_s:
@@ -405,6 +379,14 @@ class Engine(RunState):
                 job.doubt_since = None
                 self._is_live(index, job, verdict)
         return missing
+
+    def _evidence(self, chunk: Chunk, index: int, sight: Sight) -> Evidence:
+        ref, record = chunk.open[index].ref, sight.records.get((chunk.number, index))
+        if record is not None and (record.node, record.attempt) != (ref.node, ref.attempt):
+            record = None  # an earlier attempt's
+        ids = (chunk.job_id or 0, *chunk.others)
+        account = next((a for i in ids if (a := sight.accounts.get((i, index))) is not None), None)
+        return Evidence(sight.rows.get(chunk.number, {}).get(index, ()), record, account)
 
     def _is_live(self, index: int, job: QueuedJob, seen: Live) -> None:
         if seen.state is WmsStates.UNKNOWN:
@@ -461,9 +443,8 @@ class Engine(RunState):
         self._heed(out, job.ref.name, over.exit_code)
         self._tell_outcome(out)
 
-    def _fail_unstarted(self, node: int, job: Job, why: str, now: float) -> None:
+    def _fail_unstarted(self, ref: JobRef, why: str, now: float) -> None:
         """A job that cannot be submitted: it fails as if it had been tried."""
-        ref = self._ref(node, job, self._dag.starts[node] + 1)
         number = self._next_chunk
         intent = Intent(chunk=number, time=now, jobs=(ref,))
         self._pending.append(intent)
@@ -471,15 +452,18 @@ class Engine(RunState):
         self._ended(self.chunks[number], 0, Over(WmsStates.FAILED, note=why, source="log"), now)
         self._drop_empty(self.chunks[number])
 
-    def _note_stuck(self, now: float) -> None:
-        """Point out what will never start by itself."""
-        reasons: dict[str, int] = {}
-        for chunk in self.chunks.values():
-            for job in chunk.open.values():
-                if job.state in (WmsStates.PENDING, WmsStates.PRUNED) and why_stuck(job.note.partition(":")[0]):
-                    reasons[job.note] = reasons.get(job.note, 0) + 1
-        told = [f"{count} jobs will not start: {why}" for why, count in list(reasons.items())[:STUCK_NAMED]]
-        self.say("; ".join([*told, *([f"sbatch refuses: {self.refusal}"] if self.refusal else [])]), now)
+    def note(self, trouble: str, now: float) -> None:
+        """Point out what keeps the run from going on, and jobs that will never start by themselves."""
+        reasons = Counter(
+            f"will not start: {job.note}"
+            for chunk in self.chunks.values()
+            for job in chunk.open.values()
+            if job.state in (WmsStates.PENDING, WmsStates.PRUNED) and why_stuck(job.note.partition(":")[0])
+        )
+        reasons.update(f"not submitted: {why}" for why in self.refused.values())
+        told = [f"{count} job{'s' * (count > 1)} {why}" for why, count in reasons.most_common(STUCK_NAMED)]
+        self.say("; ".join([*([trouble] if trouble else []), *told]), now)
+        self.write(now)
 
     def say(self, note: str, now: float) -> None:
         """Have the run's note be this."""
@@ -500,13 +484,11 @@ class Engine(RunState):
 
     def _ready(self, limit: int) -> list[int]:
         """What may be submitted; with hands-off some of it is in Slurm already."""
-        if not self.meta.hands_off:
-            return self._dag.ready(limit)
-        # All but the final job is handed over whole.
-        return [n for n in self._dag.ready(limit + len(self._queued)) if n == self._dag.final]
-
-    def _ref(self, node: int, job: Job, attempt: int) -> JobRef:
-        return JobRef(node, job.name, job.label, attempt)
+        if self.meta.hands_off:  # all but the final job is handed over whole
+            found = [n for n in self._dag.ready(limit + len(self._queued)) if n == self._dag.final]
+        else:
+            found = self._dag.ready(limit + len(self.refused))
+        return [n for n in found if n not in self.refused][:limit]
 
     def _state_of(self, node: int) -> JobState:
         name = self._document.job_name(node)
@@ -525,15 +507,6 @@ class Engine(RunState):
     def _tell_outcome(self, out: Outcome) -> None:
         nodes = [*out.ready, *out.pruned, *out.removed]
         self._tell(self._state_of(n) for n in nodes if not self._dag.is_instant(n))
-
-
-def handover_order(parents: Mapping[int, list[int]]) -> list[tuple[int, list[int]]]:
-    """Jobs with their parents, parents first."""
-    return [(node, parents[node]) for node in TopologicalSorter(parents).static_order()]
-
-
-def _record(records: Mapping[tuple[int, int], ExitRecord], job: QueuedJob) -> ExitRecord | None:
-    return records.get((job.ref.node, job.ref.attempt))
 
 
 def _some(chunk: Chunk, *states: WmsStates) -> bool:

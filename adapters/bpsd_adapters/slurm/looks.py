@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["by_run", "collect_folder"]
+__all__ = ["by_run", "record_path"]
 
 from collections.abc import Iterable
 
@@ -23,6 +23,7 @@ def by_run(rows: Iterable[QueueRow]) -> dict[str, dict[int, dict[int, list[Queue
     return found
 
 
-def collect_folder(token: str, chunk: Chunk) -> str:
-    """Where the exit records of a chunk are, below the work folder."""
-    return f"{token}/exits/{ALL if chunk.whole else chunk.number}"
+def record_path(token: str, chunk: Chunk, index: int) -> str:
+    """Where the exit record of a job of a chunk will be, below the work folder."""
+    place = f"{ALL}/{chunk.open[index].ref.node}" if chunk.whole else f"{chunk.number}/{index}"
+    return f"{token}/exits/{place}"

@@ -81,6 +81,7 @@ class ClusterLimits(NamedTuple):
     """What ``scontrol show config`` says of limits; `None` where it does not."""
 
     version: str = ""
+    cluster: str = ""
     min_job_age_s: int | None = None
     max_array_size: int | None = None
     max_job_count: int | None = None
@@ -182,27 +183,26 @@ def parse_sacct(text: str) -> list[AccountRow]:
     return rows
 
 
-def parse_exits(text: str) -> list[ExitRecord]:
-    """The records of wrappers, one a line. A line that is not whole (yet) is passed over: it is read again."""
-    records = []
+def parse_exits(text: str) -> dict[str, ExitRecord]:
+    """The records of wrappers by their paths, a ``PATH:RECORD`` a line. One that is not whole (yet) is passed over."""
+    records = {}
     for line in text.splitlines():
-        parts = line.split(" ", 8)
+        path, _, record = line.partition(":")
+        parts = record.split(" ", 8)
         if len(parts) != 9 or not parts[8].endswith("."):
             continue
         node, attempt, job_id, restarts, code, start, end, host, note = parts
         try:
-            records.append(
-                ExitRecord(
-                    int(node),
-                    int(attempt),
-                    int(job_id),
-                    int(restarts),
-                    None if code == "-" else int(code),
-                    float(start),
-                    float(end),
-                    host,
-                    note[:-1],
-                )
+            records[path] = ExitRecord(
+                int(node),
+                int(attempt),
+                int(job_id),
+                int(restarts),
+                None if code == "-" else int(code),
+                float(start),
+                float(end),
+                host,
+                note[:-1],
             )
         except ValueError:
             continue
@@ -223,6 +223,7 @@ def parse_limits(text: str) -> ClusterLimits:
 
     return ClusterLimits(
         version=said.get("SLURM_VERSION", ""),
+        cluster=said.get("ClusterName", ""),
         min_job_age_s=number("MinJobAge"),
         max_array_size=number("MaxArraySize"),
         max_job_count=number("MaxJobCount"),

@@ -59,8 +59,9 @@ class RunState:
         self.attempt = 0
         self.end: End | None = None
         self.held = self.cancelled = False
-        self.refusal = ""
-        """Why Slurm would not take the last chunk, if it never will as it is."""
+        self.refused: dict[int, str] = {}
+        """Ready jobs that are not to be had as they are, and why: they are not submitted until they are offered again.
+        A process that takes up the run offers them once."""
 
         self.skipped_events = 0
         self._queued: dict[int, tuple[Chunk, int]] = {}
@@ -122,7 +123,8 @@ class RunState:
     def _begin(self, event: Begin) -> None:
         self.attempt, self.end = event.attempt, None
         self.held = self.cancelled = False
-        self.refusal = self._note = self._stop_note = ""
+        self.refused.clear()
+        self._note = self._stop_note = ""
         self._failures, self._failure_count = [], 0
         self.chunks.clear()
         self._queued.clear()
@@ -155,6 +157,7 @@ class RunState:
 
     def _cancel(self) -> Outcome:
         self.cancelled = True
+        self.refused.clear()
         self._end_all()
         return self._dag.stop(WmsStates.DELETED, final=False)
 

@@ -22,6 +22,8 @@ __all__ = [
     "COLLECT",
     "FULL",
     "MAKE_RUN",
+    "NOT_CLAIMED",
+    "NOT_SEEN",
     "NOT_WRITTEN",
     "PROBE",
     "PROGRAMS",
@@ -44,13 +46,19 @@ NOT_WRITTEN = 74
 FULL = 75
 """Exit code of `SUBMIT`: Slurm takes no more jobs for now, and sbatch, which was waiting for that, was ended."""
 
-WRAPPER = r"""#!/bin/sh
+NOT_SEEN = 78
+"""Exit code of `WRAPPER`: the node does not see what the job is to do."""
+
+NOT_CLAIMED = 79
+"""Exit code of `WRAPPER`: another job has the claim, or none can be made. Nothing was run, so never 0."""
+
+WRAPPER = rf"""#!/bin/sh
 # Written by bpsd. Slurm runs this for each job: wrapper.sh RUN CHUNK [INDEX]
-run=$1 chunk=$2 index=${3:-$SLURM_ARRAY_TASK_ID}
+run=$1 chunk=$2 index=${{3:-$SLURM_ARRAY_TASK_ID}}
 entry=$(sed -n "/^@$index\$/,/^@/s/^ //p" "$run/chunks/$chunk.jobs")
 if [ -z "$entry" ]; then
   echo "bpsd: $run/chunks/$chunk.jobs has no job $index: is the work folder seen here?" >&2
-  exit 78
+  exit {NOT_SEEN}
 fi
 eval "$entry"
 
@@ -60,8 +68,8 @@ echo "$SLURM_JOB_ID" >"$mine" && ln "$mine" "$run/claim/$node.$attempt" 2>/dev/n
 rm -f "$mine"
 read -r owner <"$run/claim/$node.$attempt"
 if [ "$owner" != "$SLURM_JOB_ID" ]; then
-  echo "bpsd: ${owner:-nobody} has the claim on $node.$attempt, not this job: it ends without running" >&2
-  exit 0
+  echo "bpsd: ${{owner:-nobody}} has the claim on $node.$attempt, not this job: it ends without running" >&2
+  exit {NOT_CLAIMED}
 fi
 # Somebody requeued what had succeeded: it is not done again.
 if read -r _ _ _ _ before _ 2>/dev/null <"$run/exits/$chunk/$index" && [ "$before" = 0 ]; then exit 0; fi
@@ -76,10 +84,10 @@ else
   code=$?
   if [ -n "$post" ]; then /bin/sh -c "$post" </dev/null >>"$out" 2>>"$err" || note="post_cmdline ended with $?"; fi
 fi
-printf '%s %s %s %s %s %s %s %s %s.\n' "$node" "$attempt" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" \
+printf '%s %s %s %s %s %s %s %s %s.\n' "$node" "$attempt" "$SLURM_JOB_ID" "${{SLURM_RESTART_COUNT:-0}}" \
   "$code" "$start" "$(date +%s)" "$(uname -n | tr -d ' ')" "$note" >"$run/exits/$chunk/.$index.$SLURM_JOB_ID" &&
   mv -f "$run/exits/$chunk/.$index.$SLURM_JOB_ID" "$run/exits/$chunk/$index"
-log=$run/slurm/${chunk}_$index.log
+log=$run/slurm/${{chunk}}_$index.log
 [ -s "$log" ] || rm -f "$log"
 [ "$code" = - ] && exit 1
 exit "$code"
@@ -166,14 +174,10 @@ them any more; prints each with its owner, which is ``void`` or a Slurm job."""
 
 COLLECT = r"""
 cd "$1" || exit 1
-while read -r folder; do
-  [ -d "$folder" ] || { echo "@missing $folder"; continue; }
-  echo "@ $folder"
-  cat "$folder"/* 2>/dev/null
-done
+LC_ALL=C xargs grep "" /dev/null 2>/dev/null
 echo "@end"
 """
-"""Arguments: the work folder. Input: folders of exit records below it, one a line."""
+"""Arguments: the work folder. Input: files below it, one a line. Prints their lines as PATH:LINE."""
 
 SQUEUE = 'SLURM_BITSTR_LEN=0 SLURM_TIME_FORMAT=%s exec squeue -h --me -t all -o "$1"'
 """Arguments: the format. Indices are not cut, times are epochs."""

@@ -19,7 +19,6 @@ from bpsd.errors import (
     BackendUnavailable,
     Conflict,
     JobNotFound,
-    Problem,
     RunNotFound,
     StorageError,
     WorkflowInvalid,
@@ -30,16 +29,17 @@ from bpsd.models import PollRequest, PollResult, RunObservation, SourceReport, T
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters import runlog
 from bpsd_adapters.files import safe_name
+from bpsd_adapters.helper import ask_if_large
 from bpsd_adapters.slurm.cluster import Cluster
-from bpsd_adapters.slurm.driver import Driver, Status
+from bpsd_adapters.slurm.driver import Driver
 from bpsd_adapters.slurm.engine import Engine
 from bpsd_adapters.slurm.events import Begin, End, decode
 from bpsd_adapters.slurm.fields import FIELDS
 from bpsd_adapters.slurm.layout import Meta, StateFolder, run_id, token_of
 from bpsd_adapters.slurm.observe import LOG, QUEUE, BackendCursor, Follower, Look
-from bpsd_adapters.slurm.options import Defaults
-from bpsd_adapters.slurm.prepare import Findings, look_at
+from bpsd_adapters.slurm.prepare import Findings, Order, look_at
 from bpsd_adapters.slurm.settings import SlurmConfig
+from bpsd_adapters.slurm.watch import Status
 from bpsd_adapters.transports.settings import make_transport
 
 ACCOUNTING, EXITS = "accounting", "exit"
@@ -65,7 +65,7 @@ class SlurmService(WmsService):
         self._settings = config
         self._state = StateFolder(context.state_dir)
         self._follower = Follower(self._state)
-        self._driving = anyio.CancelScope()
+        self._driving, self._busy = anyio.CancelScope(), anyio.Lock()
         self._told_at = 0.0
 
     async def __aenter__(self) -> Self:
@@ -84,7 +84,8 @@ class SlurmService(WmsService):
     ) -> None:
         self._driving.cancel()
         with anyio.CancelScope(shield=True):
-            await self._driver.close()
+            async with self._busy:  # what it does in a thread just now comes to its end
+                self._driver.close()
             await self._transport.__aexit__(exc_type, exc, tb)
 
     @property
@@ -118,7 +119,7 @@ class SlurmService(WmsService):
         token, settings = generic_workflow.token, self._settings
         folder = posixpath.join(settings.work_dir, token)
         if self._state.meta(token) is None:
-            found = await anyio.to_thread.run_sync(self._look_at, generic_workflow, folder)
+            found = await self._look_at(generic_workflow, folder)
             await self._ask_site(found)
             if found.total:
                 raise WorkflowInvalid(generic_workflow.name, found.problems, total=found.total)
@@ -217,7 +218,8 @@ class SlurmService(WmsService):
         if engine is None:
             return False, f"run {wms_id} is not running"
         if jobs:
-            return await self._of_jobs(engine, jobs, self._cluster.release)
+            offered = await self._driver.tell(engine.meta.token, lambda engine: engine.offer_again(jobs))
+            return (True, "") if offered == len(jobs) else await self._of_jobs(engine, jobs, self._cluster.release)
         await self._driver.tell(engine.meta.token, lambda engine: engine.hold(self.context.clock(), held=False))
         said = await self._cluster.release(engine.on_hold() | engine.waiting())
         return not said, said
@@ -273,9 +275,10 @@ class SlurmService(WmsService):
 
     def _still_there(self, request: PollRequest) -> list[RunObservation]:
         """Live runs, if Slurm was asked since the last poll: nothing new of them is news too."""
-        if self._driver.queue.at <= self._told_at or not self._driver.queue.ok:
+        queue = self._driver.watch.queue
+        if queue.at <= self._told_at or not queue.ok:
             return []
-        self._told_at = self._driver.queue.at
+        self._told_at = queue.at
         attempts = self._driver.attempts
         return [
             RunObservation(wms_id=run.wms_id, source=QUEUE, token=run.token, attempt=attempts[run.token])
@@ -284,11 +287,11 @@ class SlurmService(WmsService):
         ]
 
     def _sources(self) -> list[SourceReport]:
-        driver = self._driver
+        watch = self._driver.watch
         return [
-            self._source(QUEUE, "jobs in Slurm, and those that ended within MinJobAge", driver.queue),
-            self._source(ACCOUNTING, "jobs that the queue has forgotten", driver.accounting),
-            self._source(EXITS, "how jobs ended, as their wrappers wrote it", driver.exits),
+            self._source(QUEUE, "jobs in Slurm, and those that ended within MinJobAge", watch.queue),
+            self._source(ACCOUNTING, "jobs that the queue has forgotten", watch.accounting),
+            self._source(EXITS, "how jobs ended, as their wrappers wrote it", watch.exits),
         ]
 
     def _source(self, name: str, covers: str, status: Status) -> SourceReport:
@@ -335,28 +338,27 @@ class SlurmService(WmsService):
     # -- inside ------------------------------------------------------------------------------------------------------
 
     async def _drive(self) -> None:
-        with self._driving:
-            await self._driver.open_all()
-            await self._driver.run()
+        async with self._busy:
+            with self._driving:
+                await self._driver.run()
 
-    def _look_at(self, workflow: WorkflowFile, folder: str) -> Findings:
-        config = self._settings
-        defaults = Defaults(config.partition, config.account, config.qos, config.options)
-        return look_at(workflow, folder, defaults, hands_off=config.hands_off)
+    async def _look_at(self, workflow: WorkflowFile, folder: str) -> Findings:
+        order = Order(
+            workflow=workflow, folder=folder, defaults=self._settings.defaults, hands_off=self._settings.hands_off
+        )
+        about = f"preparing run {workflow.name}"
+        return await ask_if_large(look_at, order, Findings, job_count=workflow.job_count, about=about)
 
     async def _ask_site(self, found: Findings) -> None:
         """What the submit host and slurmctld say against it; slurmctld that is away says nothing."""
         if self._settings.check_executables and found.programs:
             for program in await self._cluster.absent_programs(list(found.programs)):
                 where = found.programs.get(program, ())
-                message = f"there is no program {program} on {self._transport.host}"
-                found.problems.append(Problem((*where, "executable"), message))
-                found.total += 1
-        for options, where in list(found.options.items())[:OPTION_SETS_TRIED]:
+                found.add((*where, "executable"), f"there is no program {program} on {self._transport.host}")
+        for options, where in found.options[:OPTION_SETS_TRIED]:
             said = await self._cluster.would_refuse(options)
             if said:
-                found.problems.append(Problem(where, f"sbatch {' '.join(options)}: {said}"))
-                found.total += 1
+                found.add(where, f"sbatch {' '.join(options)}: {said}")
 
     def _add(self, workflow: WorkflowFile, folder: str) -> Meta:
         return self._state.add(workflow, folder, self.context.clock(), hands_off=self._settings.hands_off)

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from bpsd_adapters.slurm.options import Defaults
 from bpsd_adapters.transports.settings import SshSettings
 
 
@@ -58,3 +59,8 @@ class SlurmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froz
     settle_s: Annotated[float, Meta(ge=0)] = 120.0
     lost_after_s: Annotated[float, Meta(ge=0)] = 600.0
     check_executables: bool = True
+
+    @property
+    def defaults(self) -> Defaults:
+        """What every job gets."""
+        return Defaults(self.partition, self.account, self.qos, self.options)

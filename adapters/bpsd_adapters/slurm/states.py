@@ -6,7 +6,7 @@ changes nothing, since Slurm gets new words with its releases.
 
 from __future__ import annotations
 
-__all__ = ["STUCK", "Meaning", "is_live", "meaning_of", "why_stuck"]
+__all__ = ["NO_OUTPUT", "NO_OUTPUT_SIGNAL", "STUCK", "Meaning", "is_live", "meaning_of", "why_stuck"]
 
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ _TELLING = {
     "DEADLINE": "past its deadline",
     "PREEMPTED": "preempted",
     "LAUNCH_FAILED": "could not be launched",
+    "RECONFIG_FAIL": "its node could not be configured",
 }
 
 STUCK: dict[str, str] = {
@@ -59,6 +60,12 @@ STUCK: dict[str, str] = {
     "QOSNotAllowed": "its QOS may not be used in this partition",
 }
 """Reasons for waiting that do not pass by themselves, and what they mean."""
+
+NO_OUTPUT_SIGNAL = 53
+"""What Slurm ends a job with whose output file it cannot make."""
+
+NO_OUTPUT = "its log cannot be written where it ran: is work_dir on a file system that the nodes share?"
+_NO_OUTPUT = f"RaisedSignal:{NO_OUTPUT_SIGNAL}"
 
 _HOLD_REASONS = ("JobHeld", "job requeued in held state", "JobHoldMaxRequeue", "launch failed requeued held")
 
@@ -88,7 +95,9 @@ def meaning_of(word: str, reason: str = "", priority: int | None = None) -> Mean
     if word == "COMPLETED":
         return Meaning(WmsStates.SUCCEEDED, True)
     if word in _FAILED:
-        told = _TELLING.get(word, "" if reason == "NonZeroExitCode" else reason or "failed")
+        told = _TELLING.get(word, "" if reason == "NonZeroExitCode" else reason)
+        if reason.startswith(_NO_OUTPUT):
+            told = NO_OUTPUT
         return Meaning(WmsStates.FAILED, True, told)
     if word == "CANCELLED":
         pruned = reason == "DependencyNeverSatisfied"

@@ -7,7 +7,7 @@ cancelled), and so it does if it requeued the job after all. Absence is no end.
 
 from __future__ import annotations
 
-__all__ = ["Doubt", "Evidence", "Live", "Over", "judge"]
+__all__ = ["Doubt", "Evidence", "Live", "Over", "is_alive", "judge"]
 
 from collections.abc import Sequence
 from enum import Enum
@@ -15,9 +15,17 @@ from typing import NamedTuple
 
 from bpsd.models import WmsStates
 from bpsd_adapters.slurm.parsing import AccountRow, ExitRecord, QueueRow
-from bpsd_adapters.slurm.states import meaning_of
+from bpsd_adapters.slurm.scripts import NOT_CLAIMED, NOT_SEEN
+from bpsd_adapters.slurm.states import NO_OUTPUT, NO_OUTPUT_SIGNAL, Meaning, is_live, meaning_of
 
 _ENDING = frozenset({"COMPLETING"})
+
+_NOT_RUN = {
+    NOT_SEEN: "not run: its node does not see the run's folder; is work_dir on a file system that the nodes share?",
+    -NO_OUTPUT_SIGNAL: NO_OUTPUT,
+    NOT_CLAIMED: "not run: its claim could not be made (work_dir full?), or is another Slurm job's",
+}
+"""What exit codes mean that are no job's own, where there is no record of that."""
 
 
 class Evidence(NamedTuple):
@@ -59,6 +67,11 @@ class Doubt(Enum):
     """Slurm says that it is over, and what the wrapper wrote is not to be seen yet."""
 
 
+def is_alive(rows: Sequence[QueueRow]) -> bool:
+    """Whether the queue shows a job as waiting or running: then there is nothing to be known of its end."""
+    return any(row.state not in _ENDING and is_live(row.state) for row in rows)
+
+
 def judge(seen: Evidence, *, waited_s: float, grace_s: float) -> Live | Over | Doubt:
     """What became of a job.
 
@@ -79,9 +92,10 @@ def judge(seen: Evidence, *, waited_s: float, grace_s: float) -> Live | Over | D
         meaning = meaning_of(live.state, live.reason, live.priority)
         return Live(meaning.state, meaning.note, live.start, str(live.array_id))
     if record is not None:
-        slurm_told = live is not None or over or seen.account is not None
+        why = _why(record, over, seen.account)
+        told = live is not None or why is not None
         # Why it got a signal is Slurm's to say.
-        return _recorded(record, over) if slurm_told or waited_s >= grace_s or not _by_signal(record) else Doubt.WAITING
+        return _recorded(record, why) if told or waited_s >= grace_s or not _by_signal(record) else Doubt.WAITING
     if over:
         return _without_record(over, seen.account, waited_s, grace_s)
     return Doubt.MISSING if seen.account is None else _accounted(seen.account, waited_s, grace_s)
@@ -93,21 +107,28 @@ def _rows(seen: Evidence) -> tuple[QueueRow | None, list[QueueRow]]:
     for row in seen.rows:
         if meaning_of(row.state, row.reason, row.priority).over:
             over.append(row)
-        else:
+        elif live is None or live.state in _ENDING:
             live = row
     return live, over
 
 
 def _without_record(over: list[QueueRow], account: AccountRow | None, waited_s: float, grace_s: float) -> Over | Doubt:
-    row = min(over, key=lambda row: row.state == "COMPLETED")
-    meaning = meaning_of(row.state, row.reason, row.priority)
-    ended_by_itself = row.state == "COMPLETED" or (row.state == "FAILED" and row.reason == "NonZeroExitCode")
-    if ended_by_itself and waited_s < grace_s:
+    row = min(over, key=_ended_by_itself)  # one that found another's claim ended so, and says nothing of the job
+    by_itself = _ended_by_itself(row)
+    if by_itself and waited_s < grace_s:
         return Doubt.WAITING
+    meaning = meaning_of(row.state, row.reason, row.priority)
     if account is not None and meaning_of(account.state).over:
-        return Over(meaning.state, _code(account), meaning.note, row.start, account.end, account.nodes, "queue")
-    note = meaning.note or ("no exit record was found" if ended_by_itself else "")
+        code = _code(account)
+        note = _NOT_RUN.get(code or 0) or meaning.note or ("no exit record was found" if by_itself else "")
+        return Over(meaning.state, code, note, row.start, account.end, account.nodes, "queue")
+    note = meaning.note or ("no exit record was found" if by_itself else "")
     return Over(meaning.state, None, note, row.start, None, "", "queue")
+
+
+def _ended_by_itself(row: QueueRow) -> bool:
+    """Whether it was its wrapper that ended the job, so that there is to be a record."""
+    return row.state == "COMPLETED" or (row.state == "FAILED" and row.reason == "NonZeroExitCode")
 
 
 def _accounted(account: AccountRow, waited_s: float, grace_s: float) -> Over | Doubt:
@@ -116,16 +137,25 @@ def _accounted(account: AccountRow, waited_s: float, grace_s: float) -> Over | D
         return Doubt.MISSING  # accounting has not heard of its end, and the queue has forgotten it
     if meaning.state is WmsStates.SUCCEEDED and waited_s < grace_s:
         return Doubt.WAITING
-    return Over(meaning.state, _code(account), meaning.note, account.start, account.end, account.nodes, "accounting")
+    code = _code(account)
+    note = _NOT_RUN.get(code or 0, meaning.note)
+    return Over(meaning.state, code, note, account.start, account.end, account.nodes, "accounting")
 
 
-def _recorded(record: ExitRecord, over: Sequence[QueueRow] = ()) -> Over:
+def _why(record: ExitRecord, over: Sequence[QueueRow], account: AccountRow | None) -> Meaning | None:
+    """What Slurm says of the end that a record tells of."""
+    for row in sorted(over, key=lambda row: row.job_id != record.job_id):
+        return meaning_of(row.state, row.reason, row.priority)
+    meaning = None if account is None else meaning_of(account.state)
+    return meaning if meaning is not None and meaning.over else None
+
+
+def _recorded(record: ExitRecord, why: Meaning | None = None) -> Over:
+    """The end as its wrapper wrote it; but whatever a job does when it is cancelled or out of time, that it was."""
     state = WmsStates.SUCCEEDED if record.exit_code == 0 else WmsStates.FAILED
     note = record.note
-    if state is WmsStates.FAILED and over and (record.exit_code is None or _by_signal(record)):
-        meaning = meaning_of(over[0].state, over[0].reason, over[0].priority)
-        if meaning.state is not WmsStates.SUCCEEDED:
-            state, note = meaning.state, meaning.note or note
+    if state is WmsStates.FAILED and why is not None and why.state is not WmsStates.SUCCEEDED:
+        state, note = why.state, note or why.note
     return Over(state, record.exit_code, note, record.start, record.end, record.host, "exit")
 
 

@@ -61,6 +61,8 @@ class Health:
                 text += f" ({row.error})"
             elif row.state == "up" and row.stale:
                 status, text = WARNING, text + ", but has not been seen well for too long"
+            elif row.state == "up" and backend.error:
+                status, text = WARNING, f"{text}, but for {backend.error}"
             checks.append(HealthCheck(name=f"backend.{row.name}", status=status, message=text))
         return checks
 

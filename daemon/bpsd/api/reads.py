@@ -240,7 +240,8 @@ class Reads:
 
     def _status_of(self, record: RunRecord, *, hot: bool) -> StatusResult:
         backend = self._deps.backends.get(record.backend)
-        stale = record.live and (backend is None or backend.stale)
+        observed_at = self._deps.cache.observed_at(record)
+        stale = record.live and (backend is None or backend.is_stale(observed_at))
         jobs = self._deps.cache.jobs(record.run_id) if hot else None
         total = record.total(jobs)
         counts = record.counts(jobs)
@@ -257,7 +258,7 @@ class Reads:
             last_known=record.last_known.name if record.last_known is not None else None,  # type: ignore[arg-type]
             last_known_at=record.last_known_at,
             ended_at=record.end_time,
-            observed_at=self._deps.cache.observed_at(record),
+            observed_at=observed_at,
             source=record.source if hot else "history",
             stale=stale,
             error="" if not stale else backend.error if backend is not None else "it is not configured any more",

@@ -93,18 +93,23 @@ def _age_of(row: Row, now: float, backends: dict[str, Row]) -> str:
 
 
 def is_stale(row: Row, backends: dict[str, Row]) -> bool:
-    """Whether a live run may have changed, as its backend does not answer or is not configured any more."""
+    """Whether a live run may have changed: its backend, or what there knows of it, does not answer, or is gone."""
     backend = backends.get(row["backend"])
     if row["state"] in wire.TERMINAL_STATES:
         return False
-    return backend is None or bool(backend.get("stale")) or backend.get("state") != "up"
+    if backend is None or backend.get("stale") or backend.get("state") != "up":
+        return True
+    seen, before = row.get("observed_at"), backend.get("stale_before")
+    return seen is not None and before is not None and bool(seen < before)
 
 
 def backend_lines(backends: dict[str, Row], now: float) -> list[str]:
-    """A sentence about every backend that does not answer."""
+    """A sentence about every backend, or source of one, that does not answer."""
     lines = []
     for name, backend in backends.items():
         if backend.get("state") == "up" and not backend.get("stale"):
+            silent = [source for source in backend.get("sources", ()) if source["status"] != "ok"]
+            lines += [f"backend {clean(name)}, {clean(s['name'])}: {clean(s.get('error', ''))}" for s in silent]
             continue
         good = backend.get("last_good_at")
         text = f"backend {clean(name)}: " + ("not seen yet" if good is None else f"not seen for {long_age(now - good)}")

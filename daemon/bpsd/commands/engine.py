@@ -7,7 +7,7 @@ the daemon died is looked up in the WMS before anything else is done for its run
 
 from __future__ import annotations
 
-__all__ = ["CommandEngine"]
+__all__ = ["VERBS", "CommandEngine"]
 
 import random
 from collections import Counter, deque
@@ -18,6 +18,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from bpsd.cache import Cache
+from bpsd.commandlog import OPEN_STATES
 from bpsd.commands.cancel import Cancel
 from bpsd.commands.hold import Hold, Release
 from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome, Verb
@@ -40,8 +41,6 @@ VERBS: Mapping[str, Verb] = {
     "hold": Hold(),
     "release": Release(),
 }
-
-OPEN_STATES = frozenset({"ACCEPTED", "RUNNING", "IN_DOUBT"})
 
 
 class _Entry:

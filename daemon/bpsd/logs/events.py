@@ -45,6 +45,7 @@ class LogEvent(StrEnum):
     POLL_BROKE = "poll_broke"  # backend
     POLL_FAILED = "poll_failed"  # backend, failures, error
     SLURM_LOOK_FAILED = "slurm_look_failed"  # backend, failures, error: nothing follows from it
+    SLURM_RUN_FAILED = "slurm_run_failed"  # backend, run, error: the others go on
     SLURM_NOT_SUBMITTED = "slurm_not_submitted"  # backend, run, outcome, error: the jobs are not lost
     RUN_LOGS_DAMAGED = "run_logs_damaged"  # errors, count: what the local adapter could not read
 

@@ -14,7 +14,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lsst.ctrl.bps import BpsConfig, GenericWorkflow, GenericWorkflowJob
 
@@ -147,8 +147,10 @@ def prepared_document(config: BpsConfig, workflow: GenericWorkflow, environ: Map
     """
     labels = _LabelSettings(config)
     for job in _payload_jobs(workflow):
-        labels.apply(job)
+        job.profile = {**job.profile, **labels.of(job.label).profile}
     document = convert.to_document(workflow, config)
+    for entry in _job_entries(document):
+        _limit_memory(entry, labels)
     environment = shell_environment(searched(config, ENVIRONMENT_SETTING, default=True), environ)
     if environment:
         document["environment"] = environment
@@ -158,23 +160,27 @@ def prepared_document(config: BpsConfig, workflow: GenericWorkflow, environ: Map
     return document
 
 
-class _LabelSettings:
+class _OfLabel(NamedTuple):
     """What the configuration says of jobs of a label, beside what ctrl_bps has put into the jobs already."""
+
+    memory_limit: int | None
+    profile: dict[str, Any]
+
+
+class _LabelSettings:
+    """The settings of each label, looked up once."""
 
     def __init__(self, config: BpsConfig) -> None:
         self._config = config
-        self._known: dict[str, tuple[int | None, dict[str, Any]]] = {}
+        self._known: dict[str, _OfLabel] = {}
 
-    def apply(self, job: GenericWorkflowJob) -> None:
-        """Add it to a job."""
-        if job.label not in self._known:
-            self._known[job.label] = self._read(job.label)
-        memory_limit, lines = self._known[job.label]
-        if job.memory_multiplier and memory_limit and memory_limit >= (job.request_memory or 0):
-            job.request_memory_max = min(job.request_memory_max or memory_limit, memory_limit)
-        job.profile = {**job.profile, **lines}
+    def of(self, label: str) -> _OfLabel:
+        """Those of one label."""
+        if label not in self._known:
+            self._known[label] = self._read(label)
+        return self._known[label]
 
-    def _read(self, label: str) -> tuple[int | None, dict[str, Any]]:
+    def _read(self, label: str) -> _OfLabel:
         if searched(self._config, "bpsMakeCommand", label) in (False, "false", "False"):
             raise CannotPrepare(
                 f"bpsMakeCommand is false for {label}: the plugin would have to put payloadCommand together, and bpsd "
@@ -184,7 +190,21 @@ class _LabelSettings:
         limit = searched(self._config, "memoryLimit", label)
         profile = searched(self._config, "profile", label)
         lines = profile["condor"] if profile and "condor" in profile else {}
-        return int(limit) if limit else None, dict(lines.items()) if lines else {}
+        try:
+            return _OfLabel(int(limit) if limit else None, dict(lines.items()) if lines else {})
+        except ValueError as exc:
+            raise CannotPrepare(f"memoryLimit for {label} is {limit!r}: it is a number of MB") from exc
+
+
+def _limit_memory(entry: dict[str, Any], labels: _LabelSettings) -> None:
+    """Let the memory of a job grow as far as ``memoryLimit`` lets it, as ctrl_bps_htcondor does."""
+    limit = labels.of(entry["label"]).memory_limit if entry.get("memory_multiplier") else None
+    if limit is not None and limit >= entry.get("request_memory", 0):
+        entry["request_memory_max"] = min(entry.get("request_memory_max", limit), limit)
+
+
+def _job_entries(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*document["jobs"], *([document["final"]] if "final" in document else [])]
 
 
 def _payload_jobs(workflow: GenericWorkflow) -> list[GenericWorkflowJob]:
@@ -217,7 +237,7 @@ def _expand(document: dict[str, Any], environment: Mapping[str, str], which: Cal
         program = executable["src_uri"] or executable["name"]
         if "/" not in program and not executable["transfer_executable"]:
             executable["src_uri"] = which(program) or executable["src_uri"]
-    for job in (*document["jobs"], *([document["final"]] if "final" in document else [])):
+    for job in _job_entries(document):
         expand(job, "arguments", "pre_cmdline", "post_cmdline")
         for mapping in (job.get("environment", {}), job.get("cmdvals", {})):
             expand(mapping, *mapping)

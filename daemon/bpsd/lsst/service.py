@@ -79,9 +79,10 @@ class BpsdWorkflow(BaseWmsWorkflow):  # type: ignore[misc]  # lsst has no types
         path = Path(folder, DOCUMENT_NAME)
         try:
             document = json.loads(path.read_bytes())
-        except (OSError, ValueError) as exc:
-            raise BpsdServiceError(f"{path} cannot be read: {exc}; prepare the run again") from exc
-        workflow = cls(document["name"], convert.config_from_document(document))
+            name = document["name"]
+        except (OSError, ValueError, LookupError, TypeError) as exc:
+            raise _unreadable(path, exc) from exc
+        workflow = cls(name, convert.config_from_document(document))
         workflow.document = document
         workflow.submit_path = str(folder)
         workflow.service_class = f"{BpsdService.__module__}.{BpsdService.__qualname__}"
@@ -90,9 +91,10 @@ class BpsdWorkflow(BaseWmsWorkflow):  # type: ignore[misc]  # lsst has no types
     def write(self, out_prefix: str) -> None:
         """Write ``bpsd.json``. If it says the same as the one that is there, it keeps that one's token."""
         path = Path(out_prefix, DOCUMENT_NAME)
+        there = _read(path)
         attributes = self.document["run"]["attrs"]
-        attributes[_TOKEN_ATTRIBUTE] = _token_of(path) or wire.new_token()
-        if _read(path) != self.document:
+        attributes[_TOKEN_ATTRIBUTE] = _token_in(there)
+        if there != self.document:
             attributes[_TOKEN_ATTRIBUTE] = wire.new_token()
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_privately(path, self.document)
@@ -168,7 +170,10 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
         if kwargs.get("remote_build") or workflow is None:
             raise BpsdServiceError(_NO_REMOTE_BUILD)
         path = Path(workflow.submit_path, DOCUMENT_NAME)
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise _unreadable(path, exc) from exc
         config = kwargs.get("config") or workflow.config
 
         def send(client: Client) -> dict[str, Any]:
@@ -176,7 +181,11 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
             command = client.submit_document(data, token=workflow.token, source=str(path), backend=backend)
             if not command.get("created", True):
                 _LOG.info("This directory was submitted before, as run %s", command["run"])
-            return client.wait_command(command["id"])
+            try:
+                return client.wait_command(command["id"])
+            except KeyboardInterrupt:
+                _LOG.warning("Not waited for: run %s goes on all the same (`bps cancel --id` ends it)", command["run"])
+                raise
 
         command = self._ask("submit", send)
         if command["state"] != "DONE":
@@ -309,12 +318,12 @@ class BpsdService(BaseWmsService):  # type: ignore[misc]  # lsst has no types
         return Client(name=f"bps {verb} ({Path(sys.argv[0]).name})")
 
     def _ask(self, verb: str, act: Callable[[Client], _T]) -> _T:
-        """Ask the daemon; what it refuses, or that it does not run, is an error of the ``bps`` command."""
+        """Ask the daemon; what it refuses, or that it does not run, is an error of ``bps`` (which has no --socket)."""
         try:
             with self._client(verb) as client:
                 return act(client)
         except ClientError as exc:
-            raise BpsdServiceError(str(exc)) from exc
+            raise BpsdServiceError(str(exc).replace("--socket or BPSD_SOCKET", "BPSD_SOCKET")) from exc
 
 
 def _command_line() -> str | None:
@@ -368,10 +377,11 @@ def _messages(page: dict[str, Any]) -> list[str]:
 def _run_name(wms_id: object) -> str:
     """What the daemon calls a run that a person calls so; a submit directory of ours is known by its token."""
     text = str(wms_id).strip()
-    folder = Path(text)
-    if folder.is_dir():
-        return _token_of(folder / DOCUMENT_NAME) or str(folder.resolve())
-    return text
+    token = _token_in(_read(Path(text, DOCUMENT_NAME))) if text else None
+    if token is not None:
+        return token
+    is_path = "/" in text or text.startswith(".")  # what is called like an id is one, whatever lies here
+    return str(Path(text).resolve()) if is_path else text
 
 
 def _outcome(command: dict[str, Any]) -> str:
@@ -396,9 +406,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _token_of(path: Path) -> str | None:
-    document = _read(path) or {}
-    token = document.get("run", {}).get("attrs", {}).get(_TOKEN_ATTRIBUTE)
+def _unreadable(path: Path, exc: Exception) -> BpsdServiceError:
+    return BpsdServiceError(f"{path} cannot be read: {exc!r}; prepare the run again")
+
+
+def _token_in(document: dict[str, Any] | None) -> str | None:
+    try:
+        token = (document or {})["run"]["attrs"][_TOKEN_ATTRIBUTE]
+    except (LookupError, TypeError):
+        return None
     return token if isinstance(token, str) else None
 
 

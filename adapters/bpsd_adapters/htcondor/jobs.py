@@ -1,0 +1,253 @@
+"""The jobs of the runs that a poll saw: from the runs' logs as they grow, or else as the pool itself tells of them."""
+
+from __future__ import annotations
+
+__all__ = ["OVERLAP_S", "Held", "JobWatcher", "Looked", "each"]
+
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import anyio
+
+from bpsd.errors import BackendAuthError, BackendUnavailable, LimitExceeded
+from bpsd.models import JobObservation, RunObservation, WmsSpecificInfo
+from bpsd_adapters.htcondor.classads import Ad, as_number, as_text, run_note, run_state
+from bpsd_adapters.htcondor.finder import Found
+from bpsd_adapters.htcondor.hostclock import HostClock
+from bpsd_adapters.htcondor.observe import HISTORY, dag_file, observe_child, observe_run
+from bpsd_adapters.htcondor.pool import Pool
+from bpsd_adapters.htcondor.runfiles import Room, RunFiles
+
+OVERLAP_S = 120.0
+"""How much of a source is read again: what entered it late is not missed."""
+
+RUNS_AT_ONCE = 8
+"""The logs of so many runs are read at the same time: each piece of one takes round trips to the submit host."""
+
+_CHILDREN = "children:"
+_UNREADABLE = (OSError, BackendUnavailable, BackendAuthError, LimitExceeded)
+
+
+class Held:
+    """Jobs that were submitted on hold, by the DAGMan that did it; those of a group may belong to any run."""
+
+    def __init__(self, runs: Iterable[Found], born_held: Mapping[str | None, Sequence[Ad]]) -> None:
+        dagmans = {(found.ids.schedd, found.ids.cluster) for found in runs}
+        self._ads: dict[tuple[str | None, int | None], list[Ad]] = {}
+        for schedd, ads in born_held.items():
+            for ad in ads:
+                dagman = as_number(ad, "DAGManJobId")
+                self._ads.setdefault((schedd, dagman if (schedd, dagman) in dagmans else None), []).append(ad)
+
+    def of(self, found: Found) -> list[Ad]:
+        """Those that may be jobs of a run."""
+        return [*self._ads.get((found.ids.schedd, found.ids.cluster), ()), *self._ads.get((found.ids.schedd, None), ())]
+
+
+class Looked(NamedTuple):
+    """What there is to tell of runs, how far each was told, and whether more is to be read at once."""
+
+    observations: list[RunObservation]
+    cursors: dict[str, str]
+    more: bool
+
+
+class JobWatcher:
+    """Sees the jobs of a pool's runs.
+
+    Parameters
+    ----------
+    pool : `~bpsd_adapters.htcondor.pool.Pool`
+        Whom to ask for the jobs of runs whose files are not there or not for us.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._files: dict[str, RunFiles] = {}
+        self.reread = False
+        """Whether the logs of a run that is not new were read from their beginning."""
+
+    def files_of(self, wms_id: str) -> RunFiles | None:
+        """The files of a run that is watched."""
+        return self._files.get(wms_id)
+
+    async def sizes(self) -> dict[str, int]:
+        """How large the logs are that are followed, asked for all of them at once."""
+        paths = [path for files in self._files.values() for path in files.logs]
+        try:
+            return await self._pool.sizes(paths)
+        except (BackendUnavailable, BackendAuthError):
+            return {}  # each is then asked for by itself, and says what is wrong with it
+
+    async def look(
+        self,
+        runs: Mapping[str, Found],
+        told: Mapping[str, str | None],
+        held: Held,
+        left: Mapping[str, int],
+        clock: HostClock,
+        room: Room,
+        sizes: Mapping[str, int],
+    ) -> Looked:
+        """Observe runs with the jobs that changed.
+
+        Parameters
+        ----------
+        runs : `~collections.abc.Mapping` [`str`, `~bpsd_adapters.htcondor.finder.Found`]
+            The runs by their ids.
+        told : `~collections.abc.Mapping` [`str`, `str`]
+            How far each was told: its cursor.
+        held : `Held`
+            Jobs submitted on hold.
+        left : `~collections.abc.Mapping` [`str`, `int`]
+            How many jobs of runs without a DAGMan are in the queue all the same.
+        clock : `~bpsd_adapters.htcondor.hostclock.HostClock`
+            The submit host's.
+        room : `~bpsd_adapters.htcondor.runfiles.Room`
+            How much may be read.
+        sizes : `~collections.abc.Mapping` [`str`, `int`]
+            Of logs, as of before the queue was asked; of a run that is over they are asked for again.
+        """
+        self.reread = False
+        for gone in [wms_id for wms_id in self._files if wms_id not in runs]:
+            del self._files[gone]
+        unread: dict[str, str] = dict.fromkeys(runs.keys() - _newest(runs), "")
+        unfinished: set[str] = set()
+
+        async def read(wms_id: str, found: Found) -> None:
+            try:
+                if await self._read(wms_id, found, clock, room, {} if found.source == HISTORY else sizes):
+                    unfinished.add(wms_id)
+            except _UNREADABLE as exc:
+                self._files.pop(wms_id, None)
+                unread[wms_id] = str(exc)
+
+        await each([read(wms_id, found) for wms_id, found in runs.items() if wms_id not in unread], RUNS_AT_ONCE)
+        asked = await self._ask({wms_id: runs[wms_id] for wms_id in runs if wms_id in unread}, told, clock)
+        observations, cursors = [], {wms_id: cursor for wms_id, (_, cursor) in asked.items()}
+        for wms_id, found in runs.items():
+            jobs_left, over = left.get(wms_id, 0), found.source == HISTORY
+            if wms_id in unread:
+                info = _why(found.ad, unread[wms_id])
+                jobs = asked[wms_id][0]
+                observations.append(observe_run(found.ad, wms_id, found.source, jobs=jobs, left=jobs_left, info=info))
+                continue
+            files = self._files[wms_id]
+            self._take_held(files, held.of(found))
+            if over and not jobs_left and wms_id not in unfinished:
+                await files.finish(run_state(found.ad))
+            observations.append(
+                observe_run(
+                    found.ad,
+                    wms_id,
+                    found.source,
+                    jobs=files.tracker.changed(told.get(wms_id)),
+                    total=len(files.tracker) if files.is_loaded else None,
+                    job_failed=files.tracker.failed(),
+                    left=jobs_left,
+                    unread=wms_id in unfinished,
+                )
+            )
+            cursors[wms_id] = files.tracker.cursor
+        return Looked(observations, cursors, bool(unfinished))
+
+    async def _read(self, wms_id: str, found: Found, clock: HostClock, room: Room, sizes: Mapping[str, int]) -> bool:
+        """Read on in a run's logs; whether there is more."""
+        files = self._files.get(wms_id)
+        if files is None:
+            dag = dag_file(found.ad)
+            assert dag is not None  # or it would not be the newest run of a folder
+            files = self._files[wms_id] = RunFiles(self._pool.transport, dag, clock, found.ids.cluster)
+            self.reread |= (as_number(found.ad, "QDate") or 0) < clock.now - OVERLAP_S
+        tracker = files.tracker
+        more = await files.update(room, sizes)
+        self.reread |= files.tracker is not tracker
+        return more
+
+    @staticmethod
+    def _take_held(files: RunFiles, ads: Sequence[Ad]) -> None:
+        for ad in ads:
+            name = as_text(ad, "bps_job_name") or as_text(ad, "DAGNodeName") or ""
+            if files.tracker.cluster_of(name) == as_number(ad, "ClusterId"):
+                files.tracker.born_held(name, float(as_number(ad, "EnteredCurrentStatus") or 0), run_note(ad))
+
+    # -- jobs whose logs cannot be read ------------------------------------------------------------------------------
+
+    async def _ask(
+        self, runs: Mapping[str, Found], told: Mapping[str, str | None], clock: HostClock
+    ) -> dict[str, tuple[list[JobObservation], str]]:
+        """Of each run the jobs that changed, and how far it is told then: one question for all that were told of."""
+        answers: dict[str, tuple[list[JobObservation], str]] = {}
+        questions: dict[tuple[str | None, bool], dict[str, float]] = {}
+        for wms_id, found in runs.items():
+            cursor = told.get(wms_id) or ""
+            answers[wms_id] = [], cursor
+            since = _since(cursor)
+            ended = (as_number(found.ad, "EnteredCurrentStatus") or 0) if found.source == HISTORY else clock.now
+            if since <= ended + OVERLAP_S:
+                questions.setdefault((found.ids.schedd, since > 0), {})[wms_id] = since
+
+        async def ask(schedd: str | None, since: Mapping[str, float]) -> None:
+            whose = {runs[wms_id].ids.cluster: wms_id for wms_id in since}
+            try:
+                ads = await self._pool.children(schedd, [*whose], min(since.values()))
+            except (BackendUnavailable, BackendAuthError):
+                return
+            for wms_id in since:
+                answers[wms_id] = [], f"{_CHILDREN}{int(clock.now - OVERLAP_S)}"
+            for ad in ads:
+                job, run = observe_child(ad), whose.get(as_number(ad, "DAGManJobId") or 0)
+                if job is not None and run is not None:
+                    answers[run][0].append(job)
+
+        await each([ask(schedd, since) for (schedd, _), since in questions.items()], RUNS_AT_ONCE)
+        return answers
+
+
+def _since(cursor: str) -> float:
+    number = cursor.removeprefix(_CHILDREN)
+    return float(number) if cursor.startswith(_CHILDREN) and number.isdecimal() else 0.0
+
+
+def _why(ad: Ad, error: str) -> WmsSpecificInfo | None:
+    if not error:
+        return None
+    info = WmsSpecificInfo()
+    message = "jobs come from the queue and the history: {dag} cannot be read ({why})"
+    info.add_message(message, dag=dag_file(ad) or "", why=error)
+    return info
+
+
+def _newest(runs: Mapping[str, Found]) -> set[str]:
+    """The newest run in each folder: the files there are its own."""
+    best: dict[str, tuple[int, str]] = {}
+    for wms_id, found in runs.items():
+        file = dag_file(found.ad)
+        if file is not None:
+            best[file] = max(best.get(file, (-1, "")), (as_number(found.ad, "QDate") or 0, wms_id))
+    return {wms_id for _, wms_id in best.values()}
+
+
+async def each(calls: Sequence[Coroutine[Any, Any, None]], at_once: int) -> None:
+    """Do all of that, so much at once; if one fails the rest is given up, and its error comes as it is."""
+    limiter = anyio.CapacityLimiter(at_once)
+
+    async def one(call: Coroutine[Any, Any, None]) -> None:
+        async with limiter:
+            await call
+
+    try:
+        async with anyio.create_task_group() as group:
+            for call in calls:
+                group.start_soon(one, call)
+    except BaseExceptionGroup as exc:
+        raise _first(exc) from exc
+    finally:
+        for call in calls:
+            call.close()
+
+
+def _first(exc: BaseException) -> BaseException:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
