@@ -294,6 +294,24 @@ async def test_a_schedd_that_hangs_is_waited_for_once_a_minute_and_only_once() -
         }
 
 
+async def test_a_poll_that_failed_makes_nobody_read_the_logs_again() -> None:
+    site = Site()
+    site.queue = [ad(7)]
+    site.folder(7, "a_1")
+    await site.poll()
+    known = KnownRun(run_id="r7", wms_id="7.0", cursor=site.last.run_cursors["7.0"])
+    answers = site.transport._reply
+    site.transport._reply = lambda argv, data: answer(b"", 1, "no") if argv[0] == "condor_q" else answers(argv, data)
+
+    assert told(await site.poll(known)) == {}
+    site.transport._reply = answers
+    assert told(await site.poll(known)) == {"7.0": ("RUNNING", 0)}
+    site.queue = []
+    await site.poll()
+    await site.poll()
+    assert site.watcher.files_of("7.0") is None
+
+
 async def test_what_fails_for_all_comes_as_one_error() -> None:
     site = Site()
     site.transport._reply = lambda argv, _: answer(b"", 1, "no") if argv[0] == "date" else None

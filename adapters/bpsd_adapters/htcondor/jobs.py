@@ -109,7 +109,7 @@ class JobWatcher:
             Of logs, as of before the queue was asked; of a run that is over they are asked for again.
         """
         self.reread = False
-        for gone in [wms_id for wms_id in self._files if wms_id not in runs]:
+        for gone in self._files.keys() - runs.keys() - told.keys():  # a run whose schedd is silent is still known
             del self._files[gone]
         unread: dict[str, str] = dict.fromkeys(runs.keys() - _newest(runs), "")
         unfinished: set[str] = set()
