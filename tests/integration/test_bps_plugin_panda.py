@@ -150,14 +150,15 @@ if SOAK:
     async def test_a_run_that_fails_is_restarted_to_its_end(
         bed: Bed, jobs: tuple[str, ...], expected: dict[WmsStates, int]
     ) -> None:
-        """What iDDS calls SubFinished has failed; a restart under the same id is the next attempt."""
+        """What iDDS calls SubFinished has failed; a restart under the same id is the next attempt.
+
+        It tells no exit codes here: it keeps them without the id of their task, by which the plugin asks for them.
+        """
         async with bed.open() as observer:
             wms_id, document_file = await observer.submit(workflow(*jobs))
             run = await observer.until_over(wms_id, timeout_s=180.0)
             assert run.state is WmsStates.FAILED
             assert counts(run) == expected
-            codes = run.as_row({}, full=True).exit_codes
-            assert [of_label for of_label in codes.values() if of_label] == [{"3": expected[WmsStates.FAILED]}]
 
             again = await restarted(observer, wms_id, document_file.token)
             run = await observer.until_over(wms_id, attempt=again, timeout_s=180.0)
