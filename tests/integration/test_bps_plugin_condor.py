@@ -102,13 +102,21 @@ async def test_a_call_to_another_host_is_ended_there_by_its_deadline(far: Bed, p
         assert (await observer.service.ping())[0] == 0
 
 
-if SOAK:
+@pytest.fixture
+def bed(pool: CondorBed) -> Iterator[Bed]:
+    folder = pool.folder()
+    yield Bed(BpsPluginService, condor_settings(pool), folder, patience_s=240.0)
+    pool.remove([folder])
 
-    @pytest.fixture
-    def bed(pool: CondorBed) -> Iterator[Bed]:
-        folder = pool.folder()
-        yield Bed(BpsPluginService, condor_settings(pool), folder, patience_s=240.0)
-        pool.remove([folder])
+
+async def test_upstreams_plugin_submits_to_its_pool(bed: Bed) -> None:
+    async with bed.open() as observer:
+        wms_id, workflow = await observer.submit(document(shell_job("only_1", "true")))
+        run = await observer.until_over(wms_id, timeout_s=bed.patience_s)
+        assert (run.state, run.token) == (WmsStates.SUCCEEDED, workflow.token)
+
+
+if SOAK:
 
     class TestHTCondorService(AdapterContract):
         test_bad_workflows_are_refused_before_anything_runs = (

