@@ -291,6 +291,33 @@ def test_a_reload_takes_a_good_configuration_and_refuses_a_bad_one(serving: Syst
     assert serving.properties("bpsd.service", "ActiveState")["ActiveState"] == "active"
 
 
+def test_a_daemon_that_cannot_start_says_so_and_starts_once_it_is_mended(serving: SystemdBed) -> None:
+    """Nobody hangs meanwhile, and no client wears out systemd's patience."""
+    serving.run("systemctl", "stop", "bpsd.service")
+    serving.configure({"mode": "system", "backends": {"wms": {"type": "nonsense"}}})
+    assert serving.try_("systemctl", "start", "bpsd.service").returncode != 0
+
+    for _ in range(3):
+        told = serving.as_user("alice", f"{PROGRAMS}/bpsctl", "report")
+        assert told.returncode != 0
+        assert "the daemon cannot start: the configuration /etc/bpsd/bpsd.yaml has 1 mistake" in told.stderr
+    told = serving.as_user("alice", f"{PROGRAMS}/bpsctl", "health")
+    assert (told.returncode, told.stdout.partition(":")[0]) == (2, "BPSD CRITICAL - the daemon cannot start")
+
+    misspelt = {**SITE, "rights": {"operator": {"groups": ["operatrs"]}}}
+    serving.configure(misspelt)
+    assert "unknown:       group operatrs" in serving.run(
+        f"{PROGRAMS}/bpsd", "check-config", "--config", "/etc/bpsd/bpsd.yaml"
+    )
+    serving.run("systemctl", "start", "bpsd.service")
+    told = serving.as_user("alice", f"{PROGRAMS}/bpsctl", "health")
+    assert (told.returncode, "whom nobody knows here: group operatrs" in told.stdout) == (1, True)
+    assert "nobody knows group operatrs" in serving.run("systemctl", "status", "--no-pager", "bpsd.service")
+    serving.configure(SITE)
+    serving.run("systemctl", "reload", "bpsd.service")
+    serving.until("all is well", lambda: serving.as_user("alice", f"{PROGRAMS}/bpsctl", "health").returncode == 0)
+
+
 def test_a_stop_during_a_submit_keeps_its_time_and_the_command(serving: SystemdBed) -> None:
     serving.bpsctl("alice", "submit", "--backend", "wms", "-", input=workflow("u/first", "true"))
     (file,) = serving.path(f"{STATE}/backends").glob("*/wms.json")

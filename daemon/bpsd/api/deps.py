@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Deps"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ from bpsd.store import Store
 @dataclass(slots=True)
 class Deps:
     """Everything that a method may use. ``figures`` gives the daemon's own figures for `health`; ``refused`` says why
-    the last reload was refused (empty: it was not).
+    the last reload was refused (empty: it was not); ``names_unknown`` are users and groups of the configuration that
+    nobody has now.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class Deps:
     started_at: float
     log: Any
     refused: str = ""
+    names_unknown: Sequence[str] = ()
 
     def backend(self, name: str | None) -> Backend:
         """The backend called ``name``, or the only one.

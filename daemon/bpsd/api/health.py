@@ -39,6 +39,7 @@ class Health:
             self._journal(),
             self._store(),
             self._config(),
+            self._people(),
             _disk(free),
             _loop(figures),
         ]
@@ -104,6 +105,16 @@ class Health:
                 "`bpsd check-config` lists what is wrong",
             )
         return HealthCheck(name="config", status=OK, message="the configuration in force is that of the last reload")
+
+    def _people(self) -> HealthCheck:
+        unknown = self._deps.names_unknown
+        if unknown:
+            return HealthCheck(
+                name="people",
+                status=WARNING,
+                message=f"the configuration gives rights to whom nobody knows here: {', '.join(unknown[:5])}",
+            )
+        return HealthCheck(name="people", status=OK, message="everybody whom the configuration names is known")
 
 
 def _disk(free: int) -> HealthCheck:
