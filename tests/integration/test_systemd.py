@@ -15,6 +15,7 @@ import pytest
 
 from bpsd.testing.wms import ScriptedWms
 from tests.integration.systemdbed import PROGRAMS, SystemdBed
+from tests.wheels import build_wheel, previous_wheel
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -63,7 +64,7 @@ def bed() -> Iterator[SystemdBed]:
     bed = SystemdBed()
     bed.start()
     with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as folder:
-        bed.install_wheel(Path(folder))
+        bed.install_wheel(build_wheel(Path(folder)))
     _forget(bed)
     bed.run(f"{PROGRAMS}/bpsd", "install", "--system", "--run-as-submitter")
     _install_frozen_adapter(bed)
@@ -495,6 +496,35 @@ def test_a_person_s_own_daemon_is_a_user_service_whose_runs_outlive_it(bed: Syst
         alice(f"{PROGRAMS}/bpsd", "uninstall", "--user")
         bed.run("loginctl", "disable-linger", "alice")
     assert not (bed.path("/home") / "alice" / ".config/systemd/user/bpsd.service").exists()
+
+
+def test_an_upgrade_as_documented_leaves_runs_alone(serving: SystemdBed, tmp_path: Path) -> None:
+    """From the wheel of the commit before this one, in place, with a run under way in a unit of its own."""
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    new = build_wheel(tmp_path / "new")
+    serving.install_wheel(previous_wheel(tmp_path / "old"))
+    try:
+        serving.run(f"{PROGRAMS}/bpsd", "install", "--system", "--run-as-submitter")
+        serving.run("systemctl", "restart", "bpsd.service")
+        document = workflow("u/upgraded", "echo $$; while [ ! -e /tmp/upgraded ]; do sleep 0.2; done")
+        run = serving.bpsctl("alice", "submit", "--backend", "here", "-", input=document)["run"]
+        until_state(serving, run, "RUNNING")
+        pid = until_printed(serving, run).strip()
+        before = serving.main_pid()
+    finally:
+        serving.bpsctl("root", "admin", "backup")
+        serving.install_wheel(new)
+        serving.run(f"{PROGRAMS}/bpsd", "install", "--system", "--run-as-submitter")
+        serving.run("systemctl", "restart", "bpsd.service")
+
+    assert serving.main_pid() != before
+    assert serving.run("stat", "-c", "%U", f"/proc/{pid}").strip() == "alice"
+    until_state(serving, run, "RUNNING")
+    serving.run("touch", "/tmp/upgraded")
+    until_state(serving, run, "SUCCEEDED")
+    assert serving.bpsctl("root", "admin", "check")["problems"] == []
+    assert {row["state"] for row in serving.bpsctl("alice", "commands")["commands"]} == {"DONE"}
 
 
 def test_zz_uninstall_leaves_state_and_configuration(serving: SystemdBed) -> None:
