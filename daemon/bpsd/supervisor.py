@@ -35,7 +35,7 @@ from bpsd.cache import Cache
 from bpsd.commandlog import OPEN_STATES
 from bpsd.commands.engine import VERBS, CommandEngine
 from bpsd.config import BackendConfig, Config
-from bpsd.errors import BpsdError, CannotStart
+from bpsd.errors import BpsdError, CannotStart, ConfigInvalid
 from bpsd.interface import ServiceContext, WmsService
 from bpsd.journal import CommandRecord, Journal, Sighting
 from bpsd.logs.events import LogEvent
@@ -287,7 +287,7 @@ class Daemon:
         """How things are, in a line for ``systemctl status``."""
         states = Counter(backend.row().state for backend in self._backends.values())
         amiss = ", ".join(f"{count} {state}" for state, count in sorted(states.items()) if state != "up")
-        said = f"{len(self._backends)} backends{f' ({amiss})' if amiss else ''}, {len(self._cache)} runs"
+        said = f"backends: {len(self._backends)}{f' ({amiss})' if amiss else ''}, runs: {len(self._cache)}"
         if self._names_unknown:
             said += f"; nobody knows {', '.join(self._names_unknown[:5])}"
         if self._deps.refused:
@@ -497,7 +497,8 @@ class Daemon:
             new = await anyio.to_thread.run_sync(self._reload)
             self._refuse_what_needs_a_restart(new)
         except BpsdError as exc:
-            self._deps.refused = exc.message
+            advice = "`bpsd check-config` lists what is wrong" if isinstance(exc, ConfigInvalid) else exc.advice
+            self._deps.refused = f"{exc.message}: {advice}"
             self._log.error(LogEvent.CONFIG_REFUSED, error=str(exc))
             await self._cache.announce("daemon.reload", ok=False, error=exc.message)
         else:

@@ -197,7 +197,7 @@ def test_a_client_that_comes_early_waits_and_is_served(bed: SystemdBed) -> None:
 
     told = bed.properties("bpsd.service", "ActiveState", "SubState", "Type", "StatusText")
     assert told == {"Type": "notify", "ActiveState": "active", "SubState": "running", "StatusText": told["StatusText"]}
-    assert told["StatusText"].startswith("2 backends")
+    assert told["StatusText"].startswith("backends: 2")
     (opened, *_) = bed.journal("BPSD_EVENT=socket_opened", f"_PID={bed.main_pid()}")
     assert opened["BPSD_ACTIVATED"] == "true"
 
@@ -530,7 +530,9 @@ def test_an_upgrade_as_documented_leaves_runs_alone(serving: SystemdBed, tmp_pat
 def test_zz_uninstall_leaves_state_and_configuration(serving: SystemdBed) -> None:
     said = serving.run(f"{PROGRAMS}/bpsd", "uninstall", "--system")
 
-    assert "/var/lib/bpsd and the account bpsd stay" in said
+    assert "/var/lib/bpsd-runs and the account bpsd stay" in said
+    assert "systemctl stop bpsd.slice" in said
+    assert serving.try_("test", "-e", "/run/bpsd").returncode != 0
     assert serving.properties("bpsd.service", "LoadState")["LoadState"] == "not-found"
     assert not serving.path("/etc/polkit-1/rules.d/50-bpsd.rules").exists()
     assert serving.path("/etc/bpsd/bpsd.yaml").exists()

@@ -101,8 +101,7 @@ class Health:
             return HealthCheck(
                 name="config",
                 status=WARNING,
-                message=f"the last reload was refused, and the older configuration goes on ({self._deps.refused}): "
-                "`bpsd check-config` lists what is wrong",
+                message=f"the last reload was refused, and the older configuration goes on: {self._deps.refused}",
             )
         return HealthCheck(name="config", status=OK, message="the configuration in force is that of the last reload")
 

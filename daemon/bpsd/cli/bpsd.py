@@ -192,8 +192,14 @@ def _install(arguments: argparse.Namespace) -> int:
 def _uninstall(arguments: argparse.Namespace) -> int:
     place = _place(arguments)
     _carry_out(removal(place), arguments)
-    state = "/etc/bpsd, /var/lib/bpsd and the account bpsd stay" if arguments.system else "your state and settings stay"
-    print(f"{state}: remove them yourself if nobody needs them any more")
+    if arguments.system:
+        what = "/etc/bpsd, /var/lib/bpsd, /var/lib/bpsd-runs and the account bpsd stay"
+        runs = "local runs go on (`systemctl stop bpsd.slice` ends them), as those in any other WMS do"
+    else:
+        what, runs = "your state and settings stay", "runs go on"
+    print(f"{what}: remove them yourself if nobody needs them any more")
+    if not arguments.dry_run:
+        print(runs)
     return 0
 
 

@@ -143,6 +143,8 @@ def removal(place: Place) -> list[Act]:
     files = [*place.files.values(), *([place.rule] if place.rule else [])]
     return [
         Run((*place.systemctl, "disable", "--now", *UNITS), may_fail=True),
+        # A folder for a socket says that there is a daemon of the system's; a person's may be that of one run by hand.
+        *([Run((*place.systemctl, "clean", "--what=runtime", UNITS[0]), may_fail=True)] if place.config else []),
         *(Remove(path) for path in files),
         Run((*place.systemctl, "daemon-reload")),
     ]
