@@ -8,7 +8,7 @@ the journal. Runs go on in any case: no adapter's run depends on this process.
 
 from __future__ import annotations
 
-__all__ = ["Daemon"]
+__all__ = ["NAMES_WAIT_S", "Daemon"]
 
 import fcntl
 import gc
@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ from bpsd.cache import Cache
 from bpsd.commandlog import OPEN_STATES
 from bpsd.commands.engine import VERBS, CommandEngine
 from bpsd.config import BackendConfig, Config
-from bpsd.errors import BpsdError, CannotStart, WorkflowInvalid
+from bpsd.errors import BpsdError, CannotStart, ConfigInvalid, WorkflowInvalid
 from bpsd.interface import ServiceContext, WmsService
 from bpsd.journal import CommandRecord, Journal, Sighting
 from bpsd.logs.events import LogEvent
@@ -64,6 +65,9 @@ own choice, and each message read or written is such a wait."""
 
 NAMES_WAIT_S = 10.0
 """How long start and reload wait for the users and groups that the configuration names."""
+
+STATUS_S = 30.0
+"""How often systemd is told how things are."""
 
 NAMES_RETRY_S = 60.0
 """How often those that nobody had are asked for again."""
@@ -262,6 +266,7 @@ class Daemon:
             self._exposition = Exposition(self._make_monitor(), self._config.metrics, log=self._log)
             self._group.start_soon(self._exposition.run, name="metrics")
             self._group.start_soon(self._ask_for_people, name="people")
+            self._group.start_soon(self._tell_status, name="status")
             self._group.start_soon(self._signals, name="signals")
             await self._group.start(self._server.serve, listener)
             self._ready()
@@ -278,7 +283,23 @@ class Daemon:
             state_dir=str(self._state),
             backends=list(self._backends),
         )
-        self._systemd.ready(f"{len(self._backends)} backends, {len(self._cache)} runs")
+        self._systemd.ready(self._status())
+
+    def _status(self) -> str:
+        """How things are, in a line for ``systemctl status``."""
+        states = Counter(backend.row().state for backend in self._backends.values())
+        amiss = ", ".join(f"{count} {state}" for state, count in sorted(states.items()) if state != "up")
+        said = f"backends: {len(self._backends)}{f' ({amiss})' if amiss else ''}, runs: {len(self._cache)}"
+        if self._names_unknown:
+            said += f"; nobody knows {', '.join(self._names_unknown[:5])}"
+        if self._deps.refused:
+            said += f"; the last reload was refused: {self._deps.refused}"
+        return said
+
+    async def _tell_status(self) -> None:
+        while True:
+            self._systemd.status(self._status())
+            await anyio.sleep(STATUS_S)
 
     async def _wind_down(self) -> None:
         """Answer what was asked, then write what is known; a stuck WMS must not hold the stop up."""
@@ -317,8 +338,12 @@ class Daemon:
             await anyio.sleep(NAMES_RETRY_S)
             if self._names_unknown:
                 await self._know_people()
-                self._deps.policy = self._policy
-                self._server.set_policy(self._policy)
+                self._use_people()
+
+    def _use_people(self) -> None:
+        """Also for those who are connected."""
+        self._deps.policy, self._deps.names_unknown = self._policy, self._names_unknown
+        self._server.set_policy(self._policy)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -350,6 +375,7 @@ class Daemon:
             workflows=self._workflows,
             figures=self._figures,
             policy=self._policy,
+            names_unknown=self._names_unknown,
             clock=self._clock,
             started_at=self._started_at,
             log=self._log,
@@ -481,7 +507,8 @@ class Daemon:
             new = await anyio.to_thread.run_sync(self._reload)
             self._refuse_what_needs_a_restart(new)
         except BpsdError as exc:
-            self._deps.refused = exc.message
+            advice = "`bpsd check-config` lists what is wrong" if isinstance(exc, ConfigInvalid) else exc.advice
+            self._deps.refused = f"{exc.message}: {advice}"
             self._log.error(LogEvent.CONFIG_REFUSED, error=str(exc))
             await self._cache.announce("daemon.reload", ok=False, error=exc.message)
         else:
@@ -489,7 +516,7 @@ class Daemon:
             self._deps.refused = ""
             self._log.info(LogEvent.CONFIG_RELOADED, backends=list(self._backends))
             await self._cache.announce("daemon.reload", ok=True, backends=list(self._backends))
-        self._systemd.ready()
+        self._systemd.ready(self._status())
 
     def _refuse_what_needs_a_restart(self, new: Config) -> None:
         fixed = ("mode", "socket", "state_dir", "state_on_network")
@@ -506,8 +533,7 @@ class Daemon:
         self._make_room(new.limits.clients)
         self._server.set_limits(new.limits)
         await self._know_people()
-        self._deps.policy = self._policy
-        self._server.set_policy(self._policy)
+        self._use_people()
         self._exposition.use(new.metrics)
         self._notifier.use(new.notifications)
         for name, settings in old.backends.items():

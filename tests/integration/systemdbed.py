@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +17,7 @@ from typing import Any
 from tests.integration.condorbed import bed_folder
 from tests.leftovers import SESSION_VARIABLE
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "tests" / "testbeds" / "systemd.sh"
+SCRIPT = Path(__file__).parents[1] / "testbeds" / "systemd.sh"
 PROGRAMS = "/opt/bpsd/bin"
 PATIENCE_S = 60.0
 
@@ -98,11 +96,8 @@ class SystemdBed:
 
     # -- bpsd --------------------------------------------------------------------------------------------------------
 
-    def install_wheel(self, folder: Path) -> None:
-        """Build the wheel and install it where its dependencies are."""
-        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-        subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-        (wheel,) = folder.iterdir()
+    def install_wheel(self, wheel: Path) -> None:
+        """Install a wheel where its dependencies are."""
         inside = self.path("/opt/wheel")
         shutil.rmtree(inside, ignore_errors=True)
         inside.mkdir()

@@ -28,6 +28,7 @@ from tests.disks import DISKS, small_disk
 from tests.figures import figure
 from tests.integration.bpsctl import bpsctl
 from tests.integration.daemons import RunningDaemon, document, true_job, until
+from tests.wheels import previous_wheel
 
 ROOT = Path(__file__).parents[2]
 REQUESTS = figure("REQUESTS", test=50_000, soak=1_000_000)
@@ -272,21 +273,10 @@ def _process_state(daemon: RunningDaemon) -> str:
 
 @pytest.fixture
 def previous(tmp_path: Path) -> Path:
-    """The wheel of the commit before this one, unpacked (in a clone without history: of this one)."""
-    commits = _output("git", "rev-list", "--first-parent", "--max-count=2", "HEAD").decode().split()
-    source = tmp_path / "source"
-    source.mkdir()
-    subprocess.run(["tar", "x"], cwd=source, input=_output("git", "archive", commits[-1]), check=True)
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
-    subprocess.run(build, cwd=source, check=True, capture_output=True)
-    [wheel] = (tmp_path / "dist").iterdir()
-    with zipfile.ZipFile(wheel) as archive:
+    """The wheel of the commit before this one, unpacked."""
+    with zipfile.ZipFile(previous_wheel(tmp_path)) as archive:
         archive.extractall(tmp_path / "previous")
     return tmp_path / "previous"
-
-
-def _output(*command: str) -> bytes:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
 
 
 def test_an_upgrade_with_runs_under_way(state_dir: Path, previous: Path) -> None:
@@ -300,14 +290,20 @@ def test_an_upgrade_with_runs_under_way(state_dir: Path, previous: Path) -> None
     daemon = RunningDaemon(state_dir, {**TOY, "here": {"type": "local", "cores": 1}})
     daemon.environment = {**os.environ, "PYTHONPATH": str(previous)}
     with daemon:
-        assert daemon.process is not None
-        loaded = Path(f"/proc/{daemon.process.pid}/environ").read_bytes()
-        assert str(previous).encode() in loaded
+        where = subprocess.run(
+            [sys.executable, "-c", "import bpsd, bpsd_adapters as a; print(bpsd.__file__, *a.__path__)"],
+            env=daemon.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert all(path.startswith(str(previous)) for path in where.stdout.split())
         found = submit(daemon, "u/her/scripted")
         with daemon.client() as client:
             run = client.wait_command(client.submit_document(flow, backend="here")["id"])["run"]
         until(lambda: done.exists() and done.read_text() == "first\n", "the first job runs")
         assert daemon.stop() == 0
+        assert _processes_of(previous), "nothing of the run goes on with the code that began it"
         daemon.environment = None
         daemon.start()
 
@@ -368,3 +364,15 @@ def answers(daemon: RunningDaemon) -> bool:
     except ClientError:
         return False
     return True
+
+
+def _processes_of(code: Path) -> list[int]:
+    """What runs with the code in that folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdecimal() and f"PYTHONPATH={code}".encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+        except OSError:  # it has ended meanwhile
+            pass
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -302,6 +303,35 @@ def test_a_socket_of_systemd_is_served_and_kept(socket_path: Path) -> None:
     assert f'"path": "{socket_path}", "activated": true' in said
     assert socket_path.is_socket()  # systemd's to remove
     assert not Path(f"{socket_path}.lock").exists()
+
+
+def test_who_waits_for_a_daemon_that_cannot_start_is_told_so(state_dir: Path) -> None:
+    """Left in systemd's socket, each client would start it again, and again."""
+    config, path = state_dir / "bpsd.yaml", state_dir / "s"
+    config.write_text("mode: system\nbackends: {}\n")
+    started = (
+        AS_SYSTEMD.replace("tests.integration.socket_server", "bpsd.cli.bpsd")
+        .replace('"/nowhere/else"', f'"serve", "--config", "{config}"')
+        .replace("os.dup2", "print('listening', flush=True); sys.stdin.readline(); os.dup2")
+    )
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", started, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert daemon.stdout is not None
+    assert daemon.stdout.readline() == "listening\n"
+    with socket.socket(socket.AF_UNIX) as early:
+        early.settimeout(60)
+        early.connect(str(path))
+        _, said = daemon.communicate("go\n", timeout=60)
+
+        with early.makefile("rb") as lines:
+            told = json.loads(lines.readline())
+            assert lines.readline() == b""
+    assert daemon.returncode == 2
+    assert "line 2: backends: there is no backend" in said
+    assert (told["method"], told["params"]["code"]) == ("goodbye", "stopping")
+    assert told["params"]["message"].startswith(f"the daemon cannot start: the configuration {config} has 1 mistake")
 
 
 @pytest.fixture

@@ -121,6 +121,7 @@ def test_a_sick_backend_and_a_refused_reload_are_seen_and_gone_when_they_are_men
     daemon.process.send_signal(signal.SIGHUP)
     refused = until(lambda: (done := bpsctl(daemon.socket, "health")).code == 1 and done, "the refusal is told")
     assert "the last reload was refused" in refused.out
+    assert "`bpsd check-config` lists what is wrong" in refused.out
     until(lambda: sample(scraped(port), "bpsd_config_refused") == 1, "that is scraped")
     [check] = [c for c in json.loads(bpsctl(daemon.socket, "health", "--json").out)["checks"] if c["name"] == "config"]
     assert (check["status"], "metirsc" in check["message"] or "1 mistake" in check["message"]) == (1, True)

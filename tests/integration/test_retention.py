@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -58,6 +60,72 @@ def test_the_state_of_an_earlier_daemon_is_gone_on_with(state_dir: Path, kept: P
         daemon.wms("toy").change(running["wms_id"], state="SUCCEEDED", jobs="SUCCEEDED")
         until(lambda: client.status(running["id"])["state"] == "SUCCEEDED", "the run that was under way goes on")
         assert client.admin("check")["problems"] == []
+
+
+ENDLESS = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c;"
+"""A statement of a migration in which a daemon is killed."""
+
+
+def test_a_later_schema_is_migrated_to_with_copies_and_the_way_back_is_as_told(state_dir: Path) -> None:
+    """To a daemon that is one schema further: killed in the middle, finished, refused by this one, put back."""
+    step = state_dir / "step.sql"
+    with RunningDaemon(state_dir, BACKENDS) as daemon:
+        with daemon.client() as client:
+            run = client.wait_command(client.submit_document(document(true_job("a_1")), backend="toy")["id"])["run"]
+        assert daemon.stop() == 0
+        daemon.program = (str(Path(__file__).with_name("later_daemon.py")), str(step))
+        copies = daemon.state / "copies"
+
+        step.write_text(f"CREATE TABLE later (n INTEGER); DELETE FROM commands; {ENDLESS}")
+        daemon.start(wait=False)
+        until(lambda: [*copies.glob("journal-*-schema-1.db")], "the journal is copied")
+        until(lambda: _is_writing(daemon.state / "journal.db"), "the migration is in its middle")
+        daemon.kill()
+        assert _versions(daemon.state) == {"journal": 1, "store": 1}
+
+        step.write_text("CREATE TABLE later (n INTEGER);")
+        daemon.start()
+        with daemon.client() as client:
+            assert client.commands()["commands"][0]["run"] == run
+            assert client.admin("check")["problems"] == []
+        assert daemon.stop() == 0
+        assert _versions(daemon.state) == {"journal": 2, "store": 2}
+
+        daemon.program = RunningDaemon.program
+        daemon.start(wait=False)
+        assert daemon.process is not None
+        assert daemon.process.wait(60) == 1
+        said = daemon.log.read_text()
+        assert "was written by a newer bpsd (schema 2, this one knows 1)" in said
+        assert "put back the copy that was taken before the upgrade, in the folder 'copies'" in said
+
+        for kind in ("journal", "store"):
+            (copy,) = copies.glob(f"{kind}-*-schema-1.db")
+            for file in daemon.state.glob(f"{kind}.db*"):
+                file.unlink()
+            shutil.copy(copy, daemon.state / f"{kind}.db")
+        daemon.start()
+        with daemon.client() as client:
+            assert client.status(run)["id"] == run
+            assert client.commands()["commands"][0]["state"] == "DONE"
+
+
+def _is_writing(path: Path) -> bool:
+    """Whether somebody is in the middle of a transaction that writes."""
+    with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
+
+
+def _versions(state: Path) -> dict[str, int]:
+    found = {}
+    for kind in ("journal", "store"):
+        with contextlib.closing(sqlite3.connect(state / f"{kind}.db")) as connection:
+            found[kind] = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    return found
 
 
 def test_there_is_a_state_of_an_earlier_daemon() -> None:

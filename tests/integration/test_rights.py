@@ -74,7 +74,8 @@ def test_rights_follow_the_configuration_also_for_who_is_connected(daemon: Runni
         assert [run["id"] for run in somebody.report()["runs"]] == [roots]  # everybody reads
         refused("permission_denied", somebody.submit_document, document(true_job("x")), backend="a")
         refused("permission_denied", somebody.cancel, roots)
-        refused("permission_denied", somebody.admin, "check")
+        words = refused("permission_denied", somebody.admin, "check")
+        assert "in rights.admin" in words
 
         submitters = {"users": [str(SOMEBODY)]}
         reload(daemon, backends={**BACKENDS, "a": {"type": "scripted", "submitters": submitters}})
@@ -88,6 +89,8 @@ def test_rights_follow_the_configuration_also_for_who_is_connected(daemon: Runni
         somebody.cancel(roots)
         (unknown,) = [entry for entry in daemon.logged() if entry["event"] == "names_unknown"]
         assert unknown["names"] == ["group no-such-group-here"]
+        (people,) = [check for check in root.health()["checks"] if check["name"] == "people"]
+        assert (people["status"], "group no-such-group-here" in people["message"]) == (1, True)
 
         reload(daemon, rights={"others": []})
         with as_user(SOMEBODY), pytest.raises(ClientError, match="not for user"), daemon.client() as nobody:

@@ -15,6 +15,7 @@ import pytest
 
 from bpsd.testing.wms import ScriptedWms
 from tests.integration.systemdbed import PROGRAMS, SystemdBed
+from tests.wheels import build_wheel, previous_wheel
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -63,7 +64,7 @@ def bed() -> Iterator[SystemdBed]:
     bed = SystemdBed()
     bed.start()
     with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as folder:
-        bed.install_wheel(Path(folder))
+        bed.install_wheel(build_wheel(Path(folder)))
     _forget(bed)
     bed.run(f"{PROGRAMS}/bpsd", "install", "--system", "--run-as-submitter")
     _install_frozen_adapter(bed)
@@ -196,7 +197,7 @@ def test_a_client_that_comes_early_waits_and_is_served(bed: SystemdBed) -> None:
 
     told = bed.properties("bpsd.service", "ActiveState", "SubState", "Type", "StatusText")
     assert told == {"Type": "notify", "ActiveState": "active", "SubState": "running", "StatusText": told["StatusText"]}
-    assert told["StatusText"].startswith("2 backends")
+    assert told["StatusText"].startswith("backends: 2")
     (opened, *_) = bed.journal("BPSD_EVENT=socket_opened", f"_PID={bed.main_pid()}")
     assert opened["BPSD_ACTIVATED"] == "true"
 
@@ -289,6 +290,33 @@ def test_a_reload_takes_a_good_configuration_and_refuses_a_bad_one(serving: Syst
     assert names() == ["here", "wms", "more"]
     assert serving.main_pid() == before
     assert serving.properties("bpsd.service", "ActiveState")["ActiveState"] == "active"
+
+
+def test_a_daemon_that_cannot_start_says_so_and_starts_once_it_is_mended(serving: SystemdBed) -> None:
+    """Nobody hangs meanwhile, and no client wears out systemd's patience."""
+    serving.run("systemctl", "stop", "bpsd.service")
+    serving.configure({"mode": "system", "backends": {"wms": {"type": "nonsense"}}})
+    assert serving.try_("systemctl", "start", "bpsd.service").returncode != 0
+
+    for _ in range(3):
+        told = serving.as_user("alice", f"{PROGRAMS}/bpsctl", "report")
+        assert told.returncode != 0
+        assert "the daemon cannot start: the configuration /etc/bpsd/bpsd.yaml has 1 mistake" in told.stderr
+    told = serving.as_user("alice", f"{PROGRAMS}/bpsctl", "health")
+    assert (told.returncode, told.stdout.partition(":")[0]) == (2, "BPSD CRITICAL - the daemon cannot start")
+
+    misspelt = {**SITE, "rights": {"operator": {"groups": ["operatrs"]}}}
+    serving.configure(misspelt)
+    assert "unknown:       group operatrs" in serving.run(
+        f"{PROGRAMS}/bpsd", "check-config", "--config", "/etc/bpsd/bpsd.yaml"
+    )
+    serving.run("systemctl", "start", "bpsd.service")
+    told = serving.as_user("alice", f"{PROGRAMS}/bpsctl", "health")
+    assert (told.returncode, "whom nobody knows here: group operatrs" in told.stdout) == (1, True)
+    assert "nobody knows group operatrs" in serving.run("systemctl", "status", "--no-pager", "bpsd.service")
+    serving.configure(SITE)
+    serving.run("systemctl", "reload", "bpsd.service")
+    serving.until("all is well", lambda: serving.as_user("alice", f"{PROGRAMS}/bpsctl", "health").returncode == 0)
 
 
 def test_a_stop_during_a_submit_keeps_its_time_and_the_command(serving: SystemdBed) -> None:
@@ -470,10 +498,41 @@ def test_a_person_s_own_daemon_is_a_user_service_whose_runs_outlive_it(bed: Syst
     assert not (bed.path("/home") / "alice" / ".config/systemd/user/bpsd.service").exists()
 
 
+def test_an_upgrade_as_documented_leaves_runs_alone(serving: SystemdBed, tmp_path: Path) -> None:
+    """From the wheel of the commit before this one, in place, with a run under way in a unit of its own."""
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    new = build_wheel(tmp_path / "new")
+    serving.install_wheel(previous_wheel(tmp_path / "old"))
+    try:
+        serving.run(f"{PROGRAMS}/bpsd", "install", "--system", "--run-as-submitter")
+        serving.run("systemctl", "restart", "bpsd.service")
+        document = workflow("u/upgraded", "echo $$; while [ ! -e /tmp/upgraded ]; do sleep 0.2; done")
+        run = serving.bpsctl("alice", "submit", "--backend", "here", "-", input=document)["run"]
+        until_state(serving, run, "RUNNING")
+        pid = until_printed(serving, run).strip()
+        before = serving.main_pid()
+    finally:
+        serving.bpsctl("root", "admin", "backup")
+        serving.install_wheel(new)
+        serving.run(f"{PROGRAMS}/bpsd", "install", "--system", "--run-as-submitter")
+        serving.run("systemctl", "restart", "bpsd.service")
+
+    assert serving.main_pid() != before
+    assert serving.run("stat", "-c", "%U", f"/proc/{pid}").strip() == "alice"
+    until_state(serving, run, "RUNNING")
+    serving.run("touch", "/tmp/upgraded")
+    until_state(serving, run, "SUCCEEDED")
+    assert serving.bpsctl("root", "admin", "check")["problems"] == []
+    assert {row["state"] for row in serving.bpsctl("alice", "commands")["commands"]} == {"DONE"}
+
+
 def test_zz_uninstall_leaves_state_and_configuration(serving: SystemdBed) -> None:
     said = serving.run(f"{PROGRAMS}/bpsd", "uninstall", "--system")
 
-    assert "/var/lib/bpsd and the account bpsd stay" in said
+    assert "/var/lib/bpsd-runs and the account bpsd stay" in said
+    assert "systemctl stop bpsd.slice" in said
+    assert serving.try_("test", "-e", "/run/bpsd").returncode != 0
     assert serving.properties("bpsd.service", "LoadState")["LoadState"] == "not-found"
     assert not serving.path("/etc/polkit-1/rules.d/50-bpsd.rules").exists()
     assert serving.path("/etc/bpsd/bpsd.yaml").exists()

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 import bpsd
+from tests.wheels import build_wheel
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +28,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def wheel(scratch: Path) -> Path:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(scratch / "dist")]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (built,) = (scratch / "dist").iterdir()
-    return built
+    return build_wheel(scratch / "dist")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +70,7 @@ def test_wheel_holds_both_packages_with_their_types_and_nothing_else(wheel: Path
         "bpsd",
         "bpsd_adapters",
         f"bpsd-{bpsd.__version__}.dist-info",
+        f"bpsd-{bpsd.__version__}.data",
     }
     in_tree = {
         str(path.relative_to(source))
@@ -80,7 +79,16 @@ def test_wheel_holds_both_packages_with_their_types_and_nothing_else(wheel: Path
         if path.suffix in {".py", ".typed"}
     }
     units = {f"bpsd/{path.relative_to(ROOT)}" for path in (ROOT / "systemd").rglob("*") if path.is_file()}
-    assert {name for name in names if ".dist-info/" not in name} == in_tree | units
+    shared = {
+        f"bpsd-{bpsd.__version__}.data/data/share/{name}"
+        for name in (
+            "bpsd/bpsd.yaml",
+            "bpsd/monitoring/bpsd-alerts.yaml",
+            "bpsd/monitoring/bpsd-dashboard.json",
+            "doc/bpsd/admin.md",
+        )
+    }
+    assert {name for name in names if ".dist-info/" not in name} == in_tree | units | shared
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
@@ -90,6 +98,7 @@ def test_both_commands_run_from_the_wheel(installed: Path) -> None:
 
     assert bpsd.__version__ in _says(installed / "bpsctl", "--version")
     assert bpsd.__version__ in _says(installed / "bpsd", "--version")
+    assert (installed.parent / "share/bpsd/monitoring/bpsd-alerts.yaml").exists()
     assert "would write /etc/systemd/system/bpsd.service" in _says(
         installed / "bpsd", "install", "--system", "--dry-run"
     )

@@ -45,6 +45,8 @@ def test_the_system_daemon_is_found_where_there_is_no_own(state_dir: Path, monke
 
     path, why = endpoint.find_socket(None, {"XDG_RUNTIME_DIR": str(state_dir)}, UID)
     assert (path, why) == (str(system), f"the system's, as there is no {own}")
+    system.unlink()  # it is closed while the daemon cannot start, and that is what is to be told
+    assert endpoint.find_socket(None, {"XDG_RUNTIME_DIR": str(state_dir)}, UID)[0] == str(system)
 
     own.parent.mkdir()
     own.touch()
@@ -72,7 +74,13 @@ def test_nobody_answers(error: OSError, reason: str, advice: str) -> None:
 
 
 def test_the_system_daemon_is_started_otherwise() -> None:
-    assert "`systemctl start bpsd`" in endpoint.no_daemon(wire.SYSTEM_SOCKET, "x", FileNotFoundError()).advice
+    advice = endpoint.no_daemon(wire.SYSTEM_SOCKET, "x", FileNotFoundError()).advice
+
+    assert "`systemctl restart bpsd.socket bpsd.service`" in advice
+    assert "bpsd serve" not in advice
+    with pytest.raises(VersionMismatch) as older:
+        endpoint.check_hello(hello(protocol=wire.PROTOCOL_VERSION - 1), wire.SYSTEM_SOCKET)
+    assert "`systemctl restart bpsd`" in older.value.advice
 
 
 def hello(**params: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import bpsd
 from tests.figures import figure
 from tests.leftovers import SESSION_VARIABLE, end_leftovers, find_leftovers
 from tests.soak_table import Row, soak_table, told_before
+from tests.wheels import previous_commit
 
 
 def _as_if_in_bpsd(source: str) -> None:
@@ -106,3 +107,18 @@ def test_a_soak_keeps_its_page(tmp_path: Path) -> None:
 def test_socket_path_fits_a_unix_socket(socket_path: Path) -> None:
     assert len(bytes(socket_path)) < 60
     assert list(socket_path.parent.iterdir()) == []
+
+
+def test_the_commit_before_is_found_where_there_is_one(tmp_path: Path) -> None:
+    git = ("git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-C")
+    whole, shallow = tmp_path / "whole", tmp_path / "shallow"
+    subprocess.run(["git", "init", "-q", str(whole)], check=True)
+    assert previous_commit(whole) is None
+    for message in ("first", "second"):
+        subprocess.run([*git, str(whole), "commit", "-q", "--allow-empty", "-m", message], check=True)
+    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{whole}", str(shallow)], check=True)
+
+    first = subprocess.run([*git, str(whole), "rev-parse", "HEAD~1"], check=True, capture_output=True, text=True)
+    assert previous_commit(whole) == first.stdout.strip()
+    assert previous_commit(shallow) is None
+    assert previous_commit(tmp_path) is None

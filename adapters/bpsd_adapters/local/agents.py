@@ -181,10 +181,11 @@ async def start_agent(command: Sequence[str], name: str, tasks: TaskGroup, woken
         return agent
     agent.close()
     words = " ".join(said.decode(errors="replace").split())
+    units = f"{name.rpartition('-')[0]}-*"  # the same words at each try: what repeats itself is shown once
     raise BackendUnavailable(
-        f"the service {name} did not start: {words or f'no sign of life within {START_WAIT_S:g} s'}",
+        f"the service {units} did not start: {words or f'no sign of life within {START_WAIT_S:g} s'}",
         advice="`bpsd install --system --run-as-submitter` brings the rule that allows it; "
-        f"`journalctl -u {name}` may tell more",
+        f"`journalctl -u '{units}'` may tell more",
     )
 
 

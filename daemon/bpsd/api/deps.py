@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Deps"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ MOST_NAMESAKES = 5
 @dataclass(slots=True)
 class Deps:
     """Everything that a method may use. ``figures`` gives the daemon's own figures for `health`; ``refused`` says why
-    the last reload was refused (empty: it was not).
+    the last reload was refused (empty: it was not); ``names_unknown`` are users and groups of the configuration that
+    nobody has now.
     """
 
     config: Config
@@ -47,6 +48,7 @@ class Deps:
     started_at: float
     log: Any
     refused: str = ""
+    names_unknown: Sequence[str] = ()
 
     def backend(self, name: str | None) -> Backend:
         """The backend called ``name``, or the only one.

@@ -39,6 +39,7 @@ class Health:
             self._journal(),
             self._store(),
             self._config(),
+            self._people(),
             _disk(free),
             _loop(figures),
         ]
@@ -102,10 +103,19 @@ class Health:
             return HealthCheck(
                 name="config",
                 status=WARNING,
-                message=f"the last reload was refused, and the older configuration goes on ({self._deps.refused}): "
-                "`bpsd check-config` lists what is wrong",
+                message=f"the last reload was refused, and the older configuration goes on: {self._deps.refused}",
             )
         return HealthCheck(name="config", status=OK, message="the configuration in force is that of the last reload")
+
+    def _people(self) -> HealthCheck:
+        unknown = self._deps.names_unknown
+        if unknown:
+            return HealthCheck(
+                name="people",
+                status=WARNING,
+                message=f"the configuration gives rights to whom nobody knows here: {', '.join(unknown[:5])}",
+            )
+        return HealthCheck(name="people", status=OK, message="everybody whom the configuration names is known")
 
 
 def _disk(free: int) -> HealthCheck:

@@ -9,6 +9,7 @@ import asyncio
 import faulthandler
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,10 +29,12 @@ from bpsd.cli.install import (
     user_place,
 )
 from bpsd.config import Config, default_config, find_config, load_config
-from bpsd.errors import BpsdError, CannotStart
+from bpsd.errors import BpsdError, CannotStart, ConfigInvalid
 from bpsd.logs import get_logger, log_to
+from bpsd.permissions import policy_of
 from bpsd.registry import adapter_config, known_adapters
-from bpsd.supervisor import Daemon
+from bpsd.server import turn_away
+from bpsd.supervisor import NAMES_WAIT_S, Daemon
 
 PRIVATE = ("/home", "/root", "/run/user")
 """Folders that a system's service does not see (ProtectHome= in its unit)."""
@@ -105,7 +108,11 @@ def _config(arguments: argparse.Namespace) -> tuple[Config, str | None]:
 def _serve(arguments: argparse.Namespace) -> int:
     os.umask(0o077)
     faulthandler.enable()  # systemd's watchdog ends a daemon that hangs with SIGABRT: this writes where it hung
-    config, path = _config(arguments)
+    try:
+        config, path = _config(arguments)
+    except ConfigInvalid as exc:
+        turn_away(f"the daemon cannot start: {exc.message}; its log lists the mistakes", os.environ)
+        raise
     with log_to(level=config.logs.level, form=config.logs.format):
         daemon = Daemon(config, config_path=path, reload=lambda: _config(arguments)[0], log=get_logger())
         try:
@@ -139,7 +146,18 @@ def _check(arguments: argparse.Namespace) -> int:
     print(f"state:         {config.state_dir}")
     for backend in config.backends.values():
         print(f"backend:       {backend.name} ({backend.type})")
+    for name in _unknown_names(config):
+        print(f"unknown:       {name} (nobody is called so on this host now)")
     return 0
+
+
+def _unknown_names(config: Config) -> list[str]:
+    """Users and groups of the configuration that nobody has; a name service that hangs is not waited for for long."""
+    found: list[list[str]] = []
+    asking = threading.Thread(target=lambda: found.append(policy_of(config, os.getuid())[1]), daemon=True)
+    asking.start()
+    asking.join(NAMES_WAIT_S)
+    return found[0] if found else ["all names: the name service does not answer"]
 
 
 def _place(arguments: argparse.Namespace) -> Place:
@@ -174,8 +192,14 @@ def _install(arguments: argparse.Namespace) -> int:
 def _uninstall(arguments: argparse.Namespace) -> int:
     place = _place(arguments)
     _carry_out(removal(place), arguments)
-    state = "/etc/bpsd, /var/lib/bpsd and the account bpsd stay" if arguments.system else "your state and settings stay"
-    print(f"{state}: remove them yourself if nobody needs them any more")
+    if arguments.system:
+        what = "/etc/bpsd, /var/lib/bpsd, /var/lib/bpsd-runs and the account bpsd stay"
+        runs = "local runs go on (`systemctl stop bpsd.slice` ends them), as those in any other WMS do"
+    else:
+        what, runs = "your state and settings stay", "runs go on"
+    print(f"{what}: remove them yourself if nobody needs them any more")
+    if not arguments.dry_run:
+        print(runs)
     return 0
 
 

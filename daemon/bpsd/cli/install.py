@@ -2,7 +2,7 @@
 
 What is to be done is decided first (`installation`, `removal`: lists of acts, no I/O but looking) and then shown or
 done. The files are those of the folder ``systemd`` of the distribution, with the program that was asked in place of
-``/opt/bpsd/bin``.
+those of ``/opt/bpsd``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from pathlib import Path
 import bpsd
 from bpsd.errors import CannotStart
 
-PROGRAMS = "/opt/bpsd/bin"
-"""Where the unit files have the programs."""
+PREFIX = "/opt/bpsd/"
+"""Where the files of the folder ``systemd`` have this installation; its programs are in ``bin``."""
 
 UNITS = ("bpsd.service", "bpsd.socket")
 """What is enabled, started and stopped together."""
@@ -143,6 +143,8 @@ def removal(place: Place) -> list[Act]:
     files = [*place.files.values(), *([place.rule] if place.rule else [])]
     return [
         Run((*place.systemctl, "disable", "--now", *UNITS), may_fail=True),
+        # A folder for a socket says that there is a daemon of the system's; a person's may be that of one run by hand.
+        *([Run((*place.systemctl, "clean", "--what=runtime", UNITS[0]), may_fail=True)] if place.config else []),
         *(Remove(path) for path in files),
         Run((*place.systemctl, "daemon-reload")),
     ]
@@ -198,7 +200,7 @@ def _ran(act: Run) -> str:
 
 def _template(name: str, programs: str) -> str:
     text = (_folder() / name).read_text(encoding="utf-8")
-    return text.replace(PROGRAMS, programs)
+    return text.replace(PREFIX, f"{Path(programs).parent}/")
 
 
 def _folder() -> Path:

@@ -197,7 +197,11 @@ class Connection:
             self._socket.settimeout(left)
             data = self._socket.recv(65536)
         except TimeoutError:
-            raise TimedOut(f"nothing came from {self.socket_path} in time") from None
+            raise TimedOut(
+                f"nothing came from {self.socket_path} in time",
+                advice="the daemon may be starting, or be stopped: "
+                f"`{endpoint.systemctl(self.socket_path)} status bpsd` tells",
+            ) from None
         except OSError as error:
             raise self._lost(error) from error
         if not data:
@@ -225,5 +229,6 @@ class Connection:
         reason = self._goodbye or (error.strerror or str(error) if error else "the daemon closed it")
         return ConnectionLost(
             f"the connection to {self.socket_path} broke: {reason}",
-            advice="`systemctl --user status bpsd` and the daemon's log tell why; what it accepted is not lost",
+            advice=f"`{endpoint.systemctl(self.socket_path)} status bpsd` and the daemon's log tell why; "
+            "what it accepted is not lost",
         )

@@ -21,6 +21,7 @@ __all__ = [
     "is_lost",
     "names",
     "no_daemon",
+    "systemctl",
     "too_large",
 ]
 
@@ -88,7 +89,7 @@ def find_socket(wanted: str | None, environ: Mapping[str, str], uid: int) -> tup
     if environ.get("BPSD_SOCKET"):
         return environ["BPSD_SOCKET"], "from BPSD_SOCKET"
     own = wire.default_socket(environ, uid)
-    if not _exists(own) and _exists(wire.SYSTEM_SOCKET):
+    if not _exists(own) and _exists(os.path.dirname(wire.SYSTEM_SOCKET)):  # noqa: PTH120  # see _exists
         return wire.SYSTEM_SOCKET, f"the system's, as there is no {own}"
     return own, "the default"
 
@@ -101,10 +102,18 @@ def _exists(path: str) -> bool:
     return True
 
 
+def systemctl(path: str) -> str:
+    """The beginning of a command of systemd's for the daemon that listens on ``path``."""
+    return "systemctl" if path == wire.SYSTEM_SOCKET else "systemctl --user"
+
+
 def no_daemon(path: str, why: str, error: OSError) -> NoDaemon:
     """Say why nobody answers on ``path``, and how to change that."""
-    start = "systemctl start bpsd" if path == wire.SYSTEM_SOCKET else "systemctl --user start bpsd"
-    advice = f"start it with `bpsd serve` or `{start}`; --socket or BPSD_SOCKET names another socket"
+    if path == wire.SYSTEM_SOCKET:
+        advice = "`systemctl status bpsd` tells why; `systemctl restart bpsd.socket bpsd.service` starts it"
+    else:
+        advice = "start it with `bpsd serve` or `systemctl --user start bpsd`"
+    advice += "; --socket or BPSD_SOCKET names another socket"
     if isinstance(error, FileNotFoundError):
         reason = "no such socket"
     elif isinstance(error, ConnectionRefusedError):
@@ -160,7 +169,7 @@ def check_hello(message: object, path: str) -> dict[str, Any]:
         raise VersionMismatch(
             f"the daemon on {path} speaks protocol {theirs} (bpsd {params.get('version')}), "
             f"this client protocol {wire.PROTOCOL_VERSION} (bpsd {__version__})",
-            advice="restart the daemon, it still runs the older version: `systemctl --user restart bpsd`; runs go on"
+            advice=f"restart the daemon, it still runs the older version: `{systemctl(path)} restart bpsd`; runs go on"
             if older
             else f"use the client of the daemon's version: bpsd {params.get('version')}",
             fields={"daemon": params.get("version"), "client": __version__},

@@ -15,10 +15,19 @@ protocol, and neither knows what a method does.
 
 from __future__ import annotations
 
-__all__ = ["Call", "Connection", "Listener", "MethodSpec", "SocketFigures", "SocketServer", "open_listener"]
+__all__ = [
+    "Call",
+    "Connection",
+    "Listener",
+    "MethodSpec",
+    "SocketFigures",
+    "SocketServer",
+    "open_listener",
+    "turn_away",
+]
 
 from bpsd.server.connection import Connection
 from bpsd.server.figures import SocketFigures
-from bpsd.server.listener import Listener, open_listener
+from bpsd.server.listener import Listener, open_listener, turn_away
 from bpsd.server.methods import Call, MethodSpec
 from bpsd.server.service import SocketServer

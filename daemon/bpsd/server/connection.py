@@ -52,6 +52,15 @@ TURN_S = 0.004
 _RESULTS = (msgspec.Struct, msgspec.Raw)
 
 
+GRANTED_IN: Mapping[Right, str] = {
+    "read": "rights.viewer",
+    "submit": "submitters of a backend",
+    "command": "rights.operator",
+    "admin": "rights.admin",
+}
+"""Where the configuration gives a right."""
+
+
 class Turns:
     """Connections that have lines left, served one share each, round and round, and for a bounded time at once."""
 
@@ -324,7 +333,7 @@ class Connection(asyncio.BufferedProtocol):
             if method.right not in self.rights:
                 raise PermissionDenied(
                     f"{self.peer.user} may not {request.method}",
-                    advice=f"the daemon's owner can grant the right to {method.right}",
+                    advice=f"an administrator can name you, or a group of yours, in {GRANTED_IN[method.right]}",
                     right=method.right,
                 )
             result = method.handler(call, decode_params(request.method, request.params))

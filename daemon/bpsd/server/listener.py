@@ -12,7 +12,7 @@ and clients that connect while no daemon runs wait for the next one. Otherwise i
 
 from __future__ import annotations
 
-__all__ = ["Listener", "open_listener"]
+__all__ = ["Listener", "open_listener", "say_goodbye", "turn_away"]
 
 import errno
 import fcntl
@@ -24,10 +24,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from bpsd import wire
 from bpsd.config import SOCKET_MAX_BYTES
 from bpsd.errors import CannotStart
 from bpsd.logs import LogEvent
+from bpsd.messages import Goodbye
 from bpsd.peers import peer_of
+from bpsd.protocol import ServerProtocol
 
 BACKLOG = 1024
 """Clients that may wait to be accepted. A full queue refuses asynchronous clients at once (EAGAIN, connect(2))."""
@@ -123,7 +126,38 @@ def open_listener(path: str, *, mode: int, environ: MutableMapping[str, str], lo
     return listener
 
 
+def say_goodbye(connected: socket.socket, goodbye: Goodbye) -> None:
+    """Tell a client whom nobody will serve why; closing is the caller's."""
+    protocol = ServerProtocol(max_message_bytes=wire.MAX_MESSAGE_BYTES)
+    protocol.send_notification("goodbye", goodbye)
+    try:
+        connected.send(protocol.data_to_send())
+    except OSError:  # it has left already
+        pass
+
+
 # -- opened by systemd -----------------------------------------------------------------------------------------------
+
+
+def turn_away(message: str, environ: MutableMapping[str, str]) -> None:
+    """Tell the clients who wait in a socket of systemd's that no daemon comes: each would have it start one again.
+
+    Without such a socket nobody waits.
+    """
+    try:
+        listening = _activated_socket(environ)
+    except CannotStart:
+        return
+    if listening is None:
+        return
+    with listening:
+        for _ in range(BACKLOG):
+            try:
+                connected, _ = listening.accept()
+            except OSError:  # nobody waits any more
+                return
+            with connected:
+                say_goodbye(connected, Goodbye(code="stopping", message=message))
 
 
 def _activated_socket(environ: MutableMapping[str, str]) -> socket.socket | None:

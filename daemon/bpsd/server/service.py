@@ -18,15 +18,13 @@ import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
-from bpsd import wire
 from bpsd.config import Limits
 from bpsd.logs import LogEvent
 from bpsd.messages import PARAMS, Goodbye, Hello
 from bpsd.peers import Peer, Policy, Right, UserNames, peer_of, rights_of
-from bpsd.protocol import ServerProtocol
 from bpsd.server.connection import Connection, Core
 from bpsd.server.figures import SocketFigures
-from bpsd.server.listener import Listener
+from bpsd.server.listener import Listener, say_goodbye
 from bpsd.server.methods import MethodSpec
 
 ACCEPTED_PER_TURN = 16
@@ -225,7 +223,7 @@ class SocketServer:
             code=goodbye.code,
             reason=goodbye.message,
         )
-        _tell(connected, goodbye)
+        say_goodbye(connected, goodbye)
         connected.close()
 
     async def _open(self, connected: socket.socket, peer: Peer) -> None:
@@ -308,12 +306,3 @@ def _too_many(limit: str, value: int) -> Goodbye:
         code="limit_exceeded",
         message=f"there are as many clients as limits.{limit} allows ({value}): try again later, or close some",
     )
-
-
-def _tell(connected: socket.socket, goodbye: Goodbye) -> None:
-    protocol = ServerProtocol(max_message_bytes=wire.MAX_MESSAGE_BYTES)
-    protocol.send_notification("goodbye", goodbye)
-    try:
-        connected.send(protocol.data_to_send())
-    except OSError:  # it has left already
-        pass

@@ -6,7 +6,8 @@ __all__ = ["EPILOG", "USAGE_CODE", "arguments", "run"]
 
 from bpsd.cli.options import add_json
 from bpsd.cli.render import clean
-from bpsd.client.failures import ClientError, NoDaemon
+from bpsd.client.endpoint import is_lost
+from bpsd.client.failures import ClientError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def run(session: Session) -> int:
     try:
         answer = session.client.health()
     except ClientError as error:
-        status = 2 if isinstance(error, NoDaemon) else 3
+        status = 2 if is_lost(error) else 3
         if session.json:
             session.document({"status": status, "message": error.message, "checks": [], "figures": {}})
         else:
