@@ -419,6 +419,7 @@ class Engine(RunState):
         judged = 0 if over.state is WmsStates.SUCCEEDED else over.exit_code or None
         out = self._finish(chunk, index, judged, removed=removed, lost=lost)
         again = out.verdict is Verdict.RETRY
+        note = "" if removed and chunk.ending else over.note  # by whom everybody knows
         state = WmsStates.FAILED if again else WmsStates(self._dag.state[job.ref.node])
         self._pending.append(
             Ended(
@@ -432,14 +433,14 @@ class Engine(RunState):
                 again=again,
                 shown_attempt=job.attempt,
                 exit_code=over.exit_code,
-                note=over.note,
+                note=note,
                 wms_id=job.wms_id or f"{chunk.job_id}_{index}",
                 start=over.start,
                 host=over.host,
                 source=over.source,
             )
         )
-        self._note_failure(job.ref, state, again, over.note or f"exit code {over.exit_code}")
+        self._note_failure(job.ref, state, again, note or f"exit code {over.exit_code}")
         self._heed(out, job.ref.name, over.exit_code)
         self._tell_outcome(out)
 
