@@ -35,9 +35,9 @@ from bpsd_adapters.slurm.events import (
 )
 from bpsd_adapters.slurm.handover import handed_over
 from bpsd_adapters.slurm.layout import Meta, RunFolder
-from bpsd_adapters.slurm.looks import record_path
+from bpsd_adapters.slurm.looks import WHOLE, record_path
 from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
-from bpsd_adapters.slurm.parsing import chunk_name
+from bpsd_adapters.slurm.parsing import QueueRow, chunk_name
 from bpsd_adapters.slurm.runstate import RunState
 from bpsd_adapters.slurm.states import why_stuck
 from bpsd_adapters.slurm.verdicts import Doubt, Evidence, Live, Over, is_alive, judge
@@ -122,9 +122,8 @@ class Engine(RunState):
         for chunk in self.chunks.values():
             if chunk.job_id is None or chunk.submitted >= sight.began:
                 continue
-            rows = sight.rows.get(chunk.number, {})
             for index in chunk.open:
-                if not is_alive(rows.get(index, ())):
+                if not is_alive(_rows(chunk, index, sight)):
                     yield chunk, index
 
     def record_paths(self, sight: Sight) -> dict[str, tuple[int, int]]:
@@ -386,7 +385,7 @@ class Engine(RunState):
             record = None  # an earlier attempt's
         ids = (chunk.job_id or 0, *chunk.others)
         account = next((a for i in ids if (a := sight.accounts.get((i, index))) is not None), None)
-        return Evidence(sight.rows.get(chunk.number, {}).get(index, ()), record, account)
+        return Evidence(_rows(chunk, index, sight), record, account)
 
     def _is_live(self, index: int, job: QueuedJob, seen: Live) -> None:
         if seen.state is WmsStates.UNKNOWN:
@@ -508,6 +507,12 @@ class Engine(RunState):
     def _tell_outcome(self, out: Outcome) -> None:
         nodes = [*out.ready, *out.pruned, *out.removed]
         self._tell(self._state_of(n) for n in nodes if not self._dag.is_instant(n))
+
+
+def _rows(chunk: Chunk, index: int, sight: Sight) -> Sequence[QueueRow]:
+    """The queue's rows of a job: its own, or that of its whole array."""
+    rows = sight.rows.get(chunk.number, {})
+    return rows.get(index) or [row for row in rows.get(WHOLE, ()) if row.array_id == chunk.job_id]
 
 
 def _some(chunk: Chunk, *states: WmsStates) -> bool:
