@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["Engine"]
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from bpsd.models import WmsStates
 from bpsd_adapters.cmdline import CommandError

@@ -10,7 +10,6 @@ from bpsd_adapters.slurm.chunks import Chunk
 from bpsd_adapters.slurm.parsing import QueueRow, parse_chunk_name
 from bpsd_adapters.slurm.scripts import ALL
 
-
 WHOLE = -1
 """The index of a row that tells none: 22.05 shows so an array of which all that waited was cancelled."""
 
