@@ -412,7 +412,9 @@ async def what_sbatch_refuses_waits_and_keeps_nobody_back(slurm: SlurmBed, bed: 
 
 async def reasons_that_do_not_pass_are_pointed_out(slurm: SlurmBed, bed: Bed) -> None:
     async with bed.open() as observer:
-        wms_id, _ = await observer.submit(document(shell_job("a_1", "true", queue="one", request_walltime=60)))
+        wms_id, _ = await observer.submit(
+            document(shell_job("a_1", "true", queue="one", request_walltime=60, profile={"nodelist": "n2"}))
+        )
         run = await observer.until(wms_id, lambda run: "PartitionTimeLimit" in run.note, PATIENCE_S)
         assert "1 job will not start" in run.note
         assert observer.states(wms_id) == {"a_1": "PENDING"}
@@ -534,7 +536,8 @@ async def test_stories_that_go_on_at_the_same_time(slurm: SlurmBed, folder: Path
             for number, story in enumerate(stories):
                 own = folder / str(number)
                 own.mkdir(mode=0o777)
-                bed = Bed(SlurmService, slurm.settings(), own)
+                # n2 dies in one of them
+                bed = Bed(SlurmService, slurm.settings(options={"nodelist": "n1"}), own)
                 for path in (own, bed.scratch):
                     path.chmod(0o1777)
                 group.start_soon(story, slurm, bed)

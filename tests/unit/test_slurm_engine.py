@@ -22,6 +22,7 @@ from bpsd_adapters.slurm.chunks import Sight
 from bpsd_adapters.slurm.engine import Engine
 from bpsd_adapters.slurm.handover import parents_first
 from bpsd_adapters.slurm.layout import Meta, RunFolder
+from bpsd_adapters.slurm.looks import by_run
 from bpsd_adapters.slurm.options import Defaults
 from bpsd_adapters.slurm.parsing import ExitRecord, QueueRow
 
@@ -214,6 +215,23 @@ def test_a_job_that_slurm_has_alive_is_not_looked_for_on_the_disk() -> None:
         sight = Sight(2.0, 2.0, {2: {index: [one] for (_, index), one in rows.items()}})
         assert set(engine.record_paths(sight)) == {f"{TOKEN}/exits/1/0", f"{TOKEN}/exits/2/1"}
         assert engine.record_paths(Sight(0.5, 2.0, {})) == {}, "it was submitted after the queue was asked"
+        engine.close()
+
+
+def test_a_cancelled_array_may_be_a_row_without_indices() -> None:
+    """As 22.05 shows one of which all that waited was cancelled: what has a row of its own is told by that."""
+    with run_of(*(shell_job(f"x_{n}", "true") for n in range(2))) as folder:
+        engine = opened(folder)
+        engine.begin(1, 1.0)
+        engine.plan(10, 1.0)
+        engine.submitted(1, 50, 1.0)
+        whole = QueueRow(50, (), 50, f"bps-{TOKEN}-1", "CANCELLED", 5, None, "BeginTime")
+        other = whole._replace(array_id=49, job_id=49)
+        for row_of_all, left in ((other, 2), (whole, 1)):
+            rows = by_run([row_of_all, row(engine, 1, 0, "RUNNING")] if row_of_all is whole else [row_of_all])
+            engine.see(Sight(2.0, 2.0, rows[TOKEN]), 100.0)
+            assert engine.in_queue == left
+        assert WmsStates(engine._dag.state[1]) is WmsStates.DELETED
         engine.close()
 
 

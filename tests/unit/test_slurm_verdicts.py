@@ -36,7 +36,7 @@ def record(code: int | None) -> ExitRecord:
 
 
 def account(state: str, code: int = 0, signal: int = 0) -> AccountRow:
-    return AccountRow(12, (3,), "bps", state, code, signal, 50.0, 60.0, 0, "n1")
+    return AccountRow(12, (3,), "bps", state, code, signal, 50.0, 60.0, "n1")
 
 
 def judged(*rows: QueueRow, record: ExitRecord | None = None, account: AccountRow | None = None, waited_s: float = 0.0):  # type: ignore[no-untyped-def]

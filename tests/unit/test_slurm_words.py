@@ -142,9 +142,9 @@ def test_a_garbled_line_makes_the_answer_none(line: str) -> None:
 
 def test_sacct_rows() -> None:
     rows = parse_sacct(
-        "22_3|bps-x-1|CANCELLED by 1000|0:15|1795384213|1795384217|1|n1\n"
-        "22180_[10-12]|x|PENDING|0:0|Unknown|Unknown|0|None assigned\n"
-        "5|y|COMPLETED|0:0|1|2||n1\n"
+        "22_3|bps-x-1|CANCELLED by 1000|0:15|1795384213|1795384217|n1\n"
+        "22180_[10-12]|x|PENDING|0:0|Unknown|Unknown|None assigned\n"
+        "5|y|COMPLETED|0:0|1|2|n1\n"
     )
 
     assert [(row.array_id, row.indices, row.state, row.exit_code, row.signal) for row in rows] == [
@@ -152,7 +152,7 @@ def test_sacct_rows() -> None:
         (22180, (10, 11, 12), "PENDING", 0, 0),
         (5, (), "COMPLETED", 0, 0),
     ]
-    assert (rows[0].restarts, rows[1].nodes, rows[1].end) == (1, "", None)
+    assert (rows[0].nodes, rows[1].nodes, rows[1].end) == ("n1", "", None)
 
 
 def test_exit_records_that_are_not_whole_are_left_for_later() -> None:

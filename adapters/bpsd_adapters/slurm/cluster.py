@@ -48,6 +48,7 @@ _LIMITED = re.compile(
 _OF_NO_CONCERN = re.compile(r"\S+: (Job has already finished|No error|Job/step already completing or completed)\s*")
 """What scontrol says, and fails for, of those tasks of an array that ended before."""
 
+_SAID_BY_SBATCH = re.compile(r"\s*sbatch: error: ")
 _MISTAKE = re.compile(
     r"invalid (partition|account|qos|feature|license|time|reservation|gres|generic resource|wckey)|option|"
     r"time limit is invalid",
@@ -191,7 +192,7 @@ class Cluster:
         BackendUnavailable
             If not.
         """
-        (await self._shell(scripts.PROBE, self._config.work_dir)).check(self.transport.host)
+        await self._of_work_dir(scripts.PROBE, self._config.work_dir)
 
     async def absent_programs(self, programs: Sequence[str]) -> list[str]:
         """Which of these are not on the submit host."""
@@ -210,8 +211,14 @@ class Cluster:
     # -- orders ------------------------------------------------------------------------------------------------------
 
     async def make_run(self, folder: str) -> None:
-        """Make a run's folder on the submit host; doing it again does no harm."""
-        (await self._shell(scripts.MAKE_RUN, folder, input=scripts.WRAPPER.encode())).check(self.transport.host)
+        """Make a run's folder on the submit host; doing it again does no harm.
+
+        Raises
+        ------
+        BackendUnavailable
+            If it cannot be made.
+        """
+        await self._of_work_dir(scripts.MAKE_RUN, folder, input=scripts.WRAPPER.encode())
 
     async def submit(self, folder: str, plan: Plan) -> Submission:
         """Submit a chunk, once: a second call for the same chunk only says that it was tried."""
@@ -232,7 +239,7 @@ class Cluster:
             scripts.NOT_WRITTEN: Outcome.NOT_WRITTEN,
             scripts.FULL: Outcome.FULL,
         }.get(done.returncode) or classify_refusal(done.error_text)
-        text = done.error_text
+        text = _SAID_BY_SBATCH.sub("; ", done.error_text).strip("; ")
         if outcome is Outcome.NOT_WRITTEN:
             text = f"{folder} on {self.transport.host} cannot be written: {text}"
         return Submission(outcome, text=text)
@@ -308,6 +315,14 @@ class Cluster:
         return _parsed(
             parse_sacct, done.check(self.transport.host).stdout.decode(errors="replace"), self.transport.host
         )
+
+    async def _of_work_dir(self, script: str, folder: str, input: bytes = b"") -> None:
+        done = await self._shell(script, folder, input=input)
+        if done.returncode:
+            raise BackendUnavailable(
+                f"work_dir {self._config.work_dir} cannot be used on {self.transport.host}: {done.error_text}",
+                advice="make it, or name another folder that submit host and nodes share as the backend's work_dir",
+            )
 
     async def _tool(self, *argv: str) -> Completed:
         return await self.transport.run(argv, deadline_s=self._config.command_deadline_s)

@@ -139,7 +139,7 @@ class Driver:
                     LogEvent.SLURM_LOOK_FAILED, backend=self._context.backend, failures=self._failures, error=str(exc)
                 )
             changed = self._runs.written != self._told
-            if changed:
+            if changed or self._failures == 1:
                 self._told = self._runs.written
                 self._context.wake("jobs changed")
             delay = next_look(

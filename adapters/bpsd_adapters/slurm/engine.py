@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["Engine"]
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from bpsd.models import WmsStates
 from bpsd_adapters.cmdline import CommandError
@@ -35,9 +35,9 @@ from bpsd_adapters.slurm.events import (
 )
 from bpsd_adapters.slurm.handover import handed_over
 from bpsd_adapters.slurm.layout import Meta, RunFolder
-from bpsd_adapters.slurm.looks import record_path
+from bpsd_adapters.slurm.looks import WHOLE, record_path
 from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
-from bpsd_adapters.slurm.parsing import chunk_name
+from bpsd_adapters.slurm.parsing import QueueRow, chunk_name
 from bpsd_adapters.slurm.runstate import RunState
 from bpsd_adapters.slurm.states import why_stuck
 from bpsd_adapters.slurm.verdicts import Doubt, Evidence, Live, Over, is_alive, judge
@@ -122,9 +122,8 @@ class Engine(RunState):
         for chunk in self.chunks.values():
             if chunk.job_id is None or chunk.submitted >= sight.began:
                 continue
-            rows = sight.rows.get(chunk.number, {})
             for index in chunk.open:
-                if not is_alive(rows.get(index, ())):
+                if not is_alive(_rows(chunk, index, sight)):
                     yield chunk, index
 
     def record_paths(self, sight: Sight) -> dict[str, tuple[int, int]]:
@@ -386,7 +385,7 @@ class Engine(RunState):
             record = None  # an earlier attempt's
         ids = (chunk.job_id or 0, *chunk.others)
         account = next((a for i in ids if (a := sight.accounts.get((i, index))) is not None), None)
-        return Evidence(sight.rows.get(chunk.number, {}).get(index, ()), record, account)
+        return Evidence(_rows(chunk, index, sight), record, account)
 
     def _is_live(self, index: int, job: QueuedJob, seen: Live) -> None:
         if seen.state is WmsStates.UNKNOWN:
@@ -419,6 +418,7 @@ class Engine(RunState):
         judged = 0 if over.state is WmsStates.SUCCEEDED else over.exit_code or None
         out = self._finish(chunk, index, judged, removed=removed, lost=lost)
         again = out.verdict is Verdict.RETRY
+        note = "" if removed and chunk.ending else over.note  # by whom everybody knows
         state = WmsStates.FAILED if again else WmsStates(self._dag.state[job.ref.node])
         self._pending.append(
             Ended(
@@ -432,14 +432,14 @@ class Engine(RunState):
                 again=again,
                 shown_attempt=job.attempt,
                 exit_code=over.exit_code,
-                note=over.note,
+                note=note,
                 wms_id=job.wms_id or f"{chunk.job_id}_{index}",
                 start=over.start,
                 host=over.host,
                 source=over.source,
             )
         )
-        self._note_failure(job.ref, state, again, over.note or f"exit code {over.exit_code}")
+        self._note_failure(job.ref, state, again, note or f"exit code {over.exit_code}")
         self._heed(out, job.ref.name, over.exit_code)
         self._tell_outcome(out)
 
@@ -507,6 +507,12 @@ class Engine(RunState):
     def _tell_outcome(self, out: Outcome) -> None:
         nodes = [*out.ready, *out.pruned, *out.removed]
         self._tell(self._state_of(n) for n in nodes if not self._dag.is_instant(n))
+
+
+def _rows(chunk: Chunk, index: int, sight: Sight) -> Sequence[QueueRow]:
+    """The queue's rows of a job: its own, or that of its whole array."""
+    rows = sight.rows.get(chunk.number, {})
+    return rows.get(index) or [row for row in rows.get(WHOLE, ()) if row.array_id == chunk.job_id]
 
 
 def _some(chunk: Chunk, *states: WmsStates) -> bool:

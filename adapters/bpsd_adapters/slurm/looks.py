@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["by_run", "record_path"]
+__all__ = ["WHOLE", "by_run", "record_path"]
 
 from collections.abc import Iterable
 
 from bpsd_adapters.slurm.chunks import Chunk
 from bpsd_adapters.slurm.parsing import QueueRow, parse_chunk_name
 from bpsd_adapters.slurm.scripts import ALL
+
+WHOLE = -1
+"""The index of a row that tells none: 22.05 shows so an array of which all that waited was cancelled."""
 
 
 def by_run(rows: Iterable[QueueRow]) -> dict[str, dict[int, dict[int, list[QueueRow]]]]:
@@ -18,7 +21,7 @@ def by_run(rows: Iterable[QueueRow]) -> dict[str, dict[int, dict[int, list[Queue
         name = parse_chunk_name(row.name)
         if name is not None:
             chunk = found.setdefault(name[0], {}).setdefault(name[1], {})
-            for index in row.indices:
+            for index in row.indices or (WHOLE,):
                 chunk.setdefault(index, []).append(row)
     return found
 

@@ -27,7 +27,9 @@ NAME_PREFIX = "bps-"
 SQUEUE_FORMAT = "%F|%K|%A|%j|%T|%Q|%S|%r"
 """Array id, index or indices, own id, name, state, priority, start, reason (last, since it may hold anything)."""
 
-SACCT_FORMAT = "JobID,JobName,State,ExitCode,Start,End,Restarts,NodeList"
+SACCT_FORMAT = "JobID,JobName,State,ExitCode,Start,End,NodeList"
+"""What 22.05 knows too, which has no Restarts."""
+
 MAX_ARRAY_INDEX = 4_000_000
 
 _NAME = re.compile(r"bps-([a-z0-9]{20})-([0-9]+)", re.ASCII)
@@ -59,7 +61,6 @@ class AccountRow(NamedTuple):
     signal: int
     start: float | None
     end: float | None
-    restarts: int
     nodes: str
 
 
@@ -162,9 +163,9 @@ def parse_sacct(text: str) -> list[AccountRow]:
     for line in text.splitlines():
         parts = line.split("|")
         found = _SACCT_ID.fullmatch(parts[0].partition("+")[0])
-        if len(parts) != 8 or found is None:
+        if len(parts) != 7 or found is None:
             raise ValueError(f"sacct printed {line[:120]!r}")
-        _, name, state, code, start, end, restarts, nodes = parts
+        _, name, state, code, start, end, nodes = parts
         exit_code, _, signal = code.partition(":")
         rows.append(
             AccountRow(
@@ -176,7 +177,6 @@ def parse_sacct(text: str) -> list[AccountRow]:
                 int(signal or 0),
                 _epoch(start),
                 _epoch(end),
-                int(restarts or 0),
                 "" if nodes == "None assigned" else nodes,
             )
         )

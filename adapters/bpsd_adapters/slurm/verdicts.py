@@ -123,6 +123,8 @@ def _without_record(over: list[QueueRow], account: AccountRow | None, waited_s: 
         note = _NOT_RUN.get(code or 0) or meaning.note or ("no exit record was found" if by_itself else "")
         return Over(meaning.state, code, note, row.start, account.end, account.nodes, "queue")
     note = meaning.note or ("no exit record was found" if by_itself else "")
+    if row.reason == "JobLaunchFailure":  # which 22.05 says where 24.11 tells the signal
+        note = f"JobLaunchFailure: perhaps {NO_OUTPUT}"
     return Over(meaning.state, None, note, row.start, None, "", "queue")
 
 
