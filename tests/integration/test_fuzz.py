@@ -14,8 +14,8 @@ from tests.figures import figure
 
 ROOT = Path(__file__).parents[2]
 RUNS = {
-    "protocol": figure("FUZZ_PROTOCOL", test=15_000, soak=5_000_000),
-    "config": figure("FUZZ_CONFIG", test=3_000, soak=500_000),
+    "protocol": figure("FUZZ_PROTOCOL", test=15_000, soak=500_000),
+    "config": figure("FUZZ_CONFIG", test=3_000, soak=300_000),
 }
 """Inputs that each target is given."""
 ONE_INPUT_S = 10
