@@ -176,11 +176,14 @@ class Watcher:
         room = Room(self._read_bytes, max(began + request.deadline_s / 2, time.monotonic() + READING_S))
         looked = await self._look(request, runs, seen, clock, room, sizes)
         read = dict(cursor.since)
+        if self._jobs.reread:
+            self._held_since.clear()
         for one in seen:
             if one.is_complete and not looked.more:  # what there was no room for is to be told again
                 if one.history_asked:
                     read[one.schedd or ""] = clock.now - OVERLAP_S
-                self._held_since[one.schedd] = 0.0 if self._jobs.reread else clock.now - OVERLAP_S
+                if not self._jobs.reread:
+                    self._held_since[one.schedd] = clock.now - OVERLAP_S
         self._polls += 1
         self._told, self._told_with = looked.cursors, _Cursor(read, self._polls).text()
         return PollResult(
