@@ -237,6 +237,20 @@ async def test_a_history_that_denied_a_run_is_not_read_for_it_in_every_poll(monk
     assert len(site.asked("condor_history")) == 1
 
 
+async def test_no_question_is_longer_than_a_command_line() -> None:
+    """As after a schedd that lost its queue and its history: nobody knows any of hundreds of runs."""
+    site = Site()
+    known = [KnownRun(run_id=f"r{n}", wms_id=f"{n}.0", token="t" * 20) for n in range(100_000, 102_500)]
+    absent: list[int] = []
+    longest = 0
+    while len(absent) < 5:
+        absent.append(len((await site.poll(*known)).absent))
+        longest = max(longest, *(len(word) for call in site.asked("condor_history") for word in call))
+
+    assert absent == [500, 1000, 1500, 2000, 2500]
+    assert longest < 128 * 1024
+
+
 async def test_a_log_that_is_gone_is_no_evidence_and_the_pool_is_asked_instead() -> None:
     site = Site()
     site.queue = [ad(7), ad(8)]

@@ -32,6 +32,9 @@ LEFT_ALONE_S = 60.0
 DENIED_S = 3600.0
 """How long a whole history that did not have a run is not read again for it: that costs a second for 50 MB of it."""
 
+LOOKED_UP_AT_ONCE = 500
+"""How many missing runs one question names: a command line has an end (128 kB for a word of it)."""
+
 HISTORY_EVERY_S = 30.0
 """How often the history is read although no run is missed: others' runs may have come and gone between two polls."""
 
@@ -284,8 +287,8 @@ class Watcher:
                 continue
             if now - self._denied.get(run.wms_id, -DENIED_S) < DENIED_S:
                 absent.append(run.wms_id)
-            else:
-                missing.setdefault(ids.schedd, {})[run.wms_id] = (ids.cluster, run.token)
+            elif len(those := missing.setdefault(ids.schedd, {})) < LOOKED_UP_AT_ONCE:  # the rest in the next polls
+                those[run.wms_id] = (ids.cluster, run.token)
         for schedd, those in missing.items():
             try:
                 ads = await self._pool.gone(schedd, [*those.values()])
