@@ -123,10 +123,11 @@ class Driver:
 
     async def run(self) -> None:
         """Take up every run that is not over, and drive until cancelled."""
-        await self._runs.open_all()
+        await self._runs.find_all()
         delay = 0.0
         while True:
-            if not self._runs.live:
+            await self._runs.take_up()
+            if not self._runs.live and not self._runs.unopened:
                 await self._nudge.wait()
             self._nudge = anyio.Event()
             self.watch.cost_s = 0.0
