@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import msgspec
+import pytest
 import structlog
 from anyio.abc import TaskGroup
 
@@ -171,3 +172,24 @@ async def test_a_run_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> Non
                     await anyio.sleep(0.01)
             group.cancel_scope.cancel()
         await anyio.to_thread.run_sync(after.close)
+
+
+async def test_a_run_that_could_not_be_begun_can_be_begun_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with driven(tmp_path, FakeCluster(), 1, shell_job("a_1", "true")) as driver:
+        token = "0" * 20
+        await driver.tell(token, lambda engine: engine.cancel(2.0))
+        await driver.look()
+        with monkeypatch.context() as full:
+            full.setattr("bpsd_adapters.slurm.engine.RunLog.append", _no_room)
+            with pytest.raises(OSError, match="no room"):
+                await driver.begin(token, 2)
+
+        await driver.begin(token, 2)
+
+        assert driver.attempts == {token: 2}
+
+
+def _no_room(*_: Any, **__: Any) -> None:
+    raise OSError("no room")

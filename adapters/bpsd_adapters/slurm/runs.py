@@ -131,9 +131,9 @@ class Runs(dict[str, Held]):
         async with self._opening:
             held = self.get(token) or await self._loaded(token, only_live=False)
             assert held is not None
+            self[token] = held  # also if it does not come to begin it: who holds it is to let it go
             if held.engine.attempt < attempt:
                 await held.do(Engine.begin, attempt, self._context.clock())
-            self[token] = held
 
     async def let_go(self, token: str) -> None:
         """Let the log of a run go, if the run is over."""
