@@ -237,6 +237,17 @@ async def test_a_history_that_denied_a_run_is_not_read_for_it_in_every_poll(monk
     assert len(site.asked("condor_history")) == 1
 
 
+async def test_a_run_of_a_schedd_that_is_not_named_any_more_is_none_of_ours() -> None:
+    """Every schedd counts by itself: ours has a run of the same number."""
+    site = Site()
+    site.old = [ended(9)]
+    site.folder(9, "a_1")
+    elsewhere, ours = KnownRun(run_id="r1", wms_id="other#9.0#1"), KnownRun(run_id="r2", wms_id="here#9.0#1")
+
+    assert set(told(await site.poll(elsewhere, ours))) == {"here#9.0#1"}
+    assert site.last.absent == ("other#9.0#1",)
+
+
 async def test_no_question_is_longer_than_a_command_line() -> None:
     """As after a schedd that lost its queue and its history: nobody knows any of hundreds of runs."""
     site = Site()

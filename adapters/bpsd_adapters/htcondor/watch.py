@@ -295,7 +295,7 @@ class Watcher:
             except (BackendUnavailable, BackendAuthError):
                 continue
             for wms_id, (cluster, token) in those.items():
-                same = [ad for ad in ads if as_number(ad, "ClusterId") == cluster]
+                same = [ad for ad in ads if as_number(ad, "ClusterId") == cluster and _may_be(ad, wms_id)]
                 same = [ad for ad in same if token in (None, as_text(ad, "bps_token"))]
                 if same:
                     runs[wms_id] = Found(same[0], Ids(schedd, cluster), HISTORY)
@@ -326,6 +326,11 @@ class Watcher:
                 continue  # that the run is over is known; what else is there, the next poll cannot tell either
             left |= {wms_id: counted.get(found.ids.cluster, 0) for wms_id, found in those.items()}
         return left
+
+
+def _may_be(ad: Ad, wms_id: str) -> bool:
+    """Whether the ad is of the schedd that the id names, if it names one: every schedd counts by itself."""
+    return "#" not in wms_id or (as_text(ad, "GlobalJobId") or "").partition("#")[0] == wms_id.partition("#")[0]
 
 
 def _where(name: str, schedd: str | None) -> str:
