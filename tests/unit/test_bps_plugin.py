@@ -15,14 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bpsd_adapters.bps_plugin
+from bpsd.errors import BackendUnavailable
 from bpsd.interface import FieldSupport
-from bpsd.models import JobObservation, RunObservation, WmsJobReport, WmsRunReport, WmsStates
+from bpsd.models import JobObservation, PollRequest, RunObservation, WmsJobReport, WmsRunReport, WmsStates
 from bpsd.workflow import JOB_FIELDS
 from bpsd_adapters import runlog
-from bpsd_adapters.bps_plugin.bridge import as_observation, convert_reports, counted, settled
-from bpsd_adapters.bps_plugin.entries import Attempt, Entry, token_and_number
+from bpsd_adapters.bps_plugin.bridge import BridgedRuns, as_observation, convert_reports, counted, settled
+from bpsd_adapters.bps_plugin.entries import Attempt, Entries, Entry, token_and_number
 from bpsd_adapters.bps_plugin.fields import fields_of
 from bpsd_adapters.bps_plugin.hosted import RunCursor, observations_of
+from bpsd_adapters.bps_plugin.link import WorkerError
 from bpsd_adapters.bps_plugin.plugin import Plugin, plain, says_no
 from bpsd_adapters.bps_plugin.settings import PANDA_VARIABLES, BpsPluginConfig, Traits, traits_of
 from bpsd_adapters.bps_plugin.worker import Entry as WrittenEntry
@@ -106,6 +108,48 @@ def test_our_runs_are_seen_under_their_token_and_attempt() -> None:
     assert ours.path == f"/runs/{TOKEN}"
     foreign = as_observation(report, None, WmsStates.RUNNING)
     assert (foreign.token, foreign.attempt, foreign.path) == (None, None, "/elsewhere")
+
+
+class Pool:
+    """A plugin that lists one run of ours, and tells of its jobs if it is well."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.asked = 0
+
+    async def ask(self, call: str, deadline_s: float, **arguments: Any) -> Any:
+        if call == "entries":
+            return {"now": 1100.0, "newest": 1000.0, "entries": [msgspec.to_builtins(entry("7"))]}
+        jobs = None
+        if arguments["arguments"]["wms_workflow_id"] is not None:
+            self.asked += 1
+            if self.error is not None:
+                raise self.error
+            jobs = [WmsJobReport(wms_id="8", name="a_1", label="a", state=WmsStates.SUCCEEDED)]
+        report = WmsRunReport(
+            wms_id="7", state=WmsStates.SUCCEEDED, job_state_counts={WmsStates.SUCCEEDED: 1}, jobs=jobs
+        )
+        return [msgspec.to_builtins([report], str_keys=True), ""]
+
+
+@pytest.mark.parametrize("error", [WorkerError("no", "ValueError", "no", ""), BackendUnavailable("it hangs")])
+async def test_jobs_that_could_not_be_asked_for_are_asked_for_again(error: Exception) -> None:
+    """Also of a run that is over, so that nothing of it changes any more."""
+    pool = Pool()
+    runs = BridgedRuns(pool, Entries(pool, 1.0), Traits(), deadline_s=1.0, settle_s=60.0, history_days=2.0)  # type: ignore[arg-type]
+    pool.error = error
+    if isinstance(error, WorkerError):
+        assert [source.status for source in (await runs.poll(PollRequest())).sources] == ["partial"]
+    else:
+        with pytest.raises(BackendUnavailable):
+            await runs.poll(PollRequest())
+    pool.error = None
+
+    told = await runs.poll(PollRequest(cursor="[]"))
+
+    assert [(seen.wms_id, len(seen.jobs)) for seen in told.observations] == [("7", 1)]
+    await runs.poll(PollRequest(cursor=told.cursor))
+    assert pool.asked == 2
 
 
 def test_exit_codes_go_to_jobs_where_there_is_no_choice() -> None:

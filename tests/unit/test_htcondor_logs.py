@@ -112,6 +112,9 @@ def test_times_without_a_year_are_of_the_last_twelve_months_or_follow_those_befo
     assert executed("11/22 19:50:25", clock=HostClock(now)) == [now]
     assert executed("12/31 23:59:59", "01/01 00:00:00", clock=HostClock(now)) == [1767225599.0, 1767225600.0]
     assert executed("12/31 23:59:59", "01/01 00:00:00", clock=HostClock(1798761599.0)) == [1798761599.0, 1798761600.0]
+    months = [f"{month:02}/01 00:00:00" for month in (12, 1, 2, 3, 4, 5, 6)]  # of a run that is followed so long
+    went_on = executed("11/22 19:50:25", "11/25 00:00:00", *months, clock=HostClock(now))
+    assert [round((time - now) / 86_400) for time in went_on] == [0, 2, 8, 39, 70, 98, 129, 159, 190]
 
 
 def test_a_log_goes_on_through_the_hours_that_clocks_are_turned_by() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from bpsd.errors import RunNotFound
+from bpsd_adapters.htcondor import scripts
 from bpsd_adapters.htcondor.finder import Finder, all_of_them, named_jobs
 from bpsd_adapters.htcondor.observe import Ids
 from bpsd_adapters.htcondor.pool import LEFT_BEHIND_MOST, Pool
@@ -105,3 +108,18 @@ def test_constraints() -> None:
     assert named_jobs([]) == []
     assert named_jobs(['a"b', "c"]) == ['member(bps_job_name ?: DAGNodeName, {"a\\"b","c"})']
     assert [text.count(",") for text in named_jobs([f"j{n}" for n in range(1001)])] == [500, 500, 1]
+
+
+@pytest.mark.parametrize(("end", "second"), [("kill -9 $$", scripts.IN_DOUBT), ("exit 3", 3)])
+def test_a_condor_submit_that_was_killed_said_nothing_of_what_the_schedd_has(
+    tmp_path: Path, end: str, second: int
+) -> None:
+    (tmp_path / "run.dag.condor.sub").touch()
+    (tmp_path / "condor_submit").write_text(f"#!/bin/sh\n{end}\n")
+    (tmp_path / "condor_submit").chmod(0o755)
+    argv = ["sh", "-c", scripts.SUBMIT, "sh", str(tmp_path), "tok.1", "run.dag", "once", "run"]
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+    codes = [subprocess.run(argv, env=env, capture_output=True, check=False, timeout=60).returncode for _ in range(2)]
+
+    assert codes == [137 if second == scripts.IN_DOUBT else 3, second]

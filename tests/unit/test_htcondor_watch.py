@@ -77,7 +77,9 @@ class Site:
         if "-name" in argv:
             return answer(b"[\n]\n")
         if argv[0] == "condor_q":
-            return answer(msgspec.json.encode(self.queue))
+            since = int(constraint.rpartition(">= ")[2].rstrip(")"))
+            jobs = [each for each in self.queue if each["JobUniverse"] == 7 or each["EnteredCurrentStatus"] >= since]
+            return answer(msgspec.json.encode(jobs))
         wanted = [int(number) for number in re.findall(r"ClusterId == (\d+)", constraint)]
         if wanted:
             return answer(msgspec.json.encode([each for each in self.old if each["ClusterId"] in wanted]))
@@ -235,6 +237,31 @@ async def test_a_history_that_denied_a_run_is_not_read_for_it_in_every_poll(monk
     assert len(site.asked("condor_history")) == 1
 
 
+async def test_a_run_of_a_schedd_that_is_not_named_any_more_is_none_of_ours() -> None:
+    """Every schedd counts by itself: ours has a run of the same number."""
+    site = Site()
+    site.old = [ended(9)]
+    site.folder(9, "a_1")
+    elsewhere, ours = KnownRun(run_id="r1", wms_id="other#9.0#1"), KnownRun(run_id="r2", wms_id="here#9.0#1")
+
+    assert set(told(await site.poll(elsewhere, ours))) == {"here#9.0#1"}
+    assert site.last.absent == ("other#9.0#1",)
+
+
+async def test_no_question_is_longer_than_a_command_line() -> None:
+    """As after a schedd that lost its queue and its history: nobody knows any of hundreds of runs."""
+    site = Site()
+    known = [KnownRun(run_id=f"r{n}", wms_id=f"{n}.0", token="t" * 20) for n in range(100_000, 102_500)]
+    absent: list[int] = []
+    longest = 0
+    while len(absent) < 5:
+        absent.append(len((await site.poll(*known)).absent))
+        longest = max(longest, *(len(word) for call in site.asked("condor_history") for word in call))
+
+    assert absent == [500, 1000, 1500, 2000, 2500]
+    assert longest < 128 * 1024
+
+
 async def test_a_log_that_is_gone_is_no_evidence_and_the_pool_is_asked_instead() -> None:
     site = Site()
     site.queue = [ad(7), ad(8)]
@@ -338,3 +365,41 @@ async def test_a_clock_that_is_off_is_said() -> None:
 
     assert offset_s is not None
     assert abs(time.time() + offset_s - NOW) < 60  # when it is by the scripted host's clock
+
+
+async def test_jobs_on_hold_are_asked_for_again_when_a_log_is_read_again() -> None:
+    """Though it is read to its end in the next poll only: no log tells that a job was submitted on hold."""
+    site = Site()
+    site.queue = [ad(7), held(7, 700, "a_1")]
+    site.folder(7, "a_1", "b_1", said=submitted(700, "a_1"))
+    known = KnownRun(run_id="r", wms_id="7.0")
+    assert states(await site.poll(known))["a_1"] is WmsStates.HELD
+    path = "/r/7/run.dag.nodes.log"
+    site.transport.files[path] = submitted(700, "a_1")[:-20]
+
+    assert (await site.poll(known)).more
+    site.transport.files[path] = submitted(700, "a_1")
+    await site.poll(known)
+    assert states(await site.poll(known))["a_1"] is WmsStates.HELD
+
+
+def held(dagman: int, cluster: int, node: str) -> dict[str, Any]:
+    """A job that was submitted on hold, long ago."""
+    return {
+        "ClusterId": cluster,
+        "ProcId": 0,
+        "JobUniverse": 5,
+        "JobStatus": 5,
+        "DAGManJobId": dagman,
+        "DAGNodeName": node,
+        "EnteredCurrentStatus": NOW - 10_000,
+    }
+
+
+def submitted(cluster: int, node: str) -> bytes:
+    head = f"000 ({cluster}.000.000) 2026-11-22 17:03:45 Job submitted from host: <x>"
+    return f"{head}\n    DAG Node: {node}\n...\n".encode()
+
+
+def states(result: PollResult) -> dict[str, WmsStates]:
+    return {job.name: job.state for seen in result.observations for job in seen.jobs}

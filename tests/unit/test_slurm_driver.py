@@ -12,7 +12,9 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import msgspec
+import pytest
 import structlog
+from anyio.abc import TaskGroup
 
 from bpsd.interface import ServiceContext
 from bpsd.models import WmsStates
@@ -72,6 +74,11 @@ class FakeCluster:
         return {claim: self.owners.get(claim, "void") for claim in claims}
 
 
+def driver_of(state: StateFolder, cluster: FakeCluster, group: TaskGroup, config: SlurmConfig = CONFIG) -> Driver:
+    context = ServiceContext("site", state.path, structlog.get_logger(), time.time, lambda _: None, group)
+    return Driver(cluster, state, config, context)  # type: ignore[arg-type]
+
+
 @asynccontextmanager
 async def driven(folder: Path, cluster: FakeCluster, runs: int, *jobs: dict[str, Any]) -> AsyncIterator[Driver]:
     state = StateFolder(folder)
@@ -79,8 +86,7 @@ async def driven(folder: Path, cluster: FakeCluster, runs: int, *jobs: dict[str,
     await anyio.to_thread.run_sync(state.make)
     await anyio.Path(path).write_bytes(msgspec.json.encode(document(*jobs)))
     async with anyio.create_task_group() as group:
-        context = ServiceContext("site", folder, structlog.get_logger(), time.time, lambda _: None, group)
-        driver = Driver(cluster, state, CONFIG, context)  # type: ignore[arg-type]
+        driver = driver_of(state, cluster, group)
         for number in range(runs):
             token = f"{number}" * 20
             workflow = WorkflowFile(
@@ -147,3 +153,43 @@ async def test_only_what_slurm_does_not_show_as_alive_is_looked_for_on_the_disk(
         cluster.rows[1] = cluster.rows[1]._replace(state="COMPLETED")
         await driver.look()
         assert cluster.asked == [[f"{'0' * 20}/exits/1/1"]]
+
+
+async def test_a_run_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
+    """As when the daemon before this one still lets go of it."""
+    cluster = FakeCluster()
+    async with driven(tmp_path, cluster, 2, shell_job("a_1", "true")) as before:
+        async with anyio.create_task_group() as group:
+            state = StateFolder(tmp_path)
+            await anyio.to_thread.run_sync(state.make)
+            after = driver_of(state, cluster, group, msgspec.structs.replace(CONFIG, poll_interval_s=0.01))
+            group.start_soon(after.run)
+            await anyio.sleep(0.1)
+            assert after.attempts == {}
+            await anyio.to_thread.run_sync(before.close)
+            with anyio.fail_after(10):
+                while len(after.attempts) < 2:  # noqa: ASYNC110 - it has no event for that
+                    await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+        await anyio.to_thread.run_sync(after.close)
+
+
+async def test_a_run_that_could_not_be_begun_can_be_begun_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with driven(tmp_path, FakeCluster(), 1, shell_job("a_1", "true")) as driver:
+        token = "0" * 20
+        await driver.tell(token, lambda engine: engine.cancel(2.0))
+        await driver.look()
+        with monkeypatch.context() as full:
+            full.setattr("bpsd_adapters.slurm.engine.RunLog.append", _no_room)
+            with pytest.raises(OSError, match="no room"):
+                await driver.begin(token, 2)
+
+        await driver.begin(token, 2)
+
+        assert driver.attempts == {token: 2}
+
+
+def _no_room(*_: Any, **__: Any) -> None:
+    raise OSError("no room")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -233,6 +234,29 @@ def test_a_cancelled_array_may_be_a_row_without_indices() -> None:
             assert engine.in_queue == left
         assert WmsStates(engine._dag.state[1]) is WmsStates.DELETED
         engine.close()
+
+
+def test_what_could_not_be_written_yet_comes_before_what_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or who reads the log would take back the new submission of a job in place of the old one."""
+    with run_of(shell_job("a_1", "true")) as folder:
+        engine = opened(folder, hands_off=True)
+        engine.begin(1, 1.0)
+        engine.hand_over(1.0)
+        with monkeypatch.context() as full:
+            full.setattr(RunLog, "append", _no_room)
+            with pytest.raises(OSError, match="no room"):
+                engine.withdraw(1, 2.0, "not in Slurm any more")
+        engine.hand_over(3.0)
+        assert set(engine.chunks) == {2}
+        before = told(engine)
+        engine.close()
+        engine = opened(folder, hands_off=True)
+        assert (told(engine), engine.skipped_events) == (before, 0)
+        engine.close()
+
+
+def _no_room(*_: Any, **__: Any) -> None:
+    raise OSError("no room")
 
 
 def test_a_whole_run_is_handed_over_parents_first() -> None:

@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 
 from bpsd.workflow import File, Job
 from bpsd_adapters.cmdline import CommandError
+from bpsd_adapters.slurm.chunks import Plan
+from bpsd_adapters.slurm.cluster import Cluster, Outcome
 from bpsd_adapters.slurm.commands import RunFacts, entry
 from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
 from bpsd_adapters.slurm.pacing import Window, next_look
 from bpsd_adapters.slurm.parsing import parse_exits
-from bpsd_adapters.slurm.scripts import CALL_OFF, COLLECT, NOT_CLAIMED, SUBMIT, VOID, WRAPPER
+from bpsd_adapters.slurm.scripts import CALL_OFF, COLLECT, NOT_CLAIMED, SUBMIT, SUBMIT_ALL, VOID, WRAPPER
+from bpsd_adapters.slurm.settings import SlurmConfig
+from bpsd_adapters.transports.scripted import ScriptedTransport, answer
 
 FACTS = RunFacts("t" * 20, "run", "/run", 1, {}, {"f": File(name="f", src_uri="/data/a b")}, {"ALL": "1"})
 TEXT = st.text(st.characters(exclude_characters="\0", categories=("L", "N", "P", "S", "Z", "Cc")), max_size=30)
@@ -186,6 +190,23 @@ def test_a_chunk_is_submitted_once_or_called_off(tmp_path: Path) -> None:
     assert off.stdout.splitlines() == ["1 id 42;bed", "2 off"]
     assert (second.returncode, late.returncode) == (73, 73)
     assert (tmp_path / "calls").read_text() == "called\n"
+
+
+@pytest.mark.parametrize(("end", "tried"), [("kill -9 $$", True), ("exit 1", False)])
+async def test_an_sbatch_that_was_killed_said_nothing_of_what_slurm_has(tmp_path: Path, end: str, tried: bool) -> None:
+    (tmp_path / "chunks").mkdir()
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\n{end}\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+
+    one = sh(SUBMIT, tmp_path, 1, "--parsable", input="jobs", path=path)
+    whole = sh(SUBMIT_ALL, tmp_path, input="2 0 '' --parsable\n", path=path)
+
+    cluster = Cluster(ScriptedTransport(lambda _, __: answer("", one.returncode)), SlurmConfig(work_dir="/w"))
+    done = await cluster.submit("/w/run", Plan(1, "bps-x-1", "a", 1, (), b""))
+    assert done.outcome is (Outcome.DOUBT if tried else Outcome.REFUSED)
+    assert whole.returncode == 1
+    assert (tmp_path / "chunks/2.try").exists() is tried
 
 
 def test_a_claim_that_was_taken_back_keeps_the_job_from_running(tmp_path: Path) -> None:

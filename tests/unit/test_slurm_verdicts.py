@@ -84,7 +84,8 @@ def test_a_success_that_was_written_down_is_one_whatever_slurm_says(
 def test_a_failure_counts_once_slurm_has_not_requeued_it() -> None:
     assert isinstance(judged(row("RUNNING"), record=record(3)), Live)
     assert isinstance(judged(row("PENDING", "BeginTime"), record=record(3)), Live)
-    assert over(judged(row("COMPLETING"), record=record(3))) == (WmsStates.FAILED, 3, "exit")
+    assert judged(row("COMPLETING"), record=record(3)) is Doubt.WAITING
+    assert over(judged(row("COMPLETING"), record=record(3), waited_s=31)) == (WmsStates.FAILED, 3, "exit")
     assert over(judged(record=record(3))) == (WmsStates.FAILED, 3, "exit")
 
 
@@ -102,6 +103,8 @@ def test_why_it_got_a_signal_is_slurms_to_say() -> None:
 def test_a_job_that_tidies_up_when_it_is_cancelled_was_cancelled() -> None:
     """Whatever exit code it then chooses; and if the kernel killed a part of it, that is why it failed."""
     assert over(judged(row("CANCELLED"), record=record(1))) == (WmsStates.DELETED, 1, "exit")
+    known = account("CANCELLED by 1000")
+    assert over(judged(row("COMPLETING"), record=record(1), account=known)) == (WmsStates.DELETED, 1, "exit")
     killed = judged(row("OUT_OF_MEMORY", "OutOfMemory"), record=record(9))
     assert (over(killed), killed.note) == ((WmsStates.FAILED, 9, "exit"), "out of memory")
     assert judged(row("FAILED", "NonZeroExitCode"), record=record(9)).note == ""

@@ -120,6 +120,11 @@ def _jobs(report: WmsRunReport) -> list[JobObservation]:
     return observations
 
 
+def _shows(seen: RunObservation) -> tuple[Any, ...]:
+    """What of a summary tells that jobs changed."""
+    return seen.state, seen.attempt, tuple((seen.job_state_counts or {}).values())
+
+
 class BridgedRuns:
     """The readers of a backend whose plugin reports.
 
@@ -183,10 +188,12 @@ class BridgedRuns:
             except WorkerError as exc:  # of this run; the others can still be asked for
                 errors.append(f"{wms_id}: {exc.message}")
                 continue
+            summed_up = seen.get(wms_id)
+            if summed_up is not None:
+                self._shown[wms_id] = _shows(summed_up)
             if detailed is None:
                 unseen.append(wms_id)
                 continue
-            summed_up = seen.get(wms_id)
             if summed_up is not None:  # the queue knows better than files whether a run goes on
                 detailed = msgspec.structs.replace(detailed, state=summed_up.state)
             seen[wms_id] = detailed
@@ -248,12 +255,10 @@ class BridgedRuns:
             entry = self._entries.of_id(wms_id)
             if self._key(wms_id) in over or (wms_id not in known and entry is None and observation.state in TERMINAL):
                 continue  # its end was told, or it is somebody else's that had ended before we came
-            shows = (observation.state, observation.attempt, tuple((observation.job_state_counts or {}).values()))
-            if shows == self._shown.get(wms_id):
+            if _shows(observation) == self._shown.get(wms_id):
                 continue
             waited = time.monotonic() - self._detailed_at.get(wms_id, float("-inf"))
             if observation.state in TERMINAL or waited > pause:
-                self._shown[wms_id] = shows
                 self._due[wms_id] = None
 
     def _own_ids(self) -> list[str]:
@@ -272,8 +277,8 @@ class BridgedRuns:
 
     async def _detail(self, wms_id: str) -> RunObservation | None:
         began = time.monotonic()
+        self._detailed_at[wms_id] = began
         reports = await self._told(wms_id, hist=max(2.0, self._history_days), return_exit_codes=True)
-        self._detailed_at[wms_id] = time.monotonic()
         self._detail_cost_s = time.monotonic() - began
         known = [report for report in reports if report.state not in (None, WmsStates.UNKNOWN)]
         if not known:

@@ -37,16 +37,16 @@ class HostClock(NamedTuple):
         return first if first > after - TURNED_BACK_S else when.replace(fold=1).timestamp()
 
     def moment_of_some_year(self, text: str, after: float) -> float:
-        """The same for ``11/22 19:50:25``: of the year in which it is not in the future, nor long before ``after``."""
-        year = datetime.fromtimestamp(self.now, self.zone).year
+        """The same for ``11/22 19:50:25``: of the last year in which it is not in the future, nor long past ``after``.
+
+        A log may be followed for months: what is ``after`` an event may also be after ``now``.
+        """
+        latest = after + _HALF_YEAR_S if after else self.now + 86_400.0
+        year = datetime.fromtimestamp(latest, self.zone).year
         month_day, clock = text.split(" ")
         date = month_day.replace("/", "-")
         found = self.moment(f"{year}-{date} {clock}", after)
-        if found > self.now + 86_400.0:
-            found = self.moment(f"{year - 1}-{date} {clock}", after)
-        if found < after - _HALF_YEAR_S:
-            found = self.moment(f"{year + 1}-{date} {clock}", after)
-        return found
+        return found if found <= latest else self.moment(f"{year - 1}-{date} {clock}", after)
 
 
 def zone_of(rules: bytes, now: float, utc_offset_s: float) -> tzinfo:

@@ -22,7 +22,7 @@ if [ -e ".bpsd.$token.intent" ] && [ "$again" != again ]; then exit 75; fi
 submit() {
   : >".bpsd.$token.intent"
   condor_submit -terse -append "My.bps_attempt_token = \"$token\"" "$dag.condor.sub" 9>&- >".bpsd.$token.said" || {
-    code=$?; rm -f ".bpsd.$token.intent"; exit "$code"; }
+    code=$?; [ "$code" -gt 128 ] || rm -f ".bpsd.$token.intent"; exit "$code"; } # killed: nobody knows what it did
   sed -n 's/^\([0-9]*\)\.0 - .*/\1/p' ".bpsd.$token.said" >".bpsd.$token.id.part"
   sync ".bpsd.$token.id.part" 2>/dev/null || true
   mv ".bpsd.$token.id.part" ".bpsd.$token.id"

@@ -32,6 +32,9 @@ LEFT_ALONE_S = 60.0
 DENIED_S = 3600.0
 """How long a whole history that did not have a run is not read again for it: that costs a second for 50 MB of it."""
 
+LOOKED_UP_AT_ONCE = 500
+"""How many missing runs one question names: a command line has an end (128 kB for a word of it)."""
+
 HISTORY_EVERY_S = 30.0
 """How often the history is read although no run is missed: others' runs may have come and gone between two polls."""
 
@@ -176,11 +179,14 @@ class Watcher:
         room = Room(self._read_bytes, max(began + request.deadline_s / 2, time.monotonic() + READING_S))
         looked = await self._look(request, runs, seen, clock, room, sizes)
         read = dict(cursor.since)
+        if self._jobs.reread:
+            self._held_since.clear()
         for one in seen:
             if one.is_complete and not looked.more:  # what there was no room for is to be told again
                 if one.history_asked:
                     read[one.schedd or ""] = clock.now - OVERLAP_S
-                self._held_since[one.schedd] = 0.0 if self._jobs.reread else clock.now - OVERLAP_S
+                if not self._jobs.reread:
+                    self._held_since[one.schedd] = clock.now - OVERLAP_S
         self._polls += 1
         self._told, self._told_with = looked.cursors, _Cursor(read, self._polls).text()
         return PollResult(
@@ -281,15 +287,15 @@ class Watcher:
                 continue
             if now - self._denied.get(run.wms_id, -DENIED_S) < DENIED_S:
                 absent.append(run.wms_id)
-            else:
-                missing.setdefault(ids.schedd, {})[run.wms_id] = (ids.cluster, run.token)
+            elif len(those := missing.setdefault(ids.schedd, {})) < LOOKED_UP_AT_ONCE:  # the rest in the next polls
+                those[run.wms_id] = (ids.cluster, run.token)
         for schedd, those in missing.items():
             try:
                 ads = await self._pool.gone(schedd, [*those.values()])
             except (BackendUnavailable, BackendAuthError):
                 continue
             for wms_id, (cluster, token) in those.items():
-                same = [ad for ad in ads if as_number(ad, "ClusterId") == cluster]
+                same = [ad for ad in ads if as_number(ad, "ClusterId") == cluster and _may_be(ad, wms_id)]
                 same = [ad for ad in same if token in (None, as_text(ad, "bps_token"))]
                 if same:
                     runs[wms_id] = Found(same[0], Ids(schedd, cluster), HISTORY)
@@ -320,6 +326,11 @@ class Watcher:
                 continue  # that the run is over is known; what else is there, the next poll cannot tell either
             left |= {wms_id: counted.get(found.ids.cluster, 0) for wms_id, found in those.items()}
         return left
+
+
+def _may_be(ad: Ad, wms_id: str) -> bool:
+    """Whether the ad is of the schedd that the id names, if it names one: every schedd counts by itself."""
+    return "#" not in wms_id or (as_text(ad, "GlobalJobId") or "").partition("#")[0] == wms_id.partition("#")[0]
 
 
 def _where(name: str, schedd: str | None) -> str:

@@ -238,7 +238,10 @@ class Cluster:
             scripts.CALLED_OFF: Outcome.DOUBT,
             scripts.NOT_WRITTEN: Outcome.NOT_WRITTEN,
             scripts.FULL: Outcome.FULL,
-        }.get(done.returncode) or classify_refusal(done.error_text)
+        }.get(done.returncode)
+        if outcome is None:  # one that a signal ended said nothing of what Slurm has
+            ended_by_signal = done.returncode < 0 or done.returncode > 128
+            outcome = Outcome.DOUBT if ended_by_signal else classify_refusal(done.error_text)
         text = _SAID_BY_SBATCH.sub("; ", done.error_text).strip("; ")
         if outcome is Outcome.NOT_WRITTEN:
             text = f"{folder} on {self.transport.host} cannot be written: {text}"

@@ -123,10 +123,11 @@ class Driver:
 
     async def run(self) -> None:
         """Take up every run that is not over, and drive until cancelled."""
-        await self._runs.open_all()
+        await self._runs.find_all()
         delay = 0.0
         while True:
-            if not self._runs.live:
+            await self._runs.take_up()
+            if not self._runs.live and not self._runs.unopened:
                 await self._nudge.wait()
             self._nudge = anyio.Event()
             self.watch.cost_s = 0.0
@@ -226,8 +227,9 @@ class Driver:
             await self._cluster.cancel(i for chunk in ending for i in (chunk.job_id or 0, *chunk.others))
         if engine.held:
             await self._cluster.hold(engine.waiting())
-        if self._context.clock() - held.refused_at > REFUSED_RETRY_LOOKS * self._config.poll_interval_s:
-            engine.offer_again()
+        waited_s = self._context.clock() - held.refused_at
+        if engine.refused and waited_s > REFUSED_RETRY_LOOKS * self._config.poll_interval_s:
+            await held.do(Engine.offer_again)
         if engine.meta.hands_off and engine.live and not (engine.cancelled or engine.held):
             await self._acts.hand_over(held)
 

@@ -246,7 +246,8 @@ class Engine(RunState):
             for number, n in enumerate(fresh, self._next_chunk)
         ]
         if intents:
-            self._log.append(intents, durable=True)
+            self._log.append([*self._pending, *intents], durable=True)
+            self._pending.clear()
             for intent in intents:
                 self._replay(intent)
         whole = {n: chunk for n, (chunk, _) in self._queued.items() if chunk.whole}

@@ -65,6 +65,8 @@ class Runs(dict[str, Held]):
         self._state, self._defaults, self._context = state, defaults, context
         self._opening = anyio.Lock()
         self._written_before = 0
+        self.unopened: dict[str, str] = {}
+        """Runs that may not be over and are still to be opened, and why that did not succeed."""
 
     @property
     def written(self) -> int:
@@ -81,16 +83,25 @@ class Runs(dict[str, Held]):
         """How many jobs of all of them are in Slurm, or may be."""
         return sum(held.engine.in_queue for held in self.values())
 
-    async def open_all(self) -> None:
-        """Take up every run that is not over; one that cannot be opened is told of, and keeps no other back."""
+    async def find_all(self) -> None:
+        """Look which runs may not be over: they are to be taken up."""
         for meta in self._state.metas():
             if await anyio.to_thread.run_sync(self._state.run(meta.token).log.exists):
-                try:
-                    await self.open(meta.token)
-                except BackendUnavailable as exc:
+                self.unopened.setdefault(meta.token, "")
+
+    async def take_up(self) -> None:
+        """Open what is unopened; what cannot be is told of, tried again the next time, and keeps no other back."""
+        for token, before in list(self.unopened.items()):
+            try:
+                await self.open(token)
+            except BackendUnavailable as exc:
+                self.unopened[token] = exc.message
+                if exc.message != before:
                     self._context.log.warning(
-                        LogEvent.SLURM_RUN_FAILED, backend=self._context.backend, run=meta.token, error=exc.message
+                        LogEvent.SLURM_RUN_FAILED, backend=self._context.backend, run=token, error=exc.message
                     )
+            else:
+                del self.unopened[token]
 
     async def open(self, token: str) -> Held | None:
         """A run, its log held; `None` if it is over.
@@ -120,9 +131,9 @@ class Runs(dict[str, Held]):
         async with self._opening:
             held = self.get(token) or await self._loaded(token, only_live=False)
             assert held is not None
+            self[token] = held  # also if it does not come to begin it: who holds it is to let it go
             if held.engine.attempt < attempt:
                 await held.do(Engine.begin, attempt, self._context.clock())
-            self[token] = held
 
     async def let_go(self, token: str) -> None:
         """Let the log of a run go, if the run is over."""

@@ -134,8 +134,12 @@ while IFS= read -r line; do
   done
   # In the script, since an argument has at most 128 KiB.
   printf '#!/bin/sh\n%s\nexec /bin/sh "$@"\n' "${{after:+#SBATCH --dependency=afterok$after}}" >"chunks/$n.sh"
-  if ! sbatch "$@" "chunks/$n.sh" "$run/wrapper.sh" "$run" {ALL} "$index" >"chunks/$n.said" 2>"chunks/$n.err"; then
-    grep -Eqi 'timed out|contact|connect|socket|communication' "chunks/$n.err" || rmdir "chunks/$n.try"
+  sbatch "$@" "chunks/$n.sh" "$run/wrapper.sh" "$run" {ALL} "$index" >"chunks/$n.said" 2>"chunks/$n.err"
+  code=$?
+  if [ $code != 0 ]; then
+    # Nobody knows what Slurm has if sbatch lost its connection, or was ended by a signal.
+    [ $code -gt 128 ] || grep -Eqi 'timed out|contact|connect|socket|communication' "chunks/$n.err" ||
+      rmdir "chunks/$n.try"
     cat "chunks/$n.err" >&2
     exit 1
   fi

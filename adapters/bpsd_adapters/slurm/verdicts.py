@@ -1,8 +1,8 @@
 """What became of one job, from all that was seen of it: the exit record, the queue, accounting. Pure.
 
 The queue beats accounting while it lists the job as alive: what sacct tells of it then is an earlier incarnation. The
-exit record is the first witness; but if a signal ended the job, Slurm knows better why (out of time, out of memory,
-cancelled), and so it does if it requeued the job after all. Absence is no end.
+exit record is the first witness; but why a job failed Slurm knows better (out of time, out of memory, cancelled), once
+it is done with it, and whether it requeued the job after all. Absence is no end.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Doubt(Enum):
     """No source that answered knows it."""
 
     WAITING = "waiting"
-    """Slurm says that it is over, and what the wrapper wrote is not to be seen yet."""
+    """Slurm says that it is over, and what the wrapper wrote is not to be seen yet; or the other way round."""
 
 
 def is_alive(rows: Sequence[QueueRow]) -> bool:
@@ -80,7 +80,7 @@ def judge(seen: Evidence, *, waited_s: float, grace_s: float) -> Live | Over | D
     seen : `Evidence`
         What was seen of it.
     waited_s : `float`
-        For how long Slurm has said that it is over, without a record.
+        For how long one of Slurm and the record has said that it is over, without the other.
     grace_s : `float`
         How long a record may take to be seen on the submit host.
     """
@@ -93,9 +93,9 @@ def judge(seen: Evidence, *, waited_s: float, grace_s: float) -> Live | Over | D
         return Live(meaning.state, meaning.note, live.start, str(live.array_id))
     if record is not None:
         why = _why(record, over, seen.account)
-        told = live is not None or why is not None
-        # Why it got a signal is Slurm's to say.
-        return _recorded(record, why) if told or waited_s >= grace_s or not _by_signal(record) else Doubt.WAITING
+        # Why it failed is Slurm's to say, which does not while it is completing: a cancelled job tidies up meanwhile.
+        untold = why is None and (live is not None or _by_signal(record))
+        return Doubt.WAITING if untold and waited_s < grace_s else _recorded(record, why)
     if over:
         return _without_record(over, seen.account, waited_s, grace_s)
     return Doubt.MISSING if seen.account is None else _accounted(seen.account, waited_s, grace_s)
