@@ -259,7 +259,8 @@ class CommandEngine:
             if isinstance(outcome, Doubt | Again):
                 with anyio.move_on_after(pause * random.uniform(0.75, 1.25)):  # noqa: S311  # spreads load, keeps no secret
                     await entry.nudge.wait()
-                entry.nudge = anyio.Event()
+                async with entry.settling:  # a person's word that is being written comes before another try
+                    entry.nudge = anyio.Event()
                 pause = min(pause * 2, self.settings.doubt_retry_max_s)
         await self._finished(entry.command)
 
