@@ -120,3 +120,15 @@ async def test_a_persons_word_is_not_written_over_while_the_disk_is_full(outcome
             tasks.cancel_scope.cancel()
 
     assert (over.state, journal.command_now.state) == (state, state)
+
+
+async def test_a_restart_in_which_a_backend_finds_mistakes_has_failed() -> None:
+    journal = OneCommand(verb="restart", backend="picky", token="t" * 20)
+    made = engine(journal, picky=Picky())
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(made.run)
+        with anyio.fail_after(60):
+            over = await made.wait("c1", 60)
+        tasks.cancel_scope.cancel()
+
+    assert (over.state, over.note.splitlines()[-1]) == ("FAILED", "  step.yaml: jobs[0]: there is no such program")

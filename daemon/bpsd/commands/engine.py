@@ -333,7 +333,7 @@ class CommandEngine:
 
     async def _fail(self, entry: _Entry, error: BpsdError) -> None:
         command = entry.command
-        if isinstance(error, WorkflowInvalid):
+        if isinstance(error, WorkflowInvalid) and command.verb == "submit":  # the others brought no document
             error = await self._place(command, error)
         message = redact_text(error.message, lines=True)  # what a WMS said may hold what opens a door
         told = {**error.data(), "message": message}
