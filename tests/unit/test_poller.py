@@ -72,7 +72,7 @@ class NoCache:
 
 
 @asynccontextmanager
-async def backend(service: Slow | Schedds, tmp_path: Path, **more: Any) -> AsyncIterator[Backend]:
+async def backend(service: Slow, tmp_path: Path, **more: Any) -> AsyncIterator[Backend]:
     pace = Polling(
         min_interval_s=0.1,
         idle_interval_s=0.1,
@@ -160,23 +160,12 @@ async def test_an_answer_that_the_adapter_did_not_foresee_is_a_failed_poll(tmp_p
     assert {entry["event"] for entry in logged} == {"poll_broke", "poll_failed"}
 
 
-class Schedds:
+class Schedds(Slow):
     """A service with two runs, each known to a source of its own; the sources of ``silent`` do not answer."""
-
-    capabilities = Slow._Capabilities()
 
     def __init__(self) -> None:
         self.silent: set[str] = set()
         self.polls = 0
-
-    async def __aenter__(self) -> Schedds:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
-
-    def resolve_id(self, text: str) -> tuple[str, ...]:
-        return (text,)
 
     async def poll(self, request: PollRequest) -> PollResult:
         self.polls += 1
