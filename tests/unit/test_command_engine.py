@@ -49,7 +49,8 @@ class OneCommand:
             raise Conflict(f"the command is {before.state} and cannot become {state}")
         if state in self.full:
             raise StorageError("the disk is full")
-        self.command_now = msgspec.structs.replace(before, state=state, **said)
+        changes = {name: value for name, value in said.items() if value is not None}
+        self.command_now = msgspec.structs.replace(before, state=state, **changes)
         return self.command_now
 
 
@@ -132,3 +133,17 @@ async def test_a_restart_in_which_a_backend_finds_mistakes_has_failed() -> None:
         tasks.cancel_scope.cancel()
 
     assert (over.state, over.note.splitlines()[-1]) == ("FAILED", "  step.yaml: jobs[0]: there is no such program")
+
+
+async def test_a_person_who_says_again_is_heard_though_the_time_of_the_command_is_over() -> None:
+    journal = OneCommand(verb="restart", state="IN_DOUBT", backend="gone", expires_at=1.5)
+    made = engine(journal)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(made.run)
+        await made.resolve("c1", "again", None, "")
+        with anyio.fail_after(60):
+            while "not configured" not in journal.command_now.note:  # noqa: ASYNC110 - until it is to be begun
+                await anyio.sleep(0.02)
+        tasks.cancel_scope.cancel()
+
+    assert (journal.command_now.state, journal.command_now.expires_at) == ("ACCEPTED", 2.5)

@@ -215,7 +215,10 @@ class CommandEngine:
 
     async def _take_word(self, entry: _Entry, outcome: str, wms_id: str | None, word: str) -> None:
         if outcome == "again":
-            await self._set(entry, "ACCEPTED", note=word)
+            # Its time begins anew: a doubt may be older than all that it was given.
+            command, now = entry.command, self._clock()
+            expires_at = None if command.expires_at is None else now + command.expires_at - command.accepted_at
+            await self._set(entry, "ACCEPTED", note=word, expires_at=expires_at)
         elif outcome == "failed":
             await self._fail(entry, Conflict(word))
         else:
@@ -359,6 +362,7 @@ class CommandEngine:
         result: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
         note: str = "",
+        expires_at: float | None = None,
     ) -> None:
         """Write a state to the journal, however long the disk takes, and tell the watchers."""
         command, note = entry.command, redact_text(note, lines=True)
@@ -370,7 +374,9 @@ class CommandEngine:
             entry.command = await self._durably(lambda: self._journal.begin(command.id))
         else:
             entry.command = await self._durably(
-                lambda: self._journal.finish(command.id, state, result=result, error=error, note=note)
+                lambda: self._journal.finish(
+                    command.id, state, result=result, error=error, note=note, expires_at=expires_at
+                )
             )
         await self._cache.announce(
             "command.state",
