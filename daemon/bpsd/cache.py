@@ -216,6 +216,10 @@ class Cache:
         found = [self._hot[run_id].record for run_id in ids]
         return [r for r in found if backend is None or r.backend == backend]
 
+    def wms_ids(self, text: str) -> dict[str, tuple[str, ...]]:
+        """The WMS ids that a person may mean by ``text``, by backend."""
+        return self._names.wms_ids(text)
+
     def row(self, run_id: str) -> bytes:
         """The report row of a run as JSON (a `~bpsd.messages.RunRow` without the parts of a single run)."""
         hot = self._hot[run_id]

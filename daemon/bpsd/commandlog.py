@@ -306,6 +306,7 @@ def change(
     result: dict[str, Any] | None = None,
     error: dict[str, Any] | None = None,
     note: str | None = None,
+    expires_at: float | None = None,
 ) -> CommandRecord:
     """Take a command to another state (`None`: leave it), with what is to be said of it.
 
@@ -339,6 +340,8 @@ def change(
         changes["error"] = error
     if note is not None:
         changes["note"] = note
+    if expires_at is not None:
+        changes["expires_at"] = expires_at
     if changes:
         columns = ", ".join(f"{name} = ?" for name in changes)
         values = [_column(name, value) for name, value in changes.items()]

@@ -263,10 +263,12 @@ class Journal:
         result: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
         note: str | None = None,
+        expires_at: float | None = None,
     ) -> CommandRecord:
         """Take a command to its next state, as `bpsd.commandlog.TRANSITIONS` allows.
 
-        ``ACCEPTED`` puts it back in the queue: only with proof that the WMS does not have it, or on a person's word.
+        ``ACCEPTED`` puts it back in the queue: only with proof that the WMS does not have it, or on a person's word,
+        which may have it expire later.
 
         Raises
         ------
@@ -276,7 +278,16 @@ class Journal:
             If there is no such command.
         """
         return await self._command(
-            partial(commandlog.change, id=id, state=state, result=result, error=error, note=note, now=self._clock())
+            partial(
+                commandlog.change,
+                id=id,
+                state=state,
+                result=result,
+                error=error,
+                note=note,
+                expires_at=expires_at,
+                now=self._clock(),
+            )
         )
 
     async def note(self, id: str, note: str) -> CommandRecord:

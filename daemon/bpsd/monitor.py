@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["HELP", "Monitor"]
 
+import math
 import os
 import shutil
 import time
@@ -101,10 +102,10 @@ class Monitor:
 
     async def _gather(self) -> None:
         runs, jobs = await self._tally()
-        room = await anyio.to_thread.run_sync(shutil.disk_usage, self._state_dir)
+        room = await anyio.to_thread.run_sync(_free_bytes, self._state_dir)
         metrics = self._metrics
         now = self._clock()
-        figures = {**self._figures(), "disk_free_bytes": float(room.free)}
+        figures = {**self._figures(), "disk_free_bytes": room}
         self._shown = {name: value for key, value in figures.items() if (name := _named(key)) in HELP}
         metrics.collected_at.set(now)
         for family in (*metrics.of_backends(), metrics.notifications_waiting):
@@ -150,6 +151,14 @@ class Monitor:
 
 def _named(figure: str) -> str:
     return f"{figure[:-2]}_seconds" if figure.endswith("_s") else figure
+
+
+def _free_bytes(folder: Path) -> float:
+    """Room in a folder; not a number if nobody can tell, as the figures are the more wanted when the disk is away."""
+    try:
+        return float(shutil.disk_usage(folder).free)
+    except OSError:
+        return math.nan
 
 
 def _replace(path: Path, page: bytes) -> None:

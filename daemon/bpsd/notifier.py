@@ -216,7 +216,8 @@ class Notifier:
                     time.monotonic() - self._began < backend.settings.polling.stale_after_s
                 )
                 silent = [] if backend.stale else backend.silent
-                stale = backend.stale or bool(silent)
+                # What was told as stale is so until all of it answers: after a restart nothing was silent for long.
+                stale = backend.stale or bool(silent) or (name in self._stale and not backend.is_whole)
                 if stale != (name in self._stale) and not young:
                     (self._stale.add if stale else self._stale.discard)(name)
                     self._tell_stale(name, f"no answer from {', '.join(silent)}" if silent else "", recovered=not stale)

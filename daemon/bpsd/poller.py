@@ -172,6 +172,11 @@ class Backend:
         return [name for name, at in self._heard.items() if at < before]
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all of its sources answered the last poll, be it in part."""
+        return all(source.status != "failed" for source in self._sources)
+
+    @property
     def _patience_s(self) -> float:
         # A long interval that we chose ourselves is no reason for alarm.
         return max(self.settings.polling.stale_after_s, 2 * self._pace.delay_s)

@@ -27,6 +27,10 @@ class RunNames:
         """How this backend's WMS ids may be written (`~bpsd.interface.WmsService.resolve_id`)."""
         self._forms[backend] = forms
 
+    def wms_ids(self, text: str) -> dict[str, tuple[str, ...]]:
+        """The WMS ids that ``text`` may stand for, by backend."""
+        return {name: forms(text) for name, forms in self._forms.items()}
+
     def of_wms_id(self, backend: str, wms_id: str) -> str | None:
         """Our id of the run that has this id in its WMS, exactly so."""
         return self._by_wms.get((backend, wms_id))
@@ -71,8 +75,8 @@ class RunNames:
         if token is not None:
             return [token]
         ids: dict[str, None] = {}
-        for name, forms in self._forms.items():
-            for form in forms(text):
+        for name, forms in self.wms_ids(text).items():
+            for form in forms:
                 run_id = self._by_wms.get((name, form))
                 if run_id is not None:
                     ids[run_id] = None

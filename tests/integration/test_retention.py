@@ -155,6 +155,7 @@ def test_history_outlives_the_wms_and_goes_when_it_is_old(state_dir: Path) -> No
             row = next(row for row in rows_of(client, 200) if row["name"] == "u/her/month")
             assert (row["state"], row["counts"]) == ("SUCCEEDED", {"SUCCEEDED": 3})
             assert len(client.jobs(row["id"])["jobs"]) == 3
+            assert {client.status(name)["id"] for name in (row["wms_id"], f"{row['wms_id']}.0")} == {row["id"]}
             for hist, told in ((200, {"u/her/today", "u/her/month"}), (2, {"u/her/today"})):
                 assert {run["name"] for run in listed(client, hist)} == told
             assert listed(client, 200, state=["FAILED"]) == listed(client, 200, active=True) == []

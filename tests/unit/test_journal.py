@@ -240,8 +240,9 @@ async def test_life_of_a_command(journal: Journal) -> None:
         None,
         begun.started_at,
     )
-    again = await journal.finish(submit.id, "ACCEPTED", note="proved absent")
-    assert (again.state, again.started_at) == ("ACCEPTED", None)
+    again = await journal.finish(submit.id, "ACCEPTED", note="proved absent", expires_at=2e9)
+    assert (again.state, again.started_at, again.expires_at) == ("ACCEPTED", None, 2e9)
+    assert again == await journal.command(submit.id)
     await journal.begin(submit.id)
     noted = await journal.note(submit.id, "waiting")
     assert (noted.state, noted.note) == ("RUNNING", "waiting")

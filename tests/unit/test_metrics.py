@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+from typing import cast
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bpsd.cache import Cache
+from bpsd.commands.engine import CommandEngine
 from bpsd.metrics import Metrics
+from bpsd.monitor import HELP, Monitor
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -70,3 +77,34 @@ def test_two_daemons_in_one_process_do_not_share() -> None:
     one.polls.labels("here", "ok").inc()
 
     assert ("bpsd_polls_total", (("backend", "here"), ("outcome", "ok"))) not in samples(other)
+
+
+class Nothing:
+    """A cache without runs, and an engine without commands."""
+
+    def records(self) -> list[object]:
+        return []
+
+    def open_by_state(self) -> dict[str, int]:
+        return {}
+
+
+@pytest.mark.parametrize(("state", "is_known"), [("", True), ("taken/away", False)])
+async def test_figures_are_told_though_the_disk_is_away(tmp_path: Path, state: str, is_known: bool) -> None:
+    metrics = Metrics(version="1")
+    monitor = Monitor(
+        metrics=metrics,
+        cache=cast("Cache", Nothing()),
+        engine=cast("CommandEngine", Nothing()),
+        backends={},
+        figures=lambda: dict.fromkeys(HELP, 7.0),
+        waiting=dict,
+        state_dir=tmp_path / state,
+        clock=lambda: 1.0,
+    )
+
+    await monitor.page()
+
+    seen = samples(metrics)
+    assert seen["bpsd_memory_bytes", ()] == 7.0
+    assert math.isnan(seen["bpsd_disk_free_bytes", ()]) is not is_known

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import grp
 import pwd
+import threading
+from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
 
+from bpsd.cli import bpsd as program
 from bpsd.config import BackendConfig, Config, Polling, default_config
 from bpsd.peers import Members
 from bpsd.permissions import policy_of
@@ -73,3 +77,27 @@ def test_by_default_a_system_s_daemon_is_read_by_everybody(mode: str, others: ob
     policy, _ = policy_of(config(Rights(others=others), mode=mode), 7)  # type: ignore[arg-type]  # as a file says it
 
     assert policy.others == ({"read", "command"} if expected is ... else expected)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_check_config_tells_whom_nobody_knows_and_waits_for_no_name_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hangs: bool
+) -> None:
+    file = tmp_path / "bpsd.yaml"
+    file.write_text("mode: system\nbackends: {wms: {type: scripted}}\nrights: {viewer: {users: [bbo]}}\n")
+    answered = threading.Event()
+
+    def nobody(name: str) -> NoReturn:
+        if hangs:
+            answered.wait(60)
+        raise KeyError(name)
+
+    monkeypatch.setattr("pwd.getpwnam", nobody)
+    monkeypatch.setattr(program, "NAMES_WAIT_S", 0.1 if hangs else 60.0)
+
+    assert program.main(["check-config", "--config", str(file)]) == 0
+    answered.set()
+
+    unknown = capsys.readouterr().out.splitlines()[-1]
+    assert ("the name service did not answer within 0.1 s" in unknown) is hangs
+    assert ("user bbo (nobody is called so on this host now)" in unknown) is not hangs

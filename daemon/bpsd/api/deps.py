@@ -6,6 +6,7 @@ __all__ = ["Deps"]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from bpsd.api.workflows import Workflows
@@ -114,8 +115,12 @@ class Deps:
 
     async def _cold(self, text: str, backend: str | None, unknown: RunNotFound) -> RunRecord:
         """The run in the history that has this id; `RunNotFound` with those that are only named so, as ``nearest``."""
-        stored = [s for s in await self.store.find(text) if backend in (None, s.backend)]
-        called = [s for s in stored if text in (s.run_id, s.wms_id, s.token, s.path)]
+        wms_ids = self.cache.wms_ids(text)
+        found = [s for name in dict.fromkeys((text, *chain(*wms_ids.values()))) for s in await self.store.find(name)]
+        stored = [s for s in {s.run_id: s for s in found}.values() if backend in (None, s.backend)]
+        called = [
+            s for s in stored if text in (s.run_id, s.wms_id, s.token, s.path) or s.wms_id in wms_ids.get(s.backend, ())
+        ]
         if len(called) == 1:
             return decode_record(called[0].doc)
         if called:

@@ -146,8 +146,8 @@ def _check(arguments: argparse.Namespace) -> int:
     print(f"state:         {config.state_dir}")
     for backend in config.backends.values():
         print(f"backend:       {backend.name} ({backend.type})")
-    for name in _unknown_names(config):
-        print(f"unknown:       {name} (nobody is called so on this host now)")
+    for words in _unknown_names(config):
+        print(f"unknown:       {words}")
     return 0
 
 
@@ -157,7 +157,9 @@ def _unknown_names(config: Config) -> list[str]:
     asking = threading.Thread(target=lambda: found.append(policy_of(config, os.getuid())[1]), daemon=True)
     asking.start()
     asking.join(NAMES_WAIT_S)
-    return found[0] if found else ["all names: the name service does not answer"]
+    if not found:
+        return [f"who users and groups are (the name service did not answer within {NAMES_WAIT_S:g} s)"]
+    return [f"{name} (nobody is called so on this host now)" for name in found[0]]
 
 
 def _place(arguments: argparse.Namespace) -> Place:

@@ -215,7 +215,10 @@ class CommandEngine:
 
     async def _take_word(self, entry: _Entry, outcome: str, wms_id: str | None, word: str) -> None:
         if outcome == "again":
-            await self._set(entry, "ACCEPTED", note=word)
+            # Its time begins anew: a doubt may be older than all that it was given.
+            command, now = entry.command, self._clock()
+            expires_at = None if command.expires_at is None else now + command.expires_at - command.accepted_at
+            await self._set(entry, "ACCEPTED", note=word, expires_at=expires_at)
         elif outcome == "failed":
             await self._fail(entry, Conflict(word))
         else:
@@ -259,7 +262,8 @@ class CommandEngine:
             if isinstance(outcome, Doubt | Again):
                 with anyio.move_on_after(pause * random.uniform(0.75, 1.25)):  # noqa: S311  # spreads load, keeps no secret
                     await entry.nudge.wait()
-                entry.nudge = anyio.Event()
+                async with entry.settling:  # a person's word that is being written comes before another try
+                    entry.nudge = anyio.Event()
                 pause = min(pause * 2, self.settings.doubt_retry_max_s)
         await self._finished(entry.command)
 
@@ -332,7 +336,7 @@ class CommandEngine:
 
     async def _fail(self, entry: _Entry, error: BpsdError) -> None:
         command = entry.command
-        if isinstance(error, WorkflowInvalid):
+        if isinstance(error, WorkflowInvalid) and command.verb == "submit":  # the others brought no document
             error = await self._place(command, error)
         message = redact_text(error.message, lines=True)  # what a WMS said may hold what opens a door
         told = {**error.data(), "message": message}
@@ -358,6 +362,7 @@ class CommandEngine:
         result: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
         note: str = "",
+        expires_at: float | None = None,
     ) -> None:
         """Write a state to the journal, however long the disk takes, and tell the watchers."""
         command, note = entry.command, redact_text(note, lines=True)
@@ -369,7 +374,9 @@ class CommandEngine:
             entry.command = await self._durably(lambda: self._journal.begin(command.id))
         else:
             entry.command = await self._durably(
-                lambda: self._journal.finish(command.id, state, result=result, error=error, note=note)
+                lambda: self._journal.finish(
+                    command.id, state, result=result, error=error, note=note, expires_at=expires_at
+                )
             )
         await self._cache.announce(
             "command.state",
