@@ -8,15 +8,20 @@ from __future__ import annotations
 __all__ = ["FIGURES", "SOAK", "figure"]
 
 import os
+import sys
 
 SOAK = os.environ.get("BPSD_SOAK", "") not in ("", "0")
 
 FIGURES: dict[str, tuple[int, int, int]] = {}
 """Name to (in use, of make test, of make soak), for the table of ``docs/soak.md``."""
 
+NAMED_IN: dict[str, set[str]] = {}
+"""Name to the modules that have it."""
+
 
 def figure(name: str, *, test: int, soak: int) -> int:
     """The number called ``name`` to use in this session."""
     chosen = int(os.environ.get(f"BPSD_{name}", soak if SOAK else test))
     FIGURES[name] = (chosen, test, soak)
+    NAMED_IN.setdefault(name, set()).add(sys._getframe(1).f_globals["__name__"])
     return chosen

@@ -17,6 +17,7 @@ __all__ = [
 
 import os
 import platform
+import re
 import subprocess
 import time
 from collections import Counter
@@ -26,12 +27,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.figures import FIGURES
+from tests.figures import FIGURES, NAMED_IN
 
 OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed")
 VERSION = pytest.StashKey[str]()
 CHOSEN = pytest.StashKey[Mapping[str, int]]()
 DOCUMENT = os.environ.get("BPSD_SOAK_TABLE")
+_WORD = re.compile(r"\w+")  # a bed's figure is told of every file that names the bed's module
 HEAD = ("tests", "figures (of `make test`)", "result", "took", "when", "version", "Python")
 
 
@@ -121,8 +123,12 @@ def _rows(stats: Mapping[str, Sequence[object]], chosen: Mapping[str, int], root
     for file, of_file in counts.items():
         if sum(of_file.values()) < chosen[file]:
             continue  # somebody ended the soak in the middle of it
-        source = (root / file).read_text(encoding="utf-8")
-        own = [f"`{n}` {used:,} ({small:,})" for n, (used, small, _) in sorted(FIGURES.items()) if f'"{n}"' in source]
+        imported = set(_WORD.findall((root / file).read_text(encoding="utf-8"))) | {Path(file).stem}
+        own = [
+            f"`{name}` {used:,} ({small:,})"
+            for name, (used, small, _) in sorted(FIGURES.items())
+            if imported & {module.rpartition(".")[2] for module in NAMED_IN[name]}
+        ]
         result = ", ".join(f"{count} {word}" for word, count in of_file.items())
         rows.append(Row(file, ", ".join(own) or "-", result, _took(seconds[file]), now, version, python))
     return rows

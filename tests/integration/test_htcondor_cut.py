@@ -22,7 +22,7 @@ from tests.integration.condorbed import CondorBed
 from tests.integration.relay import Relay
 from tests.integration.together import Outcomes, Rows
 
-MOMENTS = figure("CONDOR_CUT_MOMENTS", test=1, soak=16)
+MOMENTS = figure("CONDOR_CUT_MOMENTS", test=1, soak=6)
 """At how many moments of each command, in each manner, the connection is cut."""
 
 pytestmark = pytest.mark.timeout(600 + 300 * MOMENTS)  # all rows are run before the first is looked at

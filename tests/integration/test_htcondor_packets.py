@@ -22,7 +22,7 @@ from tests.integration.daemons import RunningDaemon, until
 
 pytestmark = pytest.mark.timeout(900)
 
-MOMENTS = figure("CONDOR_PACKET_MOMENTS", test=1, soak=20)
+MOMENTS = figure("CONDOR_PACKET_MOMENTS", test=1, soak=10)
 LONGEST_S = 0.8
 SILENT_S = 8.0
 PATIENCE_S = 240.0
