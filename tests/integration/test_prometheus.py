@@ -45,7 +45,8 @@ def impatient_rules() -> dict[str, Any]:
     for group in rules["groups"]:
         for rule in group["rules"]:
             rule.pop("for", None)
-            rule["expr"] = re.sub(r"\[\d+[mh]\]", "[10s]", rule["expr"])
+            rule["expr"] = re.sub(r"\[\d+m\]", "[10s]", rule["expr"])
+            rule["expr"] = re.sub(r"\[\d+h\]", "[30s]", rule["expr"])  # 25 commands may take a while
     return rules
 
 
