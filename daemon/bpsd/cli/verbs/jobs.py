@@ -110,7 +110,7 @@ def _took(job: dict[str, Any], now: float) -> float | None:
 
 _ORDERS: dict[str, Callable[[dict[str, Any], float], Any]] = {
     "started": lambda job, _: (job.get("started_at") is None, job.get("started_at") or 0.0),
-    "took": lambda job, now: -(_took(job, now) or -1.0),
+    "took": lambda job, now: 1.0 if (took := _took(job, now)) is None else -took,
     "exit": lambda job, _: not job.get("exit_code"),
 }
 
