@@ -51,7 +51,9 @@ class LsstBed:
             **more,
         }
 
-    def run(self, *argv: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *argv: str | Path, check: bool = True, patience_s: float = PATIENCE_S, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program of the bed."""
         done = subprocess.run(
             [self.folder / "bin" / argv[0], *argv[1:]],
@@ -60,7 +62,7 @@ class LsstBed:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE_S,
+            timeout=patience_s,
         )
         assert done.returncode == 0 or not check, f"{argv}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return done

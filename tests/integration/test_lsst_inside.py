@@ -18,7 +18,9 @@ INSIDE = ROOT / "tests" / "inside_lsst"
 UPSTREAM = ("test_ping.py", "test_status.py", "test_report.py", "test_drivers.py", "test_cli_commands.py")
 """Their tests that drive a service class. Those of ``BpsConfig`` that do are chosen by name."""
 
-pytestmark = pytest.mark.timeout(900)
+PATIENCE_S = 300 + 2 * EXAMPLES
+
+pytestmark = pytest.mark.timeout(600 + PATIENCE_S)
 
 
 @pytest.fixture(params=LSST_BEDS)
@@ -30,7 +32,7 @@ def bed(request: pytest.FixtureRequest) -> LsstBed:
 
 
 def run_pytest(bed: LsstBed, *arguments: str | Path, **environment: str) -> None:
-    done = bed.run("python", "-m", "pytest", "-q", *arguments, check=False, **environment)
+    done = bed.run("python", "-m", "pytest", "-q", *arguments, check=False, patience_s=PATIENCE_S, **environment)
 
     assert done.returncode == 0, f"{bed.name}:\n{done.stdout}{done.stderr}"
 
