@@ -34,6 +34,7 @@ class LsstBed:
     """A virtual environment with LSST's middleware; bpsd is added by ``PYTHONPATH``."""
 
     name: str
+    patience_s: float = field(default=PATIENCE_S, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -51,9 +52,7 @@ class LsstBed:
             **more,
         }
 
-    def run(
-        self, *argv: str | Path, check: bool = True, patience_s: float = PATIENCE_S, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a program of the bed."""
         done = subprocess.run(
             [self.folder / "bin" / argv[0], *argv[1:]],
@@ -62,7 +61,7 @@ class LsstBed:
             capture_output=True,
             text=True,
             check=False,
-            timeout=patience_s,
+            timeout=self.patience_s,
         )
         assert done.returncode == 0 or not check, f"{argv}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return done

@@ -25,14 +25,14 @@ pytestmark = pytest.mark.timeout(600 + PATIENCE_S)
 
 @pytest.fixture(params=LSST_BEDS)
 def bed(request: pytest.FixtureRequest) -> LsstBed:
-    wanted = LsstBed(str(request.param))
+    wanted = LsstBed(str(request.param), PATIENCE_S)
     if wanted not in present_beds():  # at least one is there, or this fails
         pytest.skip(f"no {wanted.name}: no such Python on this machine")
     return wanted
 
 
 def run_pytest(bed: LsstBed, *arguments: str | Path, **environment: str) -> None:
-    done = bed.run("python", "-m", "pytest", "-q", *arguments, check=False, patience_s=PATIENCE_S, **environment)
+    done = bed.run("python", "-m", "pytest", "-q", *arguments, check=False, **environment)
 
     assert done.returncode == 0, f"{bed.name}:\n{done.stdout}{done.stderr}"
 
