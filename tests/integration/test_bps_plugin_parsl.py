@@ -95,51 +95,51 @@ async def test_a_run_fails_and_is_restarted_to_its_end(bed: Bed) -> None:
         assert reports[0].total_number_jobs == 4
 
 
+def test_the_real_command_over_the_daemon_over_the_plugin(release: LsstBed, state_dir: Path, tmp_path: Path) -> None:
+    """``bps submit`` comes back at once; real quanta run in Parsl, one fails, and a restart succeeds."""
+    bed = release
+    repository = Repository(bed, tmp_path / "butler")
+    settings = parsl_settings(bed, tmp_path)
+    settings["settings"] = {"site": {"parsl": settings["settings"]["site"]["local"]}}
+    settings["environment"] |= {"CTRL_MPEXEC_DIR": str(bed.folder), "DAF_BUTLER_DIR": str(bed.folder)}
+    polling = {"deadline_s": 60.0, "min_interval_s": 1.0, "idle_interval_s": 1.0}
+    commands = {"deadline_s": 300.0}
+    backends = {"parsl": {"type": "bps_plugin", **settings}}
+    with RunningDaemon(state_dir, backends, polling=polling, commands=commands) as daemon:
+        bps = Bps(bed, daemon.socket)
+        repository.hide_raw()
+
+        run, folder = bps.submit(repository.config("night", 2, computeSite="parsl"))
+
+        assert state_of(daemon, run) == "FAILED"
+        detailed = bps("report", "--id", folder, "--return-exit-codes").stdout
+        assert re.search(r"^isr +1 +1 +0 +None$", detailed, re.MULTILINE), detailed
+        repository.show_raw()
+        bps("restart", "--id", folder)
+        assert state_of(daemon, run) == "SUCCEEDED"
+        outputs = repository.outputs("u/op/night")
+        assert outputs | {"post": 2, "cal": 2, "sum": 1} == outputs
+
+        long, folder = bps.submit(
+            repository.command_config("sleeper", "/bin/sleep 600", computeSite="parsl"), "submitcmd"
+        )
+        bps("cancel", "--id", folder)
+        assert state_of(daemon, long) == "DELETED"
+
+
+def state_of(daemon: RunningDaemon, run: str) -> str:
+    """The state in which a run ends, of the attempt that goes on."""
+
+    def over() -> str | None:
+        with daemon.client() as client:
+            state: str = client.status(run)["state"]
+        return state if state in ("SUCCEEDED", "FAILED", "DELETED") else None
+
+    found: str = until(over, f"run {run} is over", timeout_s=300.0)
+    return found
+
+
 if SOAK:
-
-    def test_the_real_command_over_the_daemon_over_the_plugin(
-        release: LsstBed, state_dir: Path, tmp_path: Path
-    ) -> None:
-        """``bps submit`` comes back at once; real quanta run in Parsl, one fails, and a restart succeeds."""
-        bed = release
-        repository = Repository(bed, tmp_path / "butler")
-        settings = parsl_settings(bed, tmp_path)
-        settings["settings"] = {"site": {"parsl": settings["settings"]["site"]["local"]}}
-        settings["environment"] |= {"CTRL_MPEXEC_DIR": str(bed.folder), "DAF_BUTLER_DIR": str(bed.folder)}
-        polling = {"deadline_s": 60.0, "min_interval_s": 1.0, "idle_interval_s": 1.0}
-        commands = {"deadline_s": 300.0}
-        backends = {"parsl": {"type": "bps_plugin", **settings}}
-        with RunningDaemon(state_dir, backends, polling=polling, commands=commands) as daemon:
-            bps = Bps(bed, daemon.socket)
-            repository.hide_raw()
-
-            run, folder = bps.submit(repository.config("night", 2, computeSite="parsl"))
-
-            assert state_of(daemon, run) == "FAILED"
-            detailed = bps("report", "--id", folder, "--return-exit-codes").stdout
-            assert re.search(r"^isr +1 +1 +0 +None$", detailed, re.MULTILINE), detailed
-            repository.show_raw()
-            bps("restart", "--id", folder)
-            assert state_of(daemon, run) == "SUCCEEDED"
-            outputs = repository.outputs("u/op/night")
-            assert outputs | {"post": 2, "cal": 2, "sum": 1} == outputs
-
-            long, folder = bps.submit(
-                repository.command_config("sleeper", "/bin/sleep 600", computeSite="parsl"), "submitcmd"
-            )
-            bps("cancel", "--id", folder)
-            assert state_of(daemon, long) == "DELETED"
-
-    def state_of(daemon: RunningDaemon, run: str) -> str:
-        """The state in which a run ends, of the attempt that goes on."""
-
-        def over() -> str | None:
-            with daemon.client() as client:
-                state: str = client.status(run)["state"]
-            return state if state in ("SUCCEEDED", "FAILED", "DELETED") else None
-
-        found: str = until(over, f"run {run} is over", timeout_s=300.0)
-        return found
 
     class TestParsl(AdapterContract):
         """The contract of every adapter, as far as ctrl_bps_parsl knows what jobs may ask for."""
