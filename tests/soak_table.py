@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.figures import FIGURES, NAMED_IN
@@ -56,8 +57,8 @@ def told_before(page: str) -> list[Row]:
     return [Row(*of) for of in cells if len(of) == len(HEAD) and of[0].startswith("tests/")]
 
 
-def soak_table(rows: Iterable[Row], machine: str) -> str:
-    """The document."""
+def soak_table(rows: Iterable[Row], machine: str, examples: int) -> str:
+    """The document; hypothesis tried so many ``examples``."""
     ordered = sorted(rows, key=lambda row: row.file)
     failed = [row.file for row in ordered if any(word in row.result for word in ("failed", "error"))]
     return "\n".join(
@@ -66,7 +67,7 @@ def soak_table(rows: Iterable[Row], machine: str) -> str:
             "",
             "`make soak` runs the tests of `make test` at their full figures and keeps this page: a row tells of",
             "the last run of its file, and of which version (`+`: with changes that were not committed).",
-            "Hypothesis tries `EXAMPLES` examples for each property.",
+            f"Hypothesis tries {examples} examples (`EXAMPLES`) for each property.",
             "",
             f"- Machine: {machine}",
             f"- Not passed: {', '.join(failed) or 'none'}",
@@ -154,5 +155,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     renewed = {row.file for row in rows}
     before = told_before(page.read_text(encoding="utf-8")) if page.exists() else []
     kept = [row for row in before if row.file not in renewed and (root / row.file).exists()]
-    page.write_text(soak_table([*kept, *rows], _machine()), encoding="utf-8")
+    page.write_text(soak_table([*kept, *rows], _machine(), hypothesis.settings().max_examples), encoding="utf-8")
     terminalreporter.write_line(f"wrote {page}")

@@ -82,7 +82,7 @@ def test_a_part_of_a_soak_renews_its_own_rows_alone() -> None:
     old = Row("tests/x.py", "`KILLS` 500 (30)", "9 passed", "1.5 min", "2026-11-26 05:00 UTC", "abc", "3.11.7")
     other = Row("tests/y.py", "-", "1 failed, 2 passed", "3 s", "2026-11-26 05:00 UTC", "abc+", "3.11.7")
 
-    page = soak_table([other, old], "a machine")
+    page = soak_table([other, old], "a machine", 500)
 
     assert "| tests/x.py | `KILLS` 500 (30) | 9 passed | 1.5 min | 2026-11-26 05:00 UTC | abc | 3.11.7 |" in page
     assert "Not passed: tests/y.py\n" in page
