@@ -89,9 +89,14 @@ class SystemdBed:
         """The daemon's process id, inside."""
         return int(self.properties("bpsd.service", "MainPID")["MainPID"])
 
+    def invocation(self) -> str:
+        """What systemd calls this start of the daemon: process ids come again in the next session, this does not."""
+        return self.properties("bpsd.service", "InvocationID")["InvocationID"]
+
     def journal(self, *matches: str) -> list[dict[str, Any]]:
-        """What the journal has, oldest first."""
-        lines = self.run("journalctl", "-o", "json", "--all", "--no-pager", *matches).splitlines()
+        """What the journal has of this start of the daemon, oldest first."""
+        this_start = f"_SYSTEMD_INVOCATION_ID={self.invocation()}"
+        lines = self.run("journalctl", "-o", "json", "--all", "--no-pager", this_start, *matches).splitlines()
         return [json.loads(line) for line in lines]
 
     # -- bpsd --------------------------------------------------------------------------------------------------------

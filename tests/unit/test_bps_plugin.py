@@ -110,6 +110,22 @@ def test_our_runs_are_seen_under_their_token_and_attempt() -> None:
     assert (foreign.token, foreign.attempt, foreign.path) == (None, None, "/elsewhere")
 
 
+@pytest.mark.parametrize("order", [1, -1])
+async def test_an_id_that_a_new_pool_gives_again_is_that_of_the_later_run(order: int) -> None:
+    """A WMS that was built anew counts from 1 again, and folders are read in no order."""
+    before, after = entry("1"), Entry("b" * 20, f"/runs/{'b' * 20}", {}, {"1": Attempt("done", "1", 5000.0)})
+
+    class Folders:
+        async def ask(self, call: str, deadline_s: float, **arguments: Any) -> Any:
+            return {"now": 6000.0, "newest": 5000.0, "entries": msgspec.to_builtins([before, after][::order])}
+
+    entries = Entries(Folders(), 1.0)  # type: ignore[arg-type]
+    await entries.refresh()
+
+    assert entries.of_id("1") == after
+    assert entries.of_id(before.path) == before
+
+
 class Pool:
     """A plugin that lists one run of ours, and tells of its jobs if it is well."""
 

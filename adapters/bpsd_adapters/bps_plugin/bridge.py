@@ -230,12 +230,13 @@ class BridgedRuns:
         return set() if cursor is None else recent & set(_CURSORS.decode(cursor))
 
     def _key(self, wms_id: str) -> str:
+        """A run's attempt, told apart from what had the same id before."""
         entry = self._entries.of_id(wms_id)
-        return f"{wms_id}#{0 if entry is None else entry.attempt_of(wms_id)}"
+        return wms_id if entry is None else f"{entry.token}.{entry.attempt_of(wms_id)}"
 
     def _observed(self, report: WmsRunReport) -> RunObservation:
         wms_id = report.wms_id or ""
-        entry = self._entries.of_id(wms_id) or (self._entries.of_id(report.path) if report.path else None)
+        entry = (self._entries.of_id(report.path) if report.path else None) or self._entries.of_id(wms_id)
         state = settled(report.state, entry, wms_id, self._traits, self._entries.now, self._settle_s)
         if state is WmsStates.SUCCEEDED and not counted(report):
             state = None

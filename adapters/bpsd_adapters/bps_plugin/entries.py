@@ -44,6 +44,10 @@ class Entry(msgspec.Struct, frozen=True):
         """The attempt that has this id now (the last, if a restart keeps the id)."""
         return max((int(n) for n, attempt in self.attempts.items() if attempt.wms_id == wms_id), default=0)
 
+    def taken_at(self, wms_id: str) -> float:
+        """When the WMS gave it this id, by the host's clock."""
+        return max((attempt.time for attempt in self.attempts.values() if attempt.wms_id == wms_id), default=0.0)
+
     def restarted_at(self, wms_id: str) -> float | None:
         """When a run was restarted that kept its id; `None` if it was not."""
         number = self.attempt_of(wms_id)
@@ -83,12 +87,19 @@ class Entries:
             self._by_token[entry.token] = entry
             for attempt in entry.attempts.values():
                 if attempt.wms_id is not None:
-                    self._by_id[attempt.wms_id] = entry
+                    self._by_id[attempt.wms_id] = self._latest_with(attempt.wms_id, entry)
             self._by_id[entry.path] = entry
         return entries
 
+    def _latest_with(self, wms_id: str, entry: Entry) -> Entry:
+        """Whose an id is now: a WMS that was built anew counts from 1 again."""
+        holder = self._by_id.get(wms_id, entry)
+        if holder.token == entry.token or holder.taken_at(wms_id) <= entry.taken_at(wms_id):
+            return entry
+        return holder
+
     def of_id(self, wms_id: str) -> Entry | None:
-        """The run with this id, or in this folder."""
+        """The run with this id (the last that was given it), or in this folder."""
         return self._by_id.get(wms_id.rstrip("/"))
 
     def all(self) -> list[Entry]:
