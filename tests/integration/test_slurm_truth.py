@@ -117,6 +117,34 @@ async def test_slurmctld_stopped_and_started(slurm: SlurmBed, bed: Bed, folder: 
         assert run.state is WmsStates.SUCCEEDED
 
 
+async def test_jobs_that_succeed_are_seen_and_followed_without_asking_slurm(
+    slurm: SlurmBed, bed: Bed, folder: Path
+) -> None:
+    """By their exit records: a chain of jobs is through before the next look, and its end is known without Slurm."""
+    began, go = folder / "scratch" / "began", folder / "scratch" / "go"
+    bed.settings |= {"poll_interval_s": 200.0, "idle_interval_s": 400.0, "record_interval_s": 0.5}
+    async with bed.open() as observer:
+        wms_id, _ = await observer.submit(
+            document(
+                shell_job("a_1", "true"),
+                shell_job("b_1", "true", parents=["a_1"]),
+                shell_job("c_1", f"touch {began}; while ! test -e {go}; do sleep 0.1; done", parents=["b_1"]),
+            )
+        )
+        with anyio.fail_after(PATIENCE_S):
+            while not began.exists():
+                await observer.poll()
+                await anyio.sleep(0.1)
+        await do(slurm, "ctld", "stop")
+        try:
+            go.touch()
+            run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        finally:
+            await do(slurm, "ctld", "start")
+        assert run.state is WmsStates.SUCCEEDED
+        assert row(observer, wms_id, "c_1").exit_code == 0
+
+
 async def test_a_submission_that_freezes_is_one_submission(slurm: SlurmBed, bed: Bed, folder: Path) -> None:
     """sbatch gives up, and slurmctld takes the job all the same when it thaws: it runs once."""
     trace = folder / "scratch" / "ran"

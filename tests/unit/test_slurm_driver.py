@@ -16,6 +16,7 @@ import pytest
 import structlog
 from anyio.abc import TaskGroup
 
+from bpsd.errors import BackendUnavailable
 from bpsd.interface import ServiceContext
 from bpsd.models import WmsStates
 from bpsd.testing.observer import document, shell_job
@@ -40,6 +41,7 @@ class FakeCluster:
         self.owners: dict[str, str] = {}
         self.gone: set[str] = set()
         self.outcome = Outcome.SUBMITTED
+        self.unreadable = False
         self.asked: list[list[str]] = []
         self._ids = iter(range(100, 10_000, 100))
 
@@ -54,6 +56,8 @@ class FakeCluster:
 
     async def exits(self, paths: Sequence[str]) -> tuple[dict[str, ExitRecord], int]:
         self.asked.append(list(paths))
+        if self.unreadable:
+            raise BackendUnavailable("/w cannot be read")
         return {path: record for path, record in self.records.items() if path in paths}, 0
 
     async def submit(self, folder: str, plan: Plan) -> Submission:
@@ -80,13 +84,15 @@ def driver_of(state: StateFolder, cluster: FakeCluster, group: TaskGroup, config
 
 
 @asynccontextmanager
-async def driven(folder: Path, cluster: FakeCluster, runs: int, *jobs: dict[str, Any]) -> AsyncIterator[Driver]:
+async def driven(
+    folder: Path, cluster: FakeCluster, runs: int, *jobs: dict[str, Any], config: SlurmConfig = CONFIG
+) -> AsyncIterator[Driver]:
     state = StateFolder(folder)
     path = folder / "w.json"
     await anyio.to_thread.run_sync(state.make)
     await anyio.Path(path).write_bytes(msgspec.json.encode(document(*jobs)))
     async with anyio.create_task_group() as group:
-        driver = driver_of(state, cluster, group)
+        driver = driver_of(state, cluster, group, config)
         for number in range(runs):
             token = f"{number}" * 20
             workflow = WorkflowFile(
@@ -153,6 +159,45 @@ async def test_only_what_slurm_does_not_show_as_alive_is_looked_for_on_the_disk(
         cluster.rows[1] = cluster.rows[1]._replace(state="COMPLETED")
         await driver.look()
         assert cluster.asked == [[f"{'0' * 20}/exits/1/1"]]
+
+
+async def test_between_looks_success_is_read_from_the_disk_and_the_run_goes_on(tmp_path: Path) -> None:
+    """Nothing of that asks Slurm, which still shows them as running; why another failed it will be asked."""
+    cluster, token = FakeCluster(), "0" * 20
+    children = shell_job("c_1", "true", parents=["a_0"]), shell_job("d_1", "true", parents=["a_1"])
+    async with driven(tmp_path, cluster, 1, *(shell_job(f"a_{n}", "true") for n in range(3)), *children) as driver:
+        await driver.look()
+        cluster.records = {
+            f"{token}/exits/1/0": ExitRecord(0, 1, 100, 0, 0, 1.0, 2.0, "n1", ""),
+            f"{token}/exits/1/1": ExitRecord(1, 1, 101, 0, 3, 1.0, 2.0, "n1", ""),
+            f"{token}/exits/1/2": ExitRecord(2, 9, 101, 0, 0, 1.0, 2.0, "n1", ""),  # of another attempt
+        }
+
+        assert await driver.read_records()
+
+        assert cluster.asked == [[f"{token}/exits/1/{index}" for index in range(3)]]
+        assert await states(driver, token) == ["SUCCEEDED", "RUNNING", "RUNNING", "RUNNING", "UNREADY"]
+        assert [row.name for row in cluster.rows] == [f"bps-{token}-1"] * 3 + [f"bps-{token}-2"]
+
+
+async def test_between_looks_a_well_filled_queue_is_left_alone(tmp_path: Path) -> None:
+    cluster, token = FakeCluster(), "0" * 20
+    config = msgspec.structs.replace(CONFIG, window_jobs=4)
+    async with driven(tmp_path, cluster, 1, *(shell_job(f"a_{n}", "true") for n in range(8)), config=config) as driver:
+        await driver.look()
+        for index, in_slurm in enumerate((4, 4 + 2)):
+            cluster.records[f"{token}/exits/1/{index}"] = ExitRecord(index, 1, 100, 0, 0, 1.0, 2.0, "n1", "")
+            await driver.read_records()
+            assert len(cluster.rows) == in_slurm
+
+
+async def test_records_that_cannot_be_read_are_left_to_the_next_look(tmp_path: Path) -> None:
+    cluster = FakeCluster()
+    async with driven(tmp_path, cluster, 1, shell_job("a_1", "true")) as driver:
+        await driver.look()
+        cluster.unreadable = True
+        assert not await driver.read_records()
+        assert not driver.watch.exits.ok
 
 
 async def test_a_run_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What drives all runs of a backend: one look at Slurm for all of them, then what follows for each.
 
-It runs in the daemon. Nothing is lost when that is killed: what was done is in the logs, and what is in Slurm goes on.
+From one look to the next it reads what jobs wrote of their ends, which asks nothing of Slurm. It runs in the daemon.
+Nothing is lost when that is killed: what was done is in the logs, and what is in Slurm goes on.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 __all__ = ["Driver"]
 
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import anyio
@@ -21,7 +23,7 @@ from bpsd_adapters.slurm.chunks import Sight
 from bpsd_adapters.slurm.cluster import Cluster
 from bpsd_adapters.slurm.engine import Engine
 from bpsd_adapters.slurm.layout import StateFolder
-from bpsd_adapters.slurm.pacing import Window, next_look
+from bpsd_adapters.slurm.pacing import Window, next_look, next_records
 from bpsd_adapters.slurm.parsing import ExitRecord
 from bpsd_adapters.slurm.runs import Held, Runs
 from bpsd_adapters.slurm.settings import SlurmConfig
@@ -64,9 +66,6 @@ class Driver:
         self._window = Window(config.window_jobs)
         self._acts = Acts(cluster, self.watch, self._runs, self._window, config, context)
         self._nudge = anyio.Event()
-        self._told = 0
-        """How many events had been written when the daemon was woken last."""
-
         self._failures = 0
 
     def __repr__(self) -> str:
@@ -124,7 +123,7 @@ class Driver:
     async def run(self) -> None:
         """Take up every run that is not over, and drive until cancelled."""
         await self._runs.find_all()
-        delay = 0.0
+        delay, written = 0.0, 0
         while True:
             await self._runs.take_up()
             if not self._runs.live and not self._runs.unopened:
@@ -139,9 +138,8 @@ class Driver:
                 self._context.log.info(
                     LogEvent.SLURM_LOOK_FAILED, backend=self._context.backend, failures=self._failures, error=str(exc)
                 )
-            changed = self._runs.written != self._told
+            changed, written = self._runs.written != written, self._runs.written
             if changed or self._failures == 1:
-                self._told = self._runs.written
                 self._context.wake("jobs changed")
             delay = next_look(
                 self._config.poll_interval_s,
@@ -155,11 +153,52 @@ class Driver:
             await self._pause(delay * (1.0 + JITTER * random.uniform(-1.0, 1.0)))  # noqa: S311  # spreads, no secret
 
     async def _pause(self, delay: float) -> None:
-        """Wait; a nudge makes it shorter, but not so that somebody in a hurry is a burden to the site."""
-        floor = min(delay, max(NUDGE_FLOOR_S, NUDGE_COST_FACTOR * self.watch.cost_s))
-        await anyio.sleep(floor)
-        with anyio.move_on_after(max(0.0, delay - floor)):
-            await self._nudge.wait()
+        """Wait, reading records; a nudge makes it shorter, but nobody's hurry is to be a burden to the site."""
+        now = time.monotonic()
+        floor = now + min(delay, max(NUDGE_FLOOR_S, NUDGE_COST_FACTOR * self.watch.cost_s))
+        end, pause = now + delay, self._config.record_interval_s
+        due = now + pause
+        while now < (floor if self._nudge.is_set() else end):
+            if now >= due:
+                began, written = now, self._runs.written
+                readable = await self.read_records()
+                now = time.monotonic()
+                pause = next_records(
+                    self._config.record_interval_s,
+                    self._config.poll_interval_s,
+                    before_s=pause,
+                    cost_s=now - began,
+                    changed=self._runs.written != written,
+                )
+                due = now + pause if readable else end
+            elif now < floor:
+                await anyio.sleep(min(floor, due) - now)
+            else:
+                with anyio.move_on_after(min(end, due) - now):
+                    await self._nudge.wait()
+            now = time.monotonic()
+
+    async def read_records(self) -> bool:
+        """Between looks: take in who wrote that it succeeded, and do not let Slurm run out of work.
+
+        Returns
+        -------
+        readable : `bool`
+            `False` if there is no use in trying again before the next look, which will tell why.
+        """
+        written = self._runs.written
+        try:
+            for token, records in (await self._records(dict.fromkeys(self._runs))).items():
+                if records:
+                    await self._runs[token].do(Engine.take_records, records, self._context.clock())
+            if self._runs.written == written:
+                return True
+            self._context.wake("jobs ended")
+            if not self._failures and self._window.slack(self._runs.in_queue):
+                await self._submit_ready()
+        except (BackendUnavailable, BackendAuthError, OSError):
+            return False
+        return True
 
     async def look(self) -> None:
         """One look at Slurm, and what follows from it.
@@ -193,15 +232,7 @@ class Driver:
         rows = await self.watch.rows()
         runs = dict(self._runs)
         sights = {token: Sight(began, self._context.clock(), rows.get(token, {})) for token in runs}
-        whose: dict[str, tuple[str, tuple[int, int]]] = {}
-        for token, held in runs.items():
-            paths = await held.do(Engine.record_paths, sights[token])
-            whose.update((path, (token, place)) for path, place in paths.items())
-        records: dict[str, dict[tuple[int, int], ExitRecord]] = {token: {} for token in runs}
-        for path, record in (await self.watch.records(list(whose))).items():
-            if path in whose:
-                token, place = whose[path]
-                records[token][place] = record
+        records = await self._records(sights)
         missing: set[int] = set()
         for token, held in runs.items():
             sights[token] = sights[token]._replace(records=records[token])
@@ -210,6 +241,19 @@ class Driver:
         lost_after_s = self._config.lost_after_s if complete else float("inf")
         for token, held in runs.items():
             held.lost = await held.do(Engine.see, sights[token]._replace(accounts=accounts), lost_after_s)
+
+    async def _records(self, sights: Mapping[str, Sight | None]) -> dict[str, dict[tuple[int, int], ExitRecord]]:
+        """The exit records of the jobs that `Engine.record_paths` has for these runs, by chunk and index."""
+        whose: dict[str, tuple[str, tuple[int, int]]] = {}
+        for token, sight in sights.items():
+            paths = await self._runs[token].do(Engine.record_paths, sight)
+            whose.update((path, (token, place)) for path, place in paths.items())
+        records: dict[str, dict[tuple[int, int], ExitRecord]] = {token: {} for token in sights}
+        for path, record in (await self.watch.records(list(whose))).items():
+            if path in whose:
+                token, place = whose[path]
+                records[token][place] = record
+        return records
 
     async def _act(self, held: Held) -> None:
         """What is to be done for a run beside submitting what is ready."""

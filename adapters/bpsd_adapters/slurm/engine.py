@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["Engine"]
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bpsd.models import WmsStates
 from bpsd_adapters.cmdline import CommandError
@@ -37,7 +37,7 @@ from bpsd_adapters.slurm.handover import handed_over
 from bpsd_adapters.slurm.layout import Meta, RunFolder
 from bpsd_adapters.slurm.looks import WHOLE, record_path
 from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
-from bpsd_adapters.slurm.parsing import QueueRow, chunk_name
+from bpsd_adapters.slurm.parsing import ExitRecord, QueueRow, chunk_name
 from bpsd_adapters.slurm.runstate import RunState
 from bpsd_adapters.slurm.states import why_stuck
 from bpsd_adapters.slurm.verdicts import Doubt, Evidence, Live, Over, is_alive, judge
@@ -126,10 +126,14 @@ class Engine(RunState):
                 if not is_alive(_rows(chunk, index, sight)):
                     yield chunk, index
 
-    def record_paths(self, sight: Sight) -> dict[str, tuple[int, int]]:
-        """The exit records to look for, by path below the work folder: whose they are, by chunk and index."""
-        token = self.meta.token
-        return {record_path(token, chunk, index): (chunk.number, index) for chunk, index in self.quiet(sight)}
+    def record_paths(self, sight: Sight | None = None) -> dict[str, tuple[int, int]]:
+        """The exit records to look for, by path below the work folder: whose they are, by chunk and index.
+
+        Those of jobs that are quiet in a look; without one, those of all jobs that Slurm has.
+        """
+        in_slurm = ((c, i) for c in self.chunks.values() if c.job_id is not None for i in c.open)
+        jobs = in_slurm if sight is None else self.quiet(sight)
+        return {record_path(self.meta.token, chunk, index): (chunk.number, index) for chunk, index in jobs}
 
     def missing(self, sight: Sight) -> set[int]:
         """The arrays of jobs that the queue does not list as alive and that left no record."""
@@ -329,6 +333,22 @@ class Engine(RunState):
         self.write(sight.now)
         return missing
 
+    def take_records(self, records: Mapping[tuple[int, int], ExitRecord], now: float) -> None:
+        """Take in what jobs wrote since the last look: that one succeeded is final, whatever the queue shows.
+
+        Why a job failed, and whether it is tried again, Slurm is asked with the next look.
+        """
+        self._now = now
+        for (number, index), record in records.items():
+            chunk = self.chunks.get(number)
+            if chunk is None or index not in chunk.open or not _is_of(record, chunk.open[index].ref):
+                continue
+            verdict = judge(Evidence(record=record), waited_s=0.0, grace_s=RECORD_GRACE_S)
+            if isinstance(verdict, Over) and verdict.state is WmsStates.SUCCEEDED:
+                self._ended(chunk, index, verdict, now)
+                self._drop_empty(chunk)
+        self.write(now)
+
     def lose(self, number: int, index: int, now: float, note: str) -> None:
         """Nobody will ever know how a job ended."""
         self._now = now
@@ -382,7 +402,7 @@ class Engine(RunState):
 
     def _evidence(self, chunk: Chunk, index: int, sight: Sight) -> Evidence:
         ref, record = chunk.open[index].ref, sight.records.get((chunk.number, index))
-        if record is not None and (record.node, record.attempt) != (ref.node, ref.attempt):
+        if record is not None and not _is_of(record, ref):
             record = None  # an earlier attempt's
         ids = (chunk.job_id or 0, *chunk.others)
         account = next((a for i in ids if (a := sight.accounts.get((i, index))) is not None), None)
@@ -514,6 +534,10 @@ def _rows(chunk: Chunk, index: int, sight: Sight) -> Sequence[QueueRow]:
     """The queue's rows of a job: its own, or that of its whole array."""
     rows = sight.rows.get(chunk.number, {})
     return rows.get(index) or [row for row in rows.get(WHOLE, ()) if row.array_id == chunk.job_id]
+
+
+def _is_of(record: ExitRecord, ref: JobRef) -> bool:
+    return (record.node, record.attempt) == (ref.node, ref.attempt)
 
 
 def _some(chunk: Chunk, *states: WmsStates) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Window", "next_look"]
+__all__ = ["Window", "next_look", "next_records"]
 
 from dataclasses import dataclass
 
 COST_FACTOR = 20.0
 """A look that took t seconds is not repeated within so many times t: a slow answer may be Slurm's rate limit."""
+
+SLACK_PART = 0.5
+"""Between looks more is submitted only if no more than this part of the window is in Slurm: few calls, of many jobs."""
 
 FAILED_MAX_S = 300.0
 GROWTH = 1.5
@@ -53,6 +56,24 @@ def next_look(
     return max(wanted, COST_FACTOR * cost_s)
 
 
+def next_records(interval_s: float, most_s: float, *, before_s: float, cost_s: float, changed: bool) -> float:
+    """Seconds from one reading of exit records to the next: longer while nothing ends, for file systems are spared too.
+
+    Parameters
+    ----------
+    interval_s, most_s : `float`
+        What the settings say for when jobs end, and the most that it grows to while none does.
+    before_s : `float`
+        How long it was before the last reading.
+    cost_s : `float`
+        How long the last one took.
+    changed : `bool`
+        Whether it showed anything new.
+    """
+    wanted = interval_s if changed else max(interval_s, min(before_s * GROWTH, most_s))
+    return max(wanted, COST_FACTOR * cost_s)
+
+
 @dataclass(slots=True)
 class Window:
     """How many jobs may be in Slurm at once: less after a refusal, and slowly more again."""
@@ -77,6 +98,10 @@ class Window:
             if limit is not None:
                 self.most = max(1, min(self.most, limit))
         self.now = min(self.now, self.most)
+
+    def slack(self, in_queue: int) -> bool:
+        """Whether so little of ours is in Slurm that it may run out of work before the next look."""
+        return in_queue <= SLACK_PART * self.now
 
     def refused(self, in_queue: int) -> None:
         """Slurm took no more while so many of ours were there."""

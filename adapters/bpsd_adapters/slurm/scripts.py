@@ -178,10 +178,16 @@ them any more; prints each with its owner, which is ``void`` or a Slurm job."""
 
 COLLECT = r"""
 cd "$1" || exit 1
-LC_ALL=C xargs grep "" /dev/null 2>/dev/null
+export LC_ALL=C
+paths=$(cat)
+printf '%s\n' "$paths" | sed 's|/[^/]*$||' | sort -u | xargs ls -f >/dev/null 2>&1
+printf '%s\n' "$paths" | xargs grep "" /dev/null 2>/dev/null
 echo "@end"
 """
-"""Arguments: the work folder. Input: files below it, one a line. Prints their lines as PATH:LINE."""
+"""Arguments: the work folder. Input: files below it, one a line. Prints their lines as PATH:LINE.
+
+Folders are opened before: only then does NFS ask its server, else it remembers for a minute that a file was not there.
+"""
 
 SQUEUE = 'SLURM_BITSTR_LEN=0 SLURM_TIME_FORMAT=%s exec squeue -h --me -t all -o "$1"'
 """Arguments: the format. Indices are not cut, times are epochs."""

@@ -32,6 +32,8 @@ class SlurmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froz
         The most jobs of this backend that wait or run in Slurm at once; the site's own limits may make it less.
     ``poll_interval_s``, ``idle_interval_s``
         Between two looks at the queue while something changes, and while nothing does.
+    ``record_interval_s``
+        Between two readings of what jobs wrote of their ends, from look to look: files, which cost Slurm nothing.
     ``command_deadline_s``, ``submit_deadline_s``
         How long one of Slurm's tools may take, and ``sbatch``; slurmctld that is away is given up by itself after 20 s.
     ``settle_s``
@@ -54,6 +56,7 @@ class SlurmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froz
     window_jobs: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     poll_interval_s: Annotated[float, Meta(gt=0)] = 30.0
     idle_interval_s: Annotated[float, Meta(gt=0)] = 120.0
+    record_interval_s: Annotated[float, Meta(gt=0)] = 5.0
     command_deadline_s: Annotated[float, Meta(gt=0)] = 45.0
     submit_deadline_s: Annotated[float, Meta(gt=0)] = 75.0
     settle_s: Annotated[float, Meta(ge=0)] = 120.0
