@@ -13,6 +13,7 @@ import pytest
 from bpsd.errors import BackendUnavailable, DeadlineExceeded
 from bpsd.models import KnownRun, PollRequest, PollResult, WmsStates
 from bpsd_adapters.htcondor.classads import CHILD_COLUMNS
+from bpsd_adapters.htcondor.jobs import RUNS_AT_ONCE
 from bpsd_adapters.htcondor.pool import Pool
 from bpsd_adapters.htcondor.watch import DENIED_S, Watcher
 from bpsd_adapters.transports.base import Completed
@@ -159,24 +160,30 @@ async def test_no_full_ads_ever() -> None:
     assert all("-attributes" in call or "-af:tV" in call for call in asked)
 
 
-async def test_what_there_is_no_room_for_is_told_in_further_polls_and_ends_with_its_last_job() -> None:
-    """Of runs that ended long ago too: the history is read again from where it was."""
+@pytest.mark.parametrize("again", [False, True])
+async def test_what_there_is_no_room_for_is_told_in_further_polls_and_ends_with_its_last_job(again: bool) -> None:
+    """Of runs that ended long ago too, and once more for a daemon that has forgotten all; what was told is let go."""
     site = Site(read_bytes=100)
     site.history = [ended(n, EnteredCurrentStatus=NOW - 80_000) for n in range(1, 30)]
     for n in range(1, 30):
         site.folder(n, "a_1")
-    jobs, over, polls = 0, set[str](), 0
+    if again:
+        while (await site.poll()).more:
+            pass
+    runs, jobs = dict[str, WmsStates | None](), dict[str, WmsStates]()
+    polls, kept, cursor = 0, [], None
     while polls == 0 or site.last.more:
-        for wms_id, (state, count) in told(await site.poll()).items():
-            jobs += count
-            over |= {wms_id} if state == "SUCCEEDED" else set()
-        polls += 1
+        for seen in (await site.poll(cursor=cursor)).observations:
+            runs[seen.wms_id] = seen.state
+            jobs.update((seen.wms_id, job.state) for job in seen.jobs)
+        files = [site.watcher.files_of(f"{n}.0") for n in range(1, 30)]
+        kept.append(sum(file is not None and file.is_loaded for file in files))
+        polls, cursor = polls + 1, "last"
 
     assert polls > 2
-    assert (len(over), jobs >= 29) == (29, True)
-    assert {job.state for seen in (await site.poll(cursor=None)).observations for job in seen.jobs} == {
-        WmsStates.SUCCEEDED
-    }
+    assert runs == jobs == {f"{n}.0": WmsStates.SUCCEEDED for n in range(1, 30)}
+    assert max(kept) <= 2 * RUNS_AT_ONCE
+    assert told(await site.poll()) == {}
 
 
 async def test_the_jobs_of_a_run_that_is_over_are_told_once() -> None:

@@ -71,6 +71,14 @@ class JobWatcher:
         """The files of a run that is watched."""
         return self._files.get(wms_id)
 
+    def let_go(self, wms_id: str, cursor: str | None) -> bool:
+        """Forget the jobs of a run that is over, if they were all told up to ``cursor``; whether they were."""
+        files = self._files.get(wms_id)
+        if files is None or not files.is_finished or files.tracker.cursor != cursor:
+            return False
+        del self._files[wms_id]
+        return True
+
     async def sizes(self) -> dict[str, int]:
         """How large the logs are that are followed, asked for all of them at once."""
         paths = [path for files in self._files.values() for path in files.logs]

@@ -106,6 +106,11 @@ class RunFiles:
         return bool(self._logs)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the run is over, and what DAGMan said at the end was taken in."""
+        return self._finished
+
+    @property
     def logs(self) -> list[str]:
         """The event logs that are followed."""
         return [log.path for log in self._logs]

@@ -129,6 +129,9 @@ class Watcher:
         self._hung: dict[tuple[str | None, str], tuple[float, str]] = {}
         self._denied: dict[str, float] = {}
         self._polls = 0
+        self._over: dict[str, str] = {}
+        """Runs of the history that were told to their end, and how far they were told then."""
+
         self._told: dict[str, str] = {}
         self._told_with = ""
 
@@ -214,9 +217,30 @@ class Watcher:
         # What the last poll told of runs that are over by now is known, if that poll is known at all.
         told: dict[str, str | None] = dict(self._told if request.cursor == self._told_with else {})
         told.update((run.wms_id, run.cursor) for run in request.known)
+        self._over = self._past(request.known, runs, told, clock.now - OVERLAP_S)
         held = Held(runs.values(), {one.schedd: one.born_held() for one in seen})
         left = await self._left_behind(request.known, runs)
-        return await self._jobs.look(runs, told, held, left, clock, room, sizes)
+        others = {wms_id: found for wms_id, found in runs.items() if wms_id not in self._over}
+        looked = await self._jobs.look(others, told, held, left, clock, room, sizes)
+        return looked._replace(cursors={**self._over, **looked.cursors})
+
+    def _past(
+        self, known: Sequence[KnownRun], runs: Mapping[str, Found], told: Mapping[str, str | None], before: float
+    ) -> dict[str, str]:
+        """Runs that were over before that time, were told to their last job, and nobody waits for: with their cursors.
+
+        While the first look at a long history takes many polls, the jobs of those are not to be kept.
+        """
+        live = {run.wms_id for run in known}
+        return {
+            wms_id: cursor
+            for wms_id, found in runs.items()
+            if (cursor := told.get(wms_id)) is not None
+            and found.source == HISTORY
+            and (as_number(found.ad, "EnteredCurrentStatus") or before) < before
+            and wms_id not in live
+            and (self._over.get(wms_id) == cursor or self._jobs.let_go(wms_id, cursor))
+        }
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
