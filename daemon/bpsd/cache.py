@@ -518,6 +518,7 @@ class Cache:
                 token=record.token,
                 path=record.path,
                 name=record.name,
+                global_wms_id=record.global_wms_id,
             )
         )
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import anyio
 import msgspec
@@ -98,6 +98,11 @@ SCHEMA = Schema(
             PRIMARY KEY (backend, run_id)
         ) STRICT, WITHOUT ROWID;
         CREATE INDEX run_cursors_by_run ON run_cursors (run_id);
+        """,
+        # Of runs that were over before, it is in the document alone.
+        """
+        ALTER TABLE runs ADD COLUMN global_wms_id TEXT;
+        CREATE INDEX runs_by_global_wms_id ON runs (global_wms_id) WHERE global_wms_id IS NOT NULL;
         """,
     ),
 )
@@ -364,7 +369,7 @@ class Store:
         )
 
     async def find(self, name: str) -> list[StoredRun]:
-        """Runs that answer to a name: our id, the WMS id, the token, the path, or the beginning of the run's name.
+        """Runs that answer to a name: our id, a WMS id, the token, the path, or the beginning of the run's name.
 
         At most `MAX_CANDIDATES`; those that are called exactly so come first, then the latest.
         """
@@ -425,12 +430,13 @@ class Store:
 
 # -- queries ---------------------------------------------------------------------------------------------------------
 
-_RUN_COLUMNS = "run_id, backend, doc, state, live, updated_at, ended_at, wms_id, token, path, name"
+_RUN_COLUMNS = "run_id, backend, doc, state, live, updated_at, ended_at, wms_id, token, path, name, global_wms_id"
 
 
-def _run(row: tuple[str, str, bytes, int, int, float, float | None, str, str | None, str | None, str]) -> StoredRun:
-    run_id, backend, doc, state, live, updated_at, ended_at, wms_id, token, path, name = row
-    return StoredRun(run_id, backend, doc, state, bool(live), updated_at, ended_at, wms_id, token, path, name)
+def _run(row: Sequence[Any]) -> StoredRun:
+    """In the order of the columns, which is that of the fields."""
+    run_id, backend, doc, state, live, *rest = row
+    return StoredRun(run_id, backend, doc, state, bool(live), *rest)
 
 
 def _load(connection: sqlite3.Connection, ended_after: float) -> Loaded:
@@ -544,7 +550,7 @@ def _timeline(
 
 def _find(connection: sqlite3.Connection, name: str) -> list[StoredRun]:
     found: dict[str, StoredRun] = {}
-    exact = ("run_id = ?", "wms_id = ?", "token = ?", "path = ?", "name = ?")
+    exact = ("run_id = ?", "wms_id = ?", "global_wms_id = ?", "token = ?", "path = ?", "name = ?")
     # The last character there is, so that an index serves "begins with".
     beginning = ("name >= ? AND name < ? || char(1114111)",)
     for condition in (*exact, *beginning):

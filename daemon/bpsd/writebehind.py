@@ -36,6 +36,7 @@ class StoredRun(msgspec.Struct, frozen=True):
     token: str | None
     path: str | None
     name: str
+    global_wms_id: str | None = None
 
 
 class TimelineEvent(msgspec.Struct, frozen=True):
@@ -99,6 +100,7 @@ def _run_row(run: StoredRun) -> tuple[object, ...]:
         None if run.token is None else text(run.token),
         None if run.path is None else text(run.path),
         text(run.name),
+        None if run.global_wms_id is None else text(run.global_wms_id),
     )
 
 
@@ -206,7 +208,7 @@ class Pending:
         gone = [(run_id,) for run_id in self._forget]
         for table in ("runs", "job_snapshots", "job_pieces", "timeline", "run_cursors"):
             execute(f"DELETE FROM {table} WHERE run_id = ?", gone)  # noqa: S608 - our own literals
-        execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._runs.values())
+        execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._runs.values())
         execute("DELETE FROM job_pieces WHERE run_id = ?", [(run_id,) for run_id in self._replace])
         execute("INSERT OR REPLACE INTO job_snapshots VALUES (?, ?)", self._replace.items())
         execute(

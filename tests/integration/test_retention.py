@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from bpsd.client.sync import Client
+from bpsd.journal import SCHEMA as JOURNAL
+from bpsd.store import SCHEMA as STORE
 from bpsd.testing.wms import add_run
 from tests.fixtures.state import BACKENDS, KEPT, restore
 from tests.integration.bpsctl import bpsctl
@@ -69,6 +71,7 @@ ENDLESS = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELEC
 def test_a_later_schema_is_migrated_to_with_copies_and_the_way_back_is_as_told(state_dir: Path) -> None:
     """To a daemon that is one schema further: killed in the middle, finished, refused by this one, put back."""
     step = state_dir / "step.sql"
+    versions = {"journal": JOURNAL.version, "store": STORE.version}
     with RunningDaemon(state_dir, BACKENDS) as daemon:
         with daemon.client() as client:
             run = client.wait_command(client.submit_document(document(true_job("a_1")), backend="toy")["id"])["run"]
@@ -78,10 +81,10 @@ def test_a_later_schema_is_migrated_to_with_copies_and_the_way_back_is_as_told(s
 
         step.write_text(f"CREATE TABLE later (n INTEGER); DELETE FROM commands; {ENDLESS}")
         daemon.start(wait=False)
-        until(lambda: [*copies.glob("journal-*-schema-1.db")], "the journal is copied")
+        until(lambda: [*copies.glob(f"journal-*-schema-{versions['journal']}.db")], "the journal is copied")
         until(lambda: _is_writing(daemon.state / "journal.db"), "the migration is in its middle")
         daemon.kill()
-        assert _versions(daemon.state) == {"journal": 1, "store": 1}
+        assert _versions(daemon.state) == versions
 
         step.write_text("CREATE TABLE later (n INTEGER);")
         daemon.start()
@@ -89,18 +92,19 @@ def test_a_later_schema_is_migrated_to_with_copies_and_the_way_back_is_as_told(s
             assert client.commands()["commands"][0]["run"] == run
             assert client.admin("check")["problems"] == []
         assert daemon.stop() == 0
-        assert _versions(daemon.state) == {"journal": 2, "store": 2}
+        assert _versions(daemon.state) == {kind: version + 1 for kind, version in versions.items()}
 
         daemon.program = RunningDaemon.program
         daemon.start(wait=False)
         assert daemon.process is not None
         assert daemon.process.wait(60) == 1
         said = daemon.log.read_text()
-        assert "was written by a newer bpsd (schema 2, this one knows 1)" in said
+        newer = versions["journal"] + 1
+        assert f"was written by a newer bpsd (schema {newer}, this one knows {versions['journal']})" in said
         assert "put back the copy that was taken before the upgrade, in the folder 'copies'" in said
 
-        for kind in ("journal", "store"):
-            (copy,) = copies.glob(f"{kind}-*-schema-1.db")
+        for kind, version in versions.items():
+            (copy,) = copies.glob(f"{kind}-*-schema-{version}.db")
             for file in daemon.state.glob(f"{kind}.db*"):
                 file.unlink()
             shutil.copy(copy, daemon.state / f"{kind}.db")
@@ -138,7 +142,7 @@ def test_history_outlives_the_wms_and_goes_when_it_is_old(state_dir: Path) -> No
         wms = daemon.wms("toy")
         ages = {"today": 0.0, "month": 30.0, "ancient": 101.0}
         for name, days in ages.items():
-            run = wms.add(f"u/her/{name}", jobs=3, state="RUNNING")
+            run = wms.add(f"u/her/{name}", jobs=3, state="RUNNING", attributes={"global_wms_id": f"toy#{name}#1"})
             wms.change(run.wms_id, state="SUCCEEDED", jobs="SUCCEEDED", end_time=now - days * DAY_S)
         with daemon.client() as client:
             until(lambda: len(rows_of(client, 200)) == 3, "all are seen")
@@ -155,7 +159,8 @@ def test_history_outlives_the_wms_and_goes_when_it_is_old(state_dir: Path) -> No
             row = next(row for row in rows_of(client, 200) if row["name"] == "u/her/month")
             assert (row["state"], row["counts"]) == ("SUCCEEDED", {"SUCCEEDED": 3})
             assert len(client.jobs(row["id"])["jobs"]) == 3
-            assert {client.status(name)["id"] for name in (row["wms_id"], f"{row['wms_id']}.0")} == {row["id"]}
+            called = (row["wms_id"], f"{row['wms_id']}.0", "toy#month#1")
+            assert {client.status(name)["id"] for name in called} == {row["id"]}
             for hist, told in ((200, {"u/her/today", "u/her/month"}), (2, {"u/her/today"})):
                 assert {run["name"] for run in listed(client, hist)} == told
             assert listed(client, 200, state=["FAILED"]) == listed(client, 200, active=True) == []

@@ -489,7 +489,15 @@ async def test_timeline_of_one_and_of_all(store: Store) -> None:
 async def test_runs_are_found_by_every_name(store: Store) -> None:
     token = "abcdefghij0123456789"
     runs = [
-        _over("r1", 1.0, wms_id="12.0", token=token, path="/data/submit/demo", name="u_op_demo"),
+        _over(
+            "r1",
+            1.0,
+            wms_id="12.0",
+            global_wms_id="here#12.0#1",
+            token=token,
+            path="/data/submit/demo",
+            name="u_op_demo",
+        ),
         _over("r2", 2.0, wms_id="12.0", backend="there", path="/data/submit/other", name="u_op_demo2"),
         _over("r3", 3.0, wms_id="7", path="/data/\udce9", name="100%_a*b?"),
     ]
@@ -501,7 +509,7 @@ async def test_runs_are_found_by_every_name(store: Store) -> None:
 
     assert await ids("r1") == ["r1"]
     assert await ids("12.0") == ["r2", "r1"]  # twins, the latest first
-    assert await ids(token) == ["r1"]
+    assert await ids(token) == await ids("here#12.0#1") == ["r1"]
     assert await ids("/data/submit/demo") == ["r1"]
     assert await ids("/data/\udce9") == ["r3"]
     assert await ids("u_op") == ["r2", "r1"]

@@ -119,7 +119,9 @@ class Deps:
         found = [s for name in dict.fromkeys((text, *chain(*wms_ids.values()))) for s in await self.store.find(name)]
         stored = [s for s in {s.run_id: s for s in found}.values() if backend in (None, s.backend)]
         called = [
-            s for s in stored if text in (s.run_id, s.wms_id, s.token, s.path) or s.wms_id in wms_ids.get(s.backend, ())
+            s
+            for s in stored
+            if text in (s.run_id, s.wms_id, s.global_wms_id, s.token, s.path) or s.wms_id in wms_ids.get(s.backend, ())
         ]
         if len(called) == 1:
             return decode_record(called[0].doc)

@@ -308,6 +308,7 @@ def _observe(run: ScriptedRun) -> RunObservation:
         token=run.tokens[0] if run.tokens else None,
         attempt=run.attempt,
         run=run.name,
+        global_wms_id=attributes.get("global_wms_id"),
         path=attributes.get("path"),
         project=attributes.get("project"),
         campaign=attributes.get("campaign"),
