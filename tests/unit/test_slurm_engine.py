@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -30,7 +31,7 @@ from bpsd_adapters.slurm.parsing import ExitRecord, QueueRow
 TOKEN = "t" * 20
 
 
-@contextmanager
+@contextlib.contextmanager
 def run_of(*jobs: dict[str, Any], **fields: Any) -> Iterator[RunFolder]:
     path = Path(tempfile.mkdtemp(prefix="bpsd"))
     folder = RunFolder(path)
@@ -82,11 +83,15 @@ def look(engine: Engine, now: float, rows: dict[tuple[int, int], QueueRow], code
     by_chunk: dict[int, dict[int, list[QueueRow]]] = {}
     for (chunk, index), one in rows.items():
         by_chunk.setdefault(chunk, {})[index] = [one]
-    records: dict[tuple[int, int], ExitRecord] = {}
+    engine.see(Sight(now, now, by_chunk, records_of(engine, now, codes)), 100.0)
+
+
+def records_of(engine: Engine, now: float, codes: dict[tuple[int, int], int]) -> dict[tuple[int, int], ExitRecord]:
+    records = {}
     for (chunk, index), code in codes.items():
         ref = engine.chunks[chunk].open[index].ref
         records[chunk, index] = ExitRecord(ref.node, ref.attempt, 1, 0, code, now, now, "n1", "")
-    engine.see(Sight(now, now, by_chunk, records), 100.0)
+    return records
 
 
 DIAMOND = (
@@ -97,12 +102,12 @@ DIAMOND = (
 )
 
 
-ACTS = ("plan", "plan", "submit", "see", "see", "withdraw", "cancel", "hold", "kill")
+ACTS = ("plan", "plan", "submit", "see", "see", "read", "withdraw", "cancel", "hold", "full", "kill")
 LET_IT_END = 40
 """From this step on nothing is done but what brings a run to its end."""
 
 
-def do(act: str, engine: Engine, now: float, data: st.DataObject, *, ending: bool) -> None:
+def do(act: str, engine: Engine, now: float, data: st.DataObject, *, ending: bool) -> None:  # noqa: C901  # each act
     """What a driver does with an engine."""
     if act == "plan":
         for plan in engine.plan(10, now):
@@ -117,6 +122,13 @@ def do(act: str, engine: Engine, now: float, data: st.DataObject, *, ending: boo
         engine.cancel(now)
     elif act == "hold":
         engine.hold(now, held=not engine.held)
+    elif act == "read":
+        places = engine.record_paths().values()
+        codes = {place: data.draw(st.sampled_from([0, 1])) for place in places if data.draw(st.booleans())}
+        engine.take_records(records_of(engine, now, codes), now)
+    elif act == "full":
+        with patch.object(RunLog, "append", _no_room), contextlib.suppress(OSError):
+            do(data.draw(st.sampled_from(ACTS)), engine, now, data, ending=ending)
     elif act == "see":
         rows, codes = {}, {}
         for place in [(n, i) for n, c in engine.chunks.items() if c.job_id is not None for i in c.open]:
@@ -137,6 +149,7 @@ def test_a_killed_daemon_is_where_it_was(data: st.DataObject) -> None:
             ending = step >= LET_IT_END
             act = ("plan", "submit", "see")[step % 3] if ending else data.draw(st.sampled_from(ACTS))
             if act == "kill":
+                engine.write(step + 2.0)
                 before = told(engine)
                 engine.close()
                 engine = opened(folder)

@@ -163,7 +163,7 @@ class Engine(RunState):
         """Begin an attempt of the run; when this returns, it is on the disk."""
         self._now = now
         event = Begin(attempt=attempt, time=now)
-        self._log.append([event], durable=True)
+        self._keep(event)
         self._replay(event)
         again = [n for n in range(len(self._document)) if not self._dag.is_instant(n)]
         self._tell(self._state_of(n) for n in again)
@@ -175,7 +175,7 @@ class Engine(RunState):
             return
         self._now = now
         event = Cancel(time=now)
-        self._log.append([event], durable=True)
+        self._keep(event)
         self._tell_outcome(self._cancel())
         self.write(now)
 
@@ -184,7 +184,7 @@ class Engine(RunState):
         if not held:
             self.offer_again()
         if held != self.held and self.live:
-            self._log.append([Held(time=now, held=held)], durable=True)
+            self._keep(Held(time=now, held=held))
             self.held = held
             self.write(now)
 
@@ -222,8 +222,7 @@ class Engine(RunState):
             plans.append(Plan(number, name, label, len(array), options, text.encode()))
         if not intents:
             return []
-        self._log.append([*self._pending, *intents], durable=True)
-        self._pending.clear()
+        self._keep(*intents)
         for intent in intents:
             self._replay(intent)
             self.chunks[intent.chunk].in_flight = True
@@ -250,8 +249,7 @@ class Engine(RunState):
             for number, n in enumerate(fresh, self._next_chunk)
         ]
         if intents:
-            self._log.append([*self._pending, *intents], durable=True)
-            self._pending.clear()
+            self._keep(*intents)
             for intent in intents:
                 self._replay(intent)
         whole = {n: chunk for n, (chunk, _) in self._queued.items() if chunk.whole}
@@ -356,6 +354,12 @@ class Engine(RunState):
         self._ended(chunk, index, Over(WmsStates.UNKNOWN, note=note, source="absence"), now, lost=True)
         self._drop_empty(chunk)
         self.write(now)
+
+    def _keep(self, *events: Event) -> None:
+        """Have these on the disk, behind what could not be written before."""
+        self._log.append([*self._pending, *events], durable=True)
+        self.written += len(self._pending) + len(events)
+        self._pending.clear()
 
     def write(self, now: float) -> None:
         """Write what there is to say; and that the run is over, if it is.
