@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
+import sys
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from bpsd.interface import FieldSupport
 from bpsd.models import JobObservation, PollRequest, RunObservation, WmsJobReport, WmsRunReport, WmsStates
 from bpsd.workflow import JOB_FIELDS
 from bpsd_adapters import runlog
+from bpsd_adapters.bps_plugin import worker
 from bpsd_adapters.bps_plugin.bridge import BridgedRuns, as_observation, convert_reports, counted, settled
 from bpsd_adapters.bps_plugin.entries import Attempt, Entries, Entry, token_and_number
 from bpsd_adapters.bps_plugin.fields import fields_of
@@ -282,6 +285,20 @@ class Report:
     wms_id = 12
     state = Kind.FAILED
     job_state_counts: dict[Kind, int] = {Kind.FAILED: 2}  # noqa: RUF012  # as a plugin has it
+
+
+@pytest.mark.parametrize("said", [b"", b'{"id": 2, "call": "nonsense", "args": {}', b'{"id": 2'])
+def test_a_worker_ends_when_its_daemon_is_killed_in_the_middle_of_a_request(tmp_path: Path, said: bytes) -> None:
+    first = {"id": 1, "call": "begin", "args": {"root": str(tmp_path / "runs"), "plugin": "x.Y", "settings": {}}}
+    for name in ("host", "worker"):
+        (tmp_path / f"bpsd_{name}.py").write_bytes(Path(worker.__file__).with_name(f"{name}.py").read_bytes())
+    command = [sys.executable, str(tmp_path / "bpsd_worker.py")]
+
+    done = subprocess.run(
+        command, input=json.dumps(first).encode() + b"\n" + said, capture_output=True, check=False, timeout=30
+    )
+
+    assert done.returncode == 0
 
 
 def test_values_become_plain() -> None:

@@ -11,11 +11,14 @@ import msgspec
 import pytest
 
 from bpsd.errors import RunNotFound
+from bpsd.workflow import Job, Workflow
 from bpsd_adapters.htcondor import scripts
 from bpsd_adapters.htcondor.finder import Finder, all_of_them, named_jobs
 from bpsd_adapters.htcondor.observe import Ids
 from bpsd_adapters.htcondor.pool import LEFT_BEHIND_MOST, Pool
+from bpsd_adapters.htcondor.prepare import pack
 from bpsd_adapters.htcondor.runfiles import FEW_FILES, sizes_of
+from bpsd_adapters.htcondor.submission import write_submission
 from bpsd_adapters.transports.base import Completed
 from bpsd_adapters.transports.scripted import ScriptedTransport, answer
 
@@ -123,3 +126,24 @@ def test_a_condor_submit_that_was_killed_said_nothing_of_what_the_schedd_has(
     codes = [subprocess.run(argv, env=env, capture_output=True, check=False, timeout=60).returncode for _ in range(2)]
 
     assert codes == [137 if second == scripts.IN_DOUBT else 3, second]
+
+
+@pytest.mark.parametrize("block", [512, 32 * 1024])
+def test_files_of_a_run_that_came_in_part_are_no_run(tmp_path: Path, block: int) -> None:
+    """The daemon is killed while it sends them: to tar an archive that breaks off between two files is a whole one."""
+    jobs = [Job(name=f"a_{n}", label="a", executable="/bin/true") for n in range(4 if block == 512 else 400)]
+    submission = write_submission(Workflow(name="run", jobs=jobs), "tok", "/runs/x", "a:4")
+    pack(submission, tmp_path / "run.tar")
+    data, root = (tmp_path / "run.tar").read_bytes(), tmp_path / "runs"
+
+    def unpack(size: int) -> bool:
+        argv = ["sh", "-c", scripts.UNPACK, "sh", str(root), "run"]
+        return subprocess.run(argv, input=data[:size], capture_output=True, check=False, timeout=60).returncode == 0
+
+    for size in (*range(0, len(data), block), len(data)):
+        if unpack(size):
+            break
+        assert not (root / "run").exists()
+
+    names = {str(path.relative_to(root / "run")) for path in (root / "run").rglob("*") if path.is_file()}
+    assert names == set(submission.files)

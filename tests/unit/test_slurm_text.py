@@ -19,7 +19,17 @@ from bpsd_adapters.slurm.commands import RunFacts, entry
 from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
 from bpsd_adapters.slurm.pacing import Window, next_look, next_records
 from bpsd_adapters.slurm.parsing import parse_exits
-from bpsd_adapters.slurm.scripts import CALL_OFF, COLLECT, NOT_CLAIMED, SUBMIT, SUBMIT_ALL, VOID, WRAPPER
+from bpsd_adapters.slurm.scripts import (
+    CALL_OFF,
+    COLLECT,
+    MAKE_RUN,
+    NOT_CLAIMED,
+    NOT_WRITTEN,
+    SUBMIT,
+    SUBMIT_ALL,
+    VOID,
+    WRAPPER,
+)
 from bpsd_adapters.slurm.settings import SlurmConfig
 from bpsd_adapters.transports.scripted import ScriptedTransport, answer
 
@@ -181,15 +191,24 @@ def test_a_chunk_is_submitted_once_or_called_off(tmp_path: Path) -> None:
     (tmp_path / "chunks").mkdir()
     path = f"{tools}:/usr/bin:/bin"
 
-    first = sh(SUBMIT, tmp_path, 1, "--parsable", input="jobs", path=path)
-    second = sh(SUBMIT, tmp_path, 1, "--parsable", input="jobs", path=path)
+    parts = [sh(SUBMIT, tmp_path, 1, 4, "--parsable", input="jobs"[:size], path=path) for size in range(4)]
+    first = sh(SUBMIT, tmp_path, 1, 4, "--parsable", input="jobs", path=path)
+    second = sh(SUBMIT, tmp_path, 1, 4, "--parsable", input="jobs", path=path)
     off = sh(CALL_OFF, tmp_path, 1, 2)
-    late = sh(SUBMIT, tmp_path, 2, "--parsable", input="jobs", path=path)
+    late = sh(SUBMIT, tmp_path, 2, 4, "--parsable", input="jobs", path=path)
 
+    assert {part.returncode for part in parts} == {NOT_WRITTEN}, "of a part nothing is submitted"
     assert (first.returncode, first.stdout) == (0, "42;bed\n")
     assert off.stdout.splitlines() == ["1 id 42;bed", "2 off"]
     assert (second.returncode, late.returncode) == (73, 73)
     assert (tmp_path / "calls").read_text() == "called\n"
+
+
+def test_a_wrapper_that_came_in_part_is_not_put_in_place(tmp_path: Path) -> None:
+    assert sh(MAKE_RUN, tmp_path / "run", len(WRAPPER), input=WRAPPER[:500]).returncode != 0
+    assert not (tmp_path / "run" / "wrapper.sh").exists()
+    assert sh(MAKE_RUN, tmp_path / "run", len(WRAPPER), input=WRAPPER).returncode == 0
+    assert (tmp_path / "run" / "wrapper.sh").read_text() == WRAPPER
 
 
 @pytest.mark.parametrize(("end", "tried"), [("kill -9 $$", True), ("exit 1", False)])
@@ -199,7 +218,7 @@ async def test_an_sbatch_that_was_killed_said_nothing_of_what_slurm_has(tmp_path
     (tmp_path / "sbatch").chmod(0o755)
     path = f"{tmp_path}:/usr/bin:/bin"
 
-    one = sh(SUBMIT, tmp_path, 1, "--parsable", input="jobs", path=path)
+    one = sh(SUBMIT, tmp_path, 1, 4, "--parsable", input="jobs", path=path)
     whole = sh(SUBMIT_ALL, tmp_path, input="2 0 '' --parsable\n", path=path)
 
     cluster = Cluster(ScriptedTransport(lambda _, __: answer("", one.returncode)), SlurmConfig(work_dir="/w"))

@@ -418,7 +418,7 @@ def _begun(order: dict[str, Any]) -> tuple[Worker, dict[str, Any]]:
 
 def _listen(hearing: BinaryIO, requests: SimpleQueue[dict[str, Any]]) -> None:
     """Hand requests on; when the daemon is gone, so are we, whatever the plugin is doing."""
-    while line := hearing.readline():
+    while (line := hearing.readline()).endswith(b"\n"):  # one that breaks off is no request
         requests.put(json.loads(line))
     os._exit(0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Order", "prepare", "work"]
+__all__ = ["Answer", "Order", "pack", "prepare", "work"]
 
 import io
 import tarfile
@@ -14,7 +14,7 @@ from bpsd.errors import Problem, WorkflowInvalid
 from bpsd.models import made_ready
 from bpsd.workflow import Workflow, WorkflowFile
 from bpsd_adapters.helper import ask_if_large, serve
-from bpsd_adapters.htcondor.submission import Submission, SubmissionProblem, write_submission
+from bpsd_adapters.htcondor.submission import DAG_FILE, Submission, SubmissionProblem, write_submission
 
 
 class Order(msgspec.Struct, kw_only=True, frozen=True):
@@ -44,14 +44,14 @@ def work(order: Order) -> Answer:
         submission = write_submission(workflow, file.token, order.folder, file.run_summary)
     except SubmissionProblem as exc:
         return Answer(where=exc.where, problem=str(exc))
-    _pack(submission, Path(order.archive))
+    pack(submission, Path(order.archive))
     return Answer(executables=submission.executables)
 
 
-def _pack(submission: Submission, path: Path) -> None:
-    """The files as a tar archive; folders come with them."""
+def pack(submission: Submission, path: Path) -> None:
+    """The files as a tar archive, the DAG as the last: with it all have come. Folders come with them."""
     with tarfile.open(path, mode="w") as archive:
-        for name, text in submission.files.items():
+        for name, text in sorted(submission.files.items(), key=lambda file: file[0] == DAG_FILE):
             data = text.encode()
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), 0o755 if name in submission.programs else 0o644

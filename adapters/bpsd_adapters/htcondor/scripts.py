@@ -78,6 +78,9 @@ half=$(mktemp -d "$root/.$name.XXXXXX")
 trap 'rm -rf "$half"' EXIT
 chmod 755 "$half"
 tar -xf - -C "$half"
+[ -e "$half/run.dag" ] || { echo "the connection broke: the files of the run came in part" >&2; exit 1; }
 mv -T "$half" "$root/$name" 2>/dev/null || [ -e "$root/$name/run.dag" ]
 """
-"""Arguments: root, the run's folder in it; a tar archive on stdin. The folder is whole or is not there."""
+"""Arguments: root, the run's folder in it; a tar archive on stdin, of which the DAG is the last. The folder is whole or
+is not there: an archive that breaks off between two files is one to tar.
+"""

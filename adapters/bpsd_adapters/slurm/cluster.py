@@ -218,12 +218,14 @@ class Cluster:
         BackendUnavailable
             If it cannot be made.
         """
-        await self._of_work_dir(scripts.MAKE_RUN, folder, input=scripts.WRAPPER.encode())
+        wrapper = scripts.WRAPPER.encode()
+        await self._of_work_dir(scripts.MAKE_RUN, folder, f"{len(wrapper)}", input=wrapper)
 
     async def submit(self, folder: str, plan: Plan) -> Submission:
         """Submit a chunk, once: a second call for the same chunk only says that it was tried."""
         argv = [
-            "sh", "-c", scripts.SUBMIT, "sh", folder, str(plan.chunk), "--parsable", f"--array=0-{plan.size - 1}",
+            "sh", "-c", scripts.SUBMIT, "sh", folder, str(plan.chunk), str(len(plan.jobs)),
+            "--parsable", f"--array=0-{plan.size - 1}",
             *job_options(folder, plan.name, plan.label, f"{plan.chunk}_%a"), *plan.options,
             f"{folder}/wrapper.sh", folder, str(plan.chunk),
         ]  # fmt: skip
@@ -319,8 +321,8 @@ class Cluster:
             parse_sacct, done.check(self.transport.host).stdout.decode(errors="replace"), self.transport.host
         )
 
-    async def _of_work_dir(self, script: str, folder: str, input: bytes = b"") -> None:
-        done = await self._shell(script, folder, input=input)
+    async def _of_work_dir(self, script: str, *arguments: str, input: bytes = b"") -> None:
+        done = await self._shell(script, *arguments, input=input)
         if done.returncode:
             raise BackendUnavailable(
                 f"work_dir {self._config.work_dir} cannot be used on {self.transport.host}: {done.error_text}",

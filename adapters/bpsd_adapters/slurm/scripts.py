@@ -97,14 +97,17 @@ MAKE_RUN = r"""set -eu; umask 022
 mkdir -p "$1"; cd "$1"
 mkdir -p chunks claim exits out slurm work
 chmod 700 chunks # a job's environment may be nobody else's business
-cat >wrapper.part; chmod 755 wrapper.part; mv -f wrapper.part wrapper.sh
+cat >wrapper.part; [ "$(wc -c <wrapper.part)" -eq "$2" ]; chmod 755 wrapper.part; mv -f wrapper.part wrapper.sh
 """
-"""Arguments: the run's folder. Input: `WRAPPER`."""
+"""Arguments: the run's folder, the size of the input. Input: `WRAPPER`."""
 
 SUBMIT = rf"""
-run=$1 n=$2; shift 2
-cd "$run" && mkdir -p "exits/$n" && cat >"chunks/$n.part" &&
-  mv -f "chunks/$n.part" "chunks/$n.jobs" || exit {NOT_WRITTEN}
+run=$1 n=$2 size=$3; shift 3
+cd "$run" && mkdir -p "exits/$n" && cat >"chunks/$n.part" || exit {NOT_WRITTEN}
+if [ "$(wc -c <"chunks/$n.part")" -ne "$size" ]; then
+  echo "of $size bytes $(wc -c <"chunks/$n.part") came: the connection broke" >&2; exit {NOT_WRITTEN}
+fi
+mv -f "chunks/$n.part" "chunks/$n.jobs" || exit {NOT_WRITTEN}
 mkdir "chunks/$n.try" 2>/dev/null || exit {CALLED_OFF}
 sbatch "$@" >"chunks/$n.said" 2>"chunks/$n.err" &
 pid=$!
@@ -116,7 +119,9 @@ cat "chunks/$n.err" >&2
 if [ $code -gt 128 ] && grep -q 'sleeping and retrying' "chunks/$n.err"; then exit {FULL}; fi
 exit $code
 """
-"""Arguments: the run's folder, the chunk, those of sbatch. Input: the chunk's jobs. Prints what sbatch prints."""
+"""Arguments: the run's folder, the chunk, the size of the input, those of sbatch. Input: the chunk's jobs. Prints what
+sbatch prints. Who sends the input may be killed in the middle of it: of a part nothing is submitted.
+"""
 
 SUBMIT_ALL = rf"""
 run=$1

@@ -160,7 +160,8 @@ class Transport(ABC):
     ) -> Completed:
         """Run a program without a shell and wait for its end; whatever its return code, it is an answer.
 
-        When this raises, or is cancelled, the program and its children are ended *there*.
+        When this raises, or is cancelled, the program and its children are ended *there*. If this process is killed, or
+        the connection breaks, its ``input`` just ends: what acts on it must see whether it is whole.
 
         Raises
         ------
