@@ -11,6 +11,7 @@ __all__ = ["Engine"]
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from bpsd.models import WmsStates
 from bpsd_adapters.cmdline import CommandError
@@ -47,6 +48,9 @@ STATES_PER_LINE = 100
 
 RECORD_GRACE_S = 30.0
 """How long a file that a node wrote may take to be seen on the submit host (NFS caches attributes that long)."""
+
+RECORDS_BETWEEN_LOOKS = 5000
+"""How many exit records of a run are looked for at once from look to look: each path is some 50 bytes on the way."""
 
 STUCK_NAMED = 3
 """How many reasons for never starting the note of a run names."""
@@ -129,10 +133,10 @@ class Engine(RunState):
     def record_paths(self, sight: Sight | None = None) -> dict[str, tuple[int, int]]:
         """The exit records to look for, by path below the work folder: whose they are, by chunk and index.
 
-        Those of jobs that are quiet in a look; without one, those of all jobs that Slurm has.
+        Those of jobs that are quiet in a look; without one, those of the jobs that Slurm has had for longest.
         """
         in_slurm = ((c, i) for c in self.chunks.values() if c.job_id is not None for i in c.open)
-        jobs = in_slurm if sight is None else self.quiet(sight)
+        jobs = islice(in_slurm, RECORDS_BETWEEN_LOOKS) if sight is None else self.quiet(sight)
         return {record_path(self.meta.token, chunk, index): (chunk.number, index) for chunk, index in jobs}
 
     def missing(self, sight: Sight) -> set[int]:
