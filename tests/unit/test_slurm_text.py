@@ -17,7 +17,7 @@ from bpsd_adapters.slurm.chunks import Plan
 from bpsd_adapters.slurm.cluster import Cluster, Outcome
 from bpsd_adapters.slurm.commands import RunFacts, entry
 from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
-from bpsd_adapters.slurm.pacing import Window, next_look, next_records
+from bpsd_adapters.slurm.pacing import Window, next_look
 from bpsd_adapters.slurm.parsing import parse_exits
 from bpsd_adapters.slurm.scripts import (
     CALL_OFF,
@@ -279,15 +279,6 @@ def test_the_site_is_spared(
         assert delay <= max(idle, 20 * cost)
         if age:
             assert delay <= max(age / 3, interval, 20 * cost) * 1.001
-
-
-def test_records_are_read_less_often_while_nothing_ends() -> None:
-    pauses = [5.0]
-    for _ in range(6):
-        pauses.append(next_records(5.0, 30.0, before_s=pauses[-1], cost_s=0.1, changed=False))
-    assert pauses == [5.0, 7.5, 11.25, 16.875, 25.3125, 30.0, 30.0]
-    assert next_records(5.0, 30.0, before_s=30.0, cost_s=0.1, changed=True) == 5.0
-    assert next_records(5.0, 30.0, before_s=5.0, cost_s=3.0, changed=True) == 60.0
 
 
 @given(st.lists(st.integers(0, 2000) | st.none(), max_size=30))

@@ -23,7 +23,7 @@ from bpsd_adapters.slurm.chunks import Sight
 from bpsd_adapters.slurm.cluster import Cluster
 from bpsd_adapters.slurm.engine import Engine
 from bpsd_adapters.slurm.layout import StateFolder
-from bpsd_adapters.slurm.pacing import Window, next_look, next_records
+from bpsd_adapters.slurm.pacing import Window, next_look
 from bpsd_adapters.slurm.parsing import ExitRecord
 from bpsd_adapters.slurm.runs import Held, Runs
 from bpsd_adapters.slurm.settings import SlurmConfig
@@ -160,17 +160,16 @@ class Driver:
         due = now + pause
         while now < (floor if self._nudge.is_set() else end):
             if now >= due:
-                began, written = now, self._runs.written
+                written = self._runs.written
                 readable = await self.read_records()
-                now = time.monotonic()
-                pause = next_records(
+                pause = next_look(
                     self._config.record_interval_s,
                     self._config.poll_interval_s,
                     before_s=pause,
-                    cost_s=now - began,
+                    cost_s=self.watch.exits.took_s,
                     changed=self._runs.written != written,
                 )
-                due = now + pause if readable else end
+                due = time.monotonic() + pause if readable else end
             elif now < floor:
                 await anyio.sleep(min(floor, due) - now)
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Window", "next_look", "next_records"]
+__all__ = ["Window", "next_look"]
 
 from dataclasses import dataclass
 
@@ -28,10 +28,10 @@ def next_look(
     before_s: float,
     cost_s: float,
     changed: bool,
-    failures: int,
-    min_job_age_s: int | None,
+    failures: int = 0,
+    min_job_age_s: int | None = None,
 ) -> float:
-    """Seconds from one look to the next.
+    """Seconds from one look at Slurm, or at what jobs wrote, to the next.
 
     Parameters
     ----------
@@ -53,24 +53,6 @@ def next_look(
     wanted = interval_s if changed else min(max(before_s, interval_s) * GROWTH, idle_s)
     if min_job_age_s:
         wanted = min(wanted, max(min_job_age_s * MIN_JOB_AGE_PART, interval_s))
-    return max(wanted, COST_FACTOR * cost_s)
-
-
-def next_records(interval_s: float, most_s: float, *, before_s: float, cost_s: float, changed: bool) -> float:
-    """Seconds from one reading of exit records to the next: longer while nothing ends, for file systems are spared too.
-
-    Parameters
-    ----------
-    interval_s, most_s : `float`
-        What the settings say for when jobs end, and the most that it grows to while none does.
-    before_s : `float`
-        How long it was before the last reading.
-    cost_s : `float`
-        How long the last one took.
-    changed : `bool`
-        Whether it showed anything new.
-    """
-    wanted = interval_s if changed else max(interval_s, min(before_s * GROWTH, most_s))
     return max(wanted, COST_FACTOR * cost_s)
 
 

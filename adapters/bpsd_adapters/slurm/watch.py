@@ -32,11 +32,14 @@ class Status:
     at: float = 0.0
     """When it last answered (epoch seconds); 0 if it was not asked yet."""
 
+    took_s: float = 0.0
+    """How long asking it took last; 0 if there was nothing to ask."""
+
     cost_bytes: int = 0
 
     def not_needed(self) -> None:
         """Nothing is to be known of it now: that it failed before is of no concern any more."""
-        self.ok, self.error = True, ""
+        self.ok, self.error, self.took_s = True, "", 0.0
 
 
 class Watch:
@@ -131,7 +134,8 @@ class Watch:
             status.ok, status.error = False, exc.message
             raise
         finally:
+            status.took_s = time.monotonic() - began
             if status is not self.exits:  # files are no burden to slurmctld
-                self.cost_s = max(self.cost_s, time.monotonic() - began)
+                self.cost_s = max(self.cost_s, status.took_s)
         status.ok, status.error, status.at = True, "", self._clock()
         return answer
