@@ -496,7 +496,8 @@ async def test_a_job_that_takes_more_memory_than_it_asked_for(slurm: SlurmBed, b
         pytest.skip("this machine has no cgroup v1 with the memory controller: Slurm cannot tell OUT_OF_MEMORY")
     try:
         async with bed.open() as observer:
-            script = "head -c 60000000 /dev/zero | tail -c 60000000 >/dev/null"
+            # Not at its very start, when slurmstepd asks for memory in the same cgroup: the kernel may end that.
+            script = "sleep 1; head -c 60000000 /dev/zero | tail -c 60000000 >/dev/null"
             eats = shell_job("eats_1", f"{script} || exit 9", request_memory=30)
             grows = shell_job("grows_1", f"{script} || exit 9", request_memory=30, number_of_retries=1)
             wms_id, _ = await observer.submit(document(eats, grows | {"memory_multiplier": 8.0}))
