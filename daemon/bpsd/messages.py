@@ -73,6 +73,7 @@ __all__ = [
     "schema",
 ]
 
+import inspect
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -829,6 +830,9 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of every method's ``params`` and ``result`` and of the notifications."""
     types: list[Any] = [*PARAMS.values(), *RESULTS.values(), Hello, WatchEvent, Goodbye]
     refs, components = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
+    for definition in components.values():
+        if "description" in definition:  # a docstring: before Python 3.13 it keeps the indentation of the source
+            definition["description"] = inspect.cleandoc(definition["description"])
     by_type = dict(zip(types, refs, strict=True))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
