@@ -47,6 +47,8 @@ class LogEvent(StrEnum):
     SLURM_LOOK_FAILED = "slurm_look_failed"  # backend, failures, error: nothing follows from it
     SLURM_RUN_FAILED = "slurm_run_failed"  # backend, run, error: the others go on
     SLURM_NOT_SUBMITTED = "slurm_not_submitted"  # backend, run, outcome, error: the jobs are not lost
+    RUN_QUARANTINED = "run_quarantined"  # backend, run, error, failures, retry_s: the other runs go on
+    RUN_RECOVERED = "run_recovered"  # backend, run: it left the quarantine
     RUN_LOGS_DAMAGED = "run_logs_damaged"  # errors, count: what the local adapter could not read
 
     # -- plugins of bps --
