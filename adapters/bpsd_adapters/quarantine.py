@@ -73,7 +73,7 @@ class Quarantine:
     ) -> None:
         self._log = log
         self._backend = backend
-        self._expected = (BpsdError, *expected)
+        self._expected: tuple[type[Exception], ...] = (BpsdError, *expected)
         self._clock = clock
         self._lock = threading.Lock()
         self._cases: dict[str, dict[str, _Case]] = {}
