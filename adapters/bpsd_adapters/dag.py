@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Self
 
-from bpsd.models import WmsStates
+from bpsd.models import WmsStates, normal_exit_code
 from bpsd.workflow import Group, Job, Workflow
 
 UNREADY = int(WmsStates.UNREADY)
@@ -237,7 +237,7 @@ class Dag:
         node : `int`
             The job.
         exit_code : `int`, optional
-            Its exit code; a signal as ``-N``; `None` if it has none (it could not start, ran out of time).
+            Its exit code, a signal in either convention; `None` if it has none (it could not start, ran out of time).
         removed : `bool`, optional
             It was ended on purpose: unless it succeeded all the same, it is DELETED and not tried again.
         lost : `bool`, optional
@@ -248,6 +248,7 @@ class Dag:
         out = Outcome()
         self._running -= 1
         self._give_room(self._category[node])
+        exit_code = None if exit_code is None else normal_exit_code(exit_code)
         out.verdict = self._judge(node, exit_code, removed=removed, lost=lost)
         if out.verdict is Verdict.RETRY:
             self._tries[node] += 1
@@ -496,10 +497,11 @@ class _Plan:
 
     def _add_node(self, job: Job) -> None:
         unless = job.retry_unless_exit
+        codes = () if unless is None else [unless] if isinstance(unless, int) else unless
         policy = Policy(
             job.number_of_retries or 0,
-            frozenset(() if unless is None else [unless] if isinstance(unless, int) else unless),
-            job.abort_on_value,
+            frozenset(normal_exit_code(code) for code in codes),
+            None if job.abort_on_value is None else normal_exit_code(job.abort_on_value),
             job.abort_return_value,
         )
         number = self._policy_numbers.setdefault(policy, len(self.policies))

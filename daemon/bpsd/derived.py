@@ -28,6 +28,7 @@ from bpsd.models import (
     WmsRunReport,
     WmsStates,
     empty_counts,
+    normal_exit_code,
 )
 
 if TYPE_CHECKING:
@@ -69,11 +70,13 @@ def as_report(seen: RunObservation) -> WmsRunReport:
 
 def _exit_codes(seen: RunObservation) -> dict[str, list[int]] | None:
     if not seen.jobs:
-        return seen.exit_code_summary
+        return seen.exit_code_summary and {
+            label: [normal_exit_code(code) for code in codes] for label, codes in seen.exit_code_summary.items()
+        }
     codes: dict[str, list[int]] = {job.label: [] for job in seen.jobs}
     for job in seen.jobs:
         if job.exit_code and job.state is not WmsStates.SUCCEEDED:
-            codes[job.label].append(job.exit_code)
+            codes[job.label].append(normal_exit_code(job.exit_code))
     return codes
 
 

@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from string import Formatter
 from typing import Any
 
+from bpsd import wire
 from bpsd.workflow import Job, walltime_seconds
 
 NAME_MAX_BYTES = 200
@@ -54,8 +55,7 @@ _ENV = re.compile(r"<ENV:([^<>]*)>")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 _COUNTS_FROM_ONE = ("request_memory", "request_memory_max", "request_cpus", "request_disk")
-_EXIT_CODES = ("abort_on_value", "abort_return_value")
-_EXIT_CODE_MIN, _EXIT_CODE_MAX = -255, 255  # negative: ended by that signal, as HTCondor's DAGMan has it
+_EXIT_CODE_MAX = 255
 _SHORT_TEXTS = (
     "executable",
     "compute_site",
@@ -219,15 +219,15 @@ def _retry_problems(job: Job) -> list[tuple[str, str]]:
     if job.number_of_retries is not None and job.number_of_retries < 0:
         found.append(("number_of_retries", f"must be at least 0, but is {job.number_of_retries}"))
     codes = job.retry_unless_exit
+    judged = [("retry_unless_exit", code) for code in (codes if isinstance(codes, list) else [codes])]
     found += [
-        ("retry_unless_exit", f"{code} is not an exit code (0 to {_EXIT_CODE_MAX})")
-        for code in (codes if isinstance(codes, list) else [] if codes is None else [codes])
-        if not 0 <= code <= _EXIT_CODE_MAX
+        (name, f"{code} is not an exit code (0 to {_EXIT_CODE_MAX}; a signal is 128 + N, also written as -N)")
+        for name, code in [*judged, ("abort_on_value", job.abort_on_value)]
+        if code is not None and not -wire.MAX_SIGNAL <= code <= _EXIT_CODE_MAX
     ]
-    for name in _EXIT_CODES:
-        value = getattr(job, name)
-        if value is not None and not _EXIT_CODE_MIN <= value <= _EXIT_CODE_MAX:
-            found.append((name, f"{value} is not an exit code ({_EXIT_CODE_MIN} to {_EXIT_CODE_MAX})"))
+    value = job.abort_return_value
+    if value is not None and not 0 <= value <= _EXIT_CODE_MAX:
+        found.append(("abort_return_value", f"{value} is not an exit code (0 to {_EXIT_CODE_MAX})"))
     return found
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from bpsd.messages import JobRow
-from bpsd.models import TERMINAL, JobObservation, WmsStates
+from bpsd.models import TERMINAL, JobObservation, WmsStates, normal_exit_code, signal_of
 from bpsd.reducer import JobKey, job_wins
 
 _ORDER = tuple(WmsStates)
@@ -294,8 +294,13 @@ class JobTable:
             started_at=self._start[row] or None,
             ended_at=self._end[row] or None,
             host=self._hosts[self._host_of[row]],
-            note=self._notes.get(row, ""),
+            note=self._notes.get(row) or self._signal(row),
         )
+
+    def _signal(self, row: int) -> str:
+        """Why a job failed of which no source said more than the signal that ended it."""
+        code = self._code[row]
+        return "" if code == _NO_CODE or self._state[row] != WmsStates.FAILED else signal_of(code)
 
     def since(self, row: int) -> float | None:
         """When a job came into its state (epoch seconds of its WMS), if a source said so."""
@@ -417,17 +422,20 @@ _CHANGES = msgspec.msgpack.Decoder(tuple[int, list[JobObservation]])
 def _fits(job: JobObservation) -> bool:
     code, attempt = job.exit_code, job.attempt
     return (
-        (code is None or -_MOST <= code <= _MOST)
+        (code is None or 0 <= code <= _MOST)
         and (attempt is None or 0 <= attempt <= _MOST)
         and -_MOST_SHORT <= job.rank <= _MOST_SHORT
     )
 
 
 def _fitted(job: JobObservation) -> JobObservation:
-    """The observation with its numbers cut to what a column holds: one absurd number is no reason to poll in vain."""
+    """Return the observation with a signal as 128 + N, and its numbers cut to what a column holds.
+
+    One absurd number is no reason to poll in vain.
+    """
     return msgspec.structs.replace(
         job,
-        exit_code=None if job.exit_code is None else max(-_MOST, min(job.exit_code, _MOST)),
+        exit_code=None if job.exit_code is None else max(-_MOST, min(normal_exit_code(job.exit_code), _MOST)),
         attempt=None if job.attempt is None else max(0, min(job.attempt, _MOST)),
         rank=max(-_MOST_SHORT, min(job.rank, _MOST_SHORT)),
     )

@@ -22,7 +22,10 @@ __all__ = [
     "WmsSpecificInfo",
     "WmsStates",
     "empty_counts",
+    "ending",
     "made_ready",
+    "normal_exit_code",
+    "signal_of",
 ]
 
 from collections.abc import Mapping, Sequence
@@ -32,6 +35,7 @@ from typing import Any, Literal
 import msgspec
 
 from bpsd import wire
+from bpsd.wire import ending, normal_exit_code, signal_of
 
 
 def made_ready(*types: Any) -> None:
@@ -167,8 +171,8 @@ class JobObservation(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_d
 
     ``attempt`` is monotone within one attempt of the run and made from the WMS's own counter (Restarts, NumJobStarts,
     DAG retry, else a new id); `None` where it is not known. ``time`` is the source's time of the change (epoch
-    seconds of that WMS). ``exit_code`` is that of the last ended attempt, a signal as ``128 + N`` if only a shell saw
-    it, else as ``-N``. ``note`` says why, in a few words (hold reason, error), capped by the reducer.
+    seconds of that WMS). ``exit_code`` is that of the last ended attempt; a signal is 128 + N
+    (`normal_exit_code`). ``note`` says why, in a few words (hold reason, error), capped by the reducer.
     """
 
     name: str

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from bpsd import wire
 from bpsd.logs.redaction import redact_text
 from bpsd.messages import Event
 from bpsd.outlets import NotificationKind
@@ -164,15 +165,19 @@ def _of_run(event: Event, record: RunRecord, exit_codes: Mapping[str, Mapping[st
 
 def cause_of(note: str, exit_codes: Mapping[str, Mapping[str, int]]) -> str:
     """Why a run failed, so that runs which failed alike have the same cause."""
-    parts = [
-        f"{label}: exit code {', '.join(sorted(codes, key=lambda code: (len(code), code)))}"
-        for label, codes in exit_codes.items()
-        if codes
-    ]
+    parts = [f"{label}: {_endings(codes)}" for label, codes in exit_codes.items() if codes]
     if parts:
         more = "; ..." if len(parts) > MAX_CAUSE_LABELS else ""
         return redact_text("; ".join(parts[:MAX_CAUSE_LABELS]) + more)[:CAUSE_CHARS]
     return _likened(note)
+
+
+def _endings(codes: Iterable[str]) -> str:
+    """Return ``exit code 1, 2, signal 11 (SIGSEGV)``."""
+    ordered = sorted(codes, key=lambda code: (len(code), code))
+    signals = {code: wire.signal_of(int(code)) for code in ordered if code.isascii() and code.isdigit()}
+    plain = ", ".join(code for code in ordered if not signals.get(code))
+    return ", ".join([*([f"exit code {plain}"] if plain else []), *filter(None, signals.values())])
 
 
 def _likened(text: str) -> str:

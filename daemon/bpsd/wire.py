@@ -16,6 +16,7 @@ __all__ = [
     "EXIT_CODES",
     "JOB_FLAG_STATES",
     "MAX_MESSAGE_BYTES",
+    "MAX_SIGNAL",
     "METHODS",
     "NOTIFICATIONS",
     "PROTOCOL_VERSION",
@@ -27,7 +28,10 @@ __all__ = [
     "TOKEN_LENGTH",
     "default_socket",
     "encode_request",
+    "ending",
     "new_token",
+    "normal_exit_code",
+    "signal_of",
 ]
 
 import json
@@ -144,6 +148,9 @@ EXIT_CODES = {
 }
 """Exit codes of ``bpsctl``, but for ``status``, which exits with the number of the state."""
 
+MAX_SIGNAL = 64
+"""The highest number of a signal on Linux."""
+
 TOKEN_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 TOKEN_LENGTH = 20
 RUN_ID_ALPHABET = "bcdfghjkmnpqrstvwxyz23456789"
@@ -180,6 +187,35 @@ def new_token() -> str:
     while len(out) < TOKEN_LENGTH:
         out.extend(TOKEN_ALPHABET[b % 36] for b in os.urandom(32) if b < 252)  # 252 = 7 * 36: no bias
     return "".join(out[:TOKEN_LENGTH])
+
+
+def normal_exit_code(code: int) -> int:
+    """Return an exit code in bpsd's one convention: a signal is 128 plus its number, as shells have it.
+
+    Python and DAGMan write a signal as a negative number; a shell or a container between bpsd and a program can only
+    say 128 + N. Both mean the same, on every backend and in every job field.
+    """
+    return 128 - code if -MAX_SIGNAL <= code < 0 else code
+
+
+def signal_of(code: int) -> str:
+    """Return ``signal 11 (SIGSEGV)`` for an exit code that means a signal, in either convention; else an empty text."""
+    number = normal_exit_code(code) - 128
+    if not 0 < number <= MAX_SIGNAL:
+        return ""
+    import signal  # only those pay for its import who have a signal to name
+
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return ""
+
+
+def ending(code: int | None) -> str:
+    """Return how a program ended: ``signal 11 (SIGSEGV)`` or ``exit code 3``. bpsd spells it here alone."""
+    if code is None:
+        return "no exit code"
+    return signal_of(code) or f"exit code {normal_exit_code(code)}"
 
 
 def encode_request(id: int | str, method: str, params: object) -> bytes:

@@ -66,8 +66,8 @@ async def test_exit_codes_and_signals(tmp_path: Path) -> None:
     async with opened(tmp_path, memory_mb=1000) as local:
         run, _ = await local.run(shell_job("a", "exit 7"), shell_job("b", "kill -9 $$"), shell_job("c", "exit 255"))
 
-        assert {name: local.job(run.wms_id, name).exit_code for name in "abc"} == {"a": 7, "b": -9, "c": 255}
-        assert run.note == "3 of 3 jobs failed: a (exit code 7), b (exit code -9), c (exit code 255)"
+        assert {name: local.job(run.wms_id, name).exit_code for name in "abc"} == {"a": 7, "b": 137, "c": 255}
+        assert run.note == "3 of 3 jobs failed: a (exit code 7), b (signal 9 (SIGKILL)), c (exit code 255)"
 
 
 async def test_memory_grows_with_every_retry_up_to_its_limit(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ async def test_walltime(tmp_path: Path) -> None:
         assert local.states(run.wms_id) == {"polite": "FAILED", "stubborn": "FAILED"}
         polite, stubborn = (local.job(run.wms_id, name) for name in ("polite", "stubborn"))
         assert polite.note == stubborn.note == "walltime of 1 s exceeded"
-        assert (polite.exit_code, stubborn.exit_code) == (0, -9)
+        assert (polite.exit_code, stubborn.exit_code) == (0, 137)
         assert (folder.out / "polite.1.out").read_text() == "stopped\n"
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from bpsd import jobchecks
 from bpsd.workflow import Job
 
+NO_CODE = "is not an exit code (0 to 255; a signal is 128 + N, also written as -N)"
+
 
 def _splits(text: str) -> bool:
     try:
@@ -159,9 +161,11 @@ def test_names_of_variables(name: str, problem: str) -> None:
          [("request_memory_max", "is 4 MB, less than request_memory (5 MB)")]),
         ({"memory_multiplier": 0.5}, [("memory_multiplier", "must be at least 1, but is 0.5")]),
         ({"number_of_retries": -1}, [("number_of_retries", "must be at least 0, but is -1")]),
-        ({"retry_unless_exit": [1, 256]}, [("retry_unless_exit", "256 is not an exit code (0 to 255)")]),
-        ({"retry_unless_exit": -1}, [("retry_unless_exit", "-1 is not an exit code (0 to 255)")]),
-        ({"abort_on_value": 300}, [("abort_on_value", "300 is not an exit code (-255 to 255)")]),
+        ({"retry_unless_exit": [1, 256]}, [("retry_unless_exit", f"256 {NO_CODE}")]),
+        ({"retry_unless_exit": -65}, [("retry_unless_exit", f"-65 {NO_CODE}")]),
+        ({"abort_on_value": 300}, [("abort_on_value", f"300 {NO_CODE}")]),
+        ({"abort_on_value": 9, "abort_return_value": -1},
+         [("abort_return_value", "-1 is not an exit code (0 to 255)")]),
         ({"request_walltime": "1:2:3:4"},
          [("request_walltime", "'1:2:3:4' is not a number of minutes and not [[HH:]MM:]SS")]),
         ({"request_walltime": 0}, [("request_walltime", "a walltime of 0 leaves no time to run")]),
@@ -190,7 +194,7 @@ def test_numbers_and_short_texts_at_their_limits() -> None:
         request_disk=1,
         request_walltime="00:30",
         number_of_retries=0,
-        retry_unless_exit=[0, 255],
+        retry_unless_exit=[0, 255, -64],
         abort_on_value=-9,
         abort_return_value=0,
         priority="JobPrio + 1",

@@ -89,7 +89,7 @@ def test_changes_of_a_backend() -> None:
     ("note", "codes", "cause"),
     [
         ("1 of 5 jobs failed: isr_2", {"isr": {"1": 1}}, "isr: exit code 1"),
-        ("", {"isr": {"137": 1, "2": 40}}, "isr: exit code 2, 137"),
+        ("", {"isr": {"137": 1, "2": 40}}, "isr: exit code 2, signal 9 (SIGKILL)"),
         ("", {name: {"1": 1} for name in "abcd"}, "a: exit code 1; b: exit code 1; c: exit code 1; ..."),
         ("no room in /scratch/her/0123 (4 of 17 jobs)", {}, "no room in # (# of # jobs)"),
         ("", {"isr": {}}, ""),

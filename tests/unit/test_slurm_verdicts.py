@@ -114,7 +114,7 @@ def test_the_state_decides_and_not_the_code() -> None:
     """TIMEOUT has exit code 0:0."""
     assert over(judged(row("TIMEOUT"))) == (WmsStates.FAILED, None, "queue")
     assert over(judged(account=account("TIMEOUT"))) == (WmsStates.FAILED, None, "accounting")
-    assert over(judged(account=account("FAILED", 0, 11))) == (WmsStates.FAILED, -11, "accounting")
+    assert over(judged(account=account("FAILED", 0, 11))) == (WmsStates.FAILED, 139, "accounting")
 
 
 def test_a_record_may_be_late() -> None:

@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from bpsd.models import WmsStates, empty_counts
+from bpsd.models import WmsStates, empty_counts, ending
 
 Ad: TypeAlias = Mapping[str, Any]
 
@@ -182,7 +182,7 @@ def run_note(ad: Ad) -> str:
     if ad.get("DAG_InRecovery") in (1, True):
         return "DAGMan reads its logs again after it was interrupted"
     if status == JobStatus.COMPLETED and bool(ad.get("ExitBySignal")):
-        return f"DAGMan ended by signal {as_number(ad, 'ExitSignal')}"
+        return f"DAGMan was ended by {ending(-(as_number(ad, 'ExitSignal') or 0))}"
     return ""
 
 

@@ -18,6 +18,7 @@ from enum import IntEnum
 
 import msgspec
 
+from bpsd.models import normal_exit_code
 from bpsd_adapters.htcondor.hostclock import HostClock
 
 MAX_EVENT_BYTES = 64 * 1024
@@ -61,7 +62,7 @@ _KINDS = frozenset(EventKind)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One event. ``exit_code`` is negative for a signal; ``reason`` is HTCondor's text; ``time`` in epoch seconds."""
+    """One event. ``exit_code`` is 128 + N for a signal; ``reason`` is HTCondor's text; ``time`` in epoch seconds."""
 
     kind: EventKind
     cluster: int
@@ -159,7 +160,7 @@ def _exit_code(body: str) -> int | None:
     if normal is not None:
         return int(normal[1])
     signal = _SIGNAL.search(body)
-    return -int(signal[1]) if signal is not None else None
+    return normal_exit_code(-int(signal[1])) if signal is not None else None
 
 
 def _reason(body: str) -> str:

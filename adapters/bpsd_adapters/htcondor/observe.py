@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bpsd.models import TERMINAL, JobObservation, RunObservation, WmsSpecificInfo, WmsStates
+from bpsd.models import TERMINAL, JobObservation, RunObservation, WmsSpecificInfo, WmsStates, normal_exit_code
 from bpsd_adapters.htcondor.classads import Ad, JobStatus, as_number, as_text, counts, run_note, run_state
 
 QUEUE, HISTORY = "queue", "history"
@@ -153,7 +153,7 @@ def observe_child(ad: Ad) -> JobObservation | None:
         attempt=starts + 1 if state is WmsStates.PENDING else max(1, starts),
         rank=_RANKS[HISTORY] if over else _RANKS[QUEUE],
         wms_id=f"{as_number(ad, 'ClusterId')}.{as_number(ad, 'ProcId') or 0}",
-        exit_code=(-signal if signal else as_number(ad, "ExitCode")) if over else None,
+        exit_code=(normal_exit_code(-signal) if signal else as_number(ad, "ExitCode")) if over else None,
         time=entered,
         start_time=as_number(ad, "JobStartDate"),
         end_time=entered if over else None,

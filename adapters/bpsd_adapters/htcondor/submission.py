@@ -17,6 +17,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from bpsd.models import normal_exit_code, signal_of
 from bpsd.workflow import Executable, File, Group, Job, Workflow, walltime_seconds
 from bpsd_adapters.htcondor import quoting
 from bpsd_adapters.htcondor.classads import literal
@@ -33,6 +34,14 @@ _LAST_OOM = (
 _GROUP = "wms_group_"
 _GO = 'cd -- "$1" && shift && exec "$@"'
 _GO_WITH_PROGRAM = 'program=$PWD/$2; cd -- "$1" && shift 2 && exec "$program" "$@"'
+_JOBS_WORD = """case "$1" in
+  -[1-9] | -[1-5][0-9] | -6[0-4]) exit $((128 - $1)) ;;
+  -*) exit 1 ;;
+  *) exit "$1" ;;
+esac
+"""
+"""DAGMan gives a node the post script's exit code: let it be the job's. DAGMan writes a signal as -N, as all others
+128 + N; below -1000 are its own codes for a job that did not run."""
 _NOOP_SUB = "executable = /bin/true\nuniverse = vanilla\nqueue\n"
 
 
@@ -166,7 +175,7 @@ class _Writer:
         lines = [f"{command} {job.name} {file}", f"VARS {job.name} {values}"]
         if job.abort_on_value is not None:
             returns = "" if job.abort_return_value is None else f" RETURN {job.abort_return_value}"
-            lines.append(f"ABORT-DAG-ON {job.name} {job.abort_on_value}{returns}")
+            lines.append(f"ABORT-DAG-ON {job.name} {normal_exit_code(job.abort_on_value)}{returns}")
         if command == "JOB" and isinstance(job.priority, int):
             lines.append(f"PRIORITY {job.name} {job.priority}")
         if command == "JOB" and job.category:
@@ -178,10 +187,10 @@ class _Writer:
         if job.pre_cmdline is not None:
             self._program(f"scripts/{job.name}.pre.sh", self._shell_line(job.pre_cmdline, where) + "\n")
             lines.append(f"SCRIPT PRE {job.name} scripts/{job.name}.pre.sh")
-        if job.post_cmdline is not None:
-            body = f"( {self._shell_line(job.post_cmdline, where)}\n)\n"
-            # DAGMan gives a node the post script's word: let it be the job's. A signal comes as a negative number.
-            self._program(f"scripts/{job.name}.post.sh", body + 'case "$1" in -*) exit 1;; *) exit "$1";; esac\n')
+        aborts_on_signal = job.abort_on_value is not None and signal_of(job.abort_on_value)
+        if job.post_cmdline is not None or aborts_on_signal:
+            body = "" if job.post_cmdline is None else f"( {self._shell_line(job.post_cmdline, where)}\n)\n"
+            self._program(f"scripts/{job.name}.post.sh", body + _JOBS_WORD)
             lines.append(f"SCRIPT POST {job.name} scripts/{job.name}.post.sh $RETURN")
         return lines
 
@@ -391,9 +400,7 @@ def _policy(job: Job, where: tuple[str | int, ...]) -> dict[str, str]:
             '") > 128. Handling job as if it has gone over memory limit.")'
         )
     if job.retry_unless_exit is not None:
-        codes = [job.retry_unless_exit] if isinstance(job.retry_unless_exit, int) else job.retry_unless_exit
-        one = len(codes) == 1
-        lines["retry_until"] = f"{codes[0]}" if one else f"member(ExitCode, {{{','.join(map(str, codes))}}})"
+        lines["retry_until"] = _retry_until(job.retry_unless_exit)
     if job.number_of_retries is not None:
         lines["max_retries"] = f"{job.number_of_retries}"
         allowed = "NumJobStarts <= JobMaxRetries"
@@ -403,6 +410,15 @@ def _policy(job: Job, where: tuple[str | int, ...]) -> dict[str, str]:
             at_limit = f"min({{{step} - 1)), {limit}}}) == {limit}"
             lines["periodic_remove"] = f"JobStatus == 5 && (NumJobStarts > JobMaxRetries || ({_OOM} && {at_limit}))"
     return lines
+
+
+def _retry_until(codes: int | list[int]) -> str:
+    """The exit codes after which a job is not tried again; a signal is 128 + N, whoever ended the job."""
+    wanted = [normal_exit_code(code) for code in ([codes] if isinstance(codes, int) else codes)]
+    if len(wanted) == 1 and not signal_of(wanted[0]):
+        return f"{wanted[0]}"
+    code = "ExitBySignal =?= true ? 128 + ExitSignal : ExitCode"
+    return f"member({code}, {{{','.join(map(str, wanted))}}})"
 
 
 def _attributes(job: Job) -> dict[str, object]:

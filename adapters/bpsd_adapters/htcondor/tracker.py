@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from bpsd.models import TERMINAL, JobObservation, WmsStates
+from bpsd.models import TERMINAL, JobObservation, WmsStates, ending
 from bpsd_adapters.htcondor.dagfile import DagShape
 from bpsd_adapters.htcondor.eventlog import Event, EventKind
 from bpsd_adapters.htcondor.jobstate import PRE_FAILED, REFUSED, NodeEvent
@@ -210,7 +210,7 @@ def _apply(job: _Job, event: Event) -> bool:  # noqa: C901, PLR0912  # one branc
         job.attempt += 1
         exit_code = event.exit_code
         _reset(job, WmsStates.PENDING, event.time)
-        job.note = (event.reason or ("requeued" if exit_code is None else f"requeued after exit code {exit_code}"))[
+        job.note = (event.reason or ("requeued" if exit_code is None else f"requeued after {ending(exit_code)}"))[
             :_NOTE_CHARS
         ]
     elif kind is EventKind.HELD:
@@ -252,7 +252,7 @@ def _post(job: _Job, event: Event) -> bool:
     if state is job.state or job.state not in TERMINAL:
         return False
     job.state = state
-    job.note = f"post-command ended with {event.exit_code}"
+    job.note = f"post-command ended with {ending(event.exit_code)}"
     return True
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from bpsd.models import WmsStates
+from bpsd.models import WmsStates, ending
 from bpsd.workflow import Job, walltime_seconds
 from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.dag import Dag, Outcome, Verdict
@@ -340,9 +340,10 @@ class Driver:
         if state is WmsStates.FAILED and not again:
             self._failure_count += 1
             if len(self._failures) < FAILURES_NAMED:
-                self._failures.append(f"{ref.name} ({note or f'exit code {shown}'})")
+                self._failures.append(f"{ref.name} ({note or ending(shown)})")
         if out.verdict is Verdict.ABORT:
-            self._stop_note = f"{ref.name} ended with its abort_on_value {shown}: the run returns {out.return_value}"
+            why = f"{ref.name} ended with its abort_on_value ({ending(shown)})"
+            self._stop_note = f"{why}: the run returns {out.return_value}"
             self._end_jobs("the run was aborted")
         self._tell_outcome(out)
 

@@ -14,6 +14,7 @@ import os
 import signal
 from typing import NamedTuple
 
+from bpsd.models import ending, normal_exit_code
 from bpsd_adapters.local import processes
 from bpsd_adapters.local.commands import Command
 from bpsd_adapters.local.events import JobRef
@@ -97,7 +98,7 @@ class RunningJob:
     ) -> None:
         self.ref = ref
         self.exit_code: int | None = None
-        """Of the job itself, -N for a signal; `None` if it has not run."""
+        """Of the job itself, 128 + N for a signal; `None` if it has not run."""
 
         self.note = ""
         self.out_of_time = self.removed = False
@@ -156,7 +157,7 @@ class RunningJob:
             self._gone = True
             return False
         _signal_group(self.process.pid, signal.SIGKILL)  # what it left behind
-        code = os.waitstatus_to_exitcode(os.waitpid(self.process.pid, 0)[1])
+        code = normal_exit_code(os.waitstatus_to_exitcode(os.waitpid(self.process.pid, 0)[1]))
         self.process = processes.GONE
         return self._step_ended(code, now)
 
@@ -211,13 +212,13 @@ class RunningJob:
     def _step_ended(self, code: int, now: float) -> bool:
         if self.step == "post":
             if code:
-                self._say(f"post_cmdline ended with {code}")
+                self._say(f"post_cmdline ended with {ending(code)}")
             return True
         if self.step == "pre" and code == 0 and self.kill_at == _INF:
             self.spawn_at = now
             return self._look_at_start(now)
         if self.step == "pre":
-            self._say(f"pre_cmdline ended with {code}")
+            self._say(f"pre_cmdline ended with {ending(code)}")
             return True
         self.exit_code = code
         if self._command.after is None or self.removed:

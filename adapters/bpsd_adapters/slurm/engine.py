@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from bpsd.models import WmsStates
+from bpsd.models import WmsStates, ending
 from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.dag import Outcome, Verdict
 from bpsd_adapters.runlog import RunLog
@@ -468,7 +468,7 @@ class Engine(RunState):
                 source=over.source,
             )
         )
-        self._note_failure(job.ref, state, again, note or f"exit code {over.exit_code}")
+        self._note_failure(job.ref, state, again, note or ending(over.exit_code))
         self._heed(out, job.ref.name, over.exit_code)
         self._tell_outcome(out)
 

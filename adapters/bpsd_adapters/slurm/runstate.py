@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["RunState"]
 
-from bpsd.models import WmsStates
+from bpsd.models import WmsStates, ending
 from bpsd_adapters import runlog
 from bpsd_adapters.dag import Dag, Outcome, Verdict
 from bpsd_adapters.document import Document
@@ -142,7 +142,7 @@ class RunState:
     def _replay_end(self, event: Ended) -> None:
         chunk, index = self._queued[event.job.node]
         out = self._finish(chunk, index, event.judged, removed=event.removed, lost=event.lost)
-        self._note_failure(event.job, WmsStates(event.state), event.again, event.note or f"exit code {event.exit_code}")
+        self._note_failure(event.job, WmsStates(event.state), event.again, event.note or ending(event.exit_code))
         self._heed(out, event.job.name, event.exit_code)
         self._drop_empty(chunk)
 
@@ -187,7 +187,9 @@ class RunState:
 
     def _heed(self, out: Outcome, name: str, exit_code: int | None) -> None:
         if out.verdict is Verdict.ABORT:
-            self._stop_note = f"{name} ended with its abort_on_value {exit_code}: the run returns {out.return_value}"
+            self._stop_note = (
+                f"{name} ended with its abort_on_value ({ending(exit_code)}): the run returns {out.return_value}"
+            )
             self._end_all()
 
     def _end_all(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from bpsd.models import WmsStates
+from bpsd.models import WmsStates, normal_exit_code
 from bpsd_adapters.slurm.parsing import AccountRow, ExitRecord, QueueRow
 from bpsd_adapters.slurm.scripts import NOT_CLAIMED, NOT_SEEN
 from bpsd_adapters.slurm.states import NO_OUTPUT, NO_OUTPUT_SIGNAL, Meaning, is_live, meaning_of
@@ -22,7 +22,7 @@ _ENDING = frozenset({"COMPLETING"})
 
 _NOT_RUN = {
     NOT_SEEN: "not run: its node does not see the run's folder; is work_dir on a file system that the nodes share?",
-    -NO_OUTPUT_SIGNAL: NO_OUTPUT,
+    normal_exit_code(-NO_OUTPUT_SIGNAL): NO_OUTPUT,
     NOT_CLAIMED: "not run: its claim could not be made (work_dir full?), or is another Slurm job's",
 }
 """What exit codes mean that are no job's own, where there is no record of that."""
@@ -168,5 +168,5 @@ def _by_signal(record: ExitRecord) -> bool:
 def _code(account: AccountRow) -> int | None:
     """The exit code that accounting has; none for states that say nothing by it (TIMEOUT has 0:0)."""
     if account.signal:
-        return -account.signal
+        return normal_exit_code(-account.signal)
     return account.exit_code or (0 if account.state == "COMPLETED" else None)

@@ -6,6 +6,7 @@ __all__ = ["group_lines", "grouped", "last_lines", "literal", "printable", "tail
 
 import re
 
+from bpsd import wire
 from bpsd.cli.render import clean, plural
 from bpsd.client.failures import ClientError, NoDaemon
 
@@ -115,17 +116,10 @@ def grouped(found: Iterable[tuple[Row, str]]) -> list[Row]:
     return sorted(groups.values(), key=lambda group: -len(group["jobs"]))
 
 
-def _ending(exit_code: int | None) -> str:
-    """How a job ended; below zero is the signal that killed it, as in `subprocess`."""
-    if exit_code is None:
-        return ""
-    return f", exit code {exit_code}" if exit_code >= 0 else f", killed by signal {-exit_code}"
-
-
 def group_lines(group: Row) -> list[str]:
     """A group for people: how many of what failed how, who they are, and what the first one said."""
     names = group["jobs"]
-    code = _ending(group["exit_code"])
+    code = "" if group["exit_code"] is None else f", {wire.ending(group['exit_code'])}"
     shown = ", ".join(clean(name) for name in names[:MOST_NAMES])
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     said = printable(group["text"]).rstrip("\n").split("\n") if group["text"] else ["(it printed nothing)"]

@@ -356,6 +356,30 @@ class ExecutionContract:
             assert observer.states(wms_id)["abort_1"] == "FAILED"
             assert not late.exists()
 
+    async def test_a_signal_is_one_number_in_every_field(self, bed: Bed) -> None:
+        """A signal is 128 + N in reports, and ``-N`` and 128 + N mean the same where a workflow names it."""
+        tries, late = bed.scratch / "signal-tries", bed.scratch / "signal-late"
+        async with bed.open() as observer:
+            support = observer.service.capabilities.fields
+            if FieldSupport.REFUSES in (support["abort_on_value"][0], support["retry_unless_exit"][0]):
+                return
+            script = f"echo x >> {tries}; kill -SEGV $$"
+            policy = {"number_of_retries": 2, "retry_unless_exit": [139], "abort_on_value": -11}
+            wms_id, _ = await observer.submit(
+                document(
+                    shell_job("signal_1", script, abort_return_value=1, **policy),
+                    shell_job("other_1", "sleep 2"),
+                    shell_job("late_1", f"touch {late}", parents=["other_1"]),
+                )
+            )
+            run = await observer.until_over(wms_id, timeout_s=bed.patience_s)
+            assert run.state is WmsStates.FAILED
+            job = observer.jobs[wms_id].find("signal_1")
+            assert job is not None
+            assert (job.state, job.exit_code, job.note) == ("FAILED", 139, "signal 11 (SIGSEGV)")
+            assert len(tries.read_text().split()) == 1
+            assert not late.exists()
+
     async def test_noop_and_groups(self, bed: Bed) -> None:
         """Noop jobs only order; a group waits as a whole and, unless it blocks, its failures stay inside."""
         trace = bed.scratch / "groups"
