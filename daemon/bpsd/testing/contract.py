@@ -364,7 +364,7 @@ class ExecutionContract:
             if FieldSupport.REFUSES in (support["abort_on_value"][0], support["retry_unless_exit"][0]):
                 return
             script = f"echo x >> {tries}; kill -SEGV $$"
-            policy = {"number_of_retries": 2, "retry_unless_exit": [139], "abort_on_value": -11}
+            policy: dict[str, Any] = {"number_of_retries": 2, "retry_unless_exit": [139], "abort_on_value": -11}
             wms_id, _ = await observer.submit(
                 document(
                     shell_job("signal_1", script, abort_return_value=1, **policy),
