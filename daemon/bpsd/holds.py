@@ -22,6 +22,8 @@ MAX_RUNS = 10_000
 """How many runs a group names; `HoldGroup.run_count` counts them all."""
 
 MAX_REASON_CHARS = 300
+MAX_READ_CHARS = 2 * MAX_REASON_CHARS
+"""So much of a reason is looked through: what looks for identifiers may go over a text many times."""
 
 NO_REASON = "no reason given"
 NOT_SINGLY = "the jobs of this run are not known one by one, only how many are held"
@@ -29,11 +31,11 @@ NOT_SINGLY = "the jobs of this run are not known one by one, only how many are h
 _VARIABLE = (
     (re.compile(r"^held: "), ""),
     (re.compile(r"<\d[^<>\s]*:\d+[^<>\s]*>"), "ADDRESS"),
-    (re.compile(r"\b[\w.-]+@[\w.-]+"), "HOST"),
+    (re.compile(r"(?<![\w.-])[\w.-]+@[\w.-]+"), "HOST"),
     (re.compile(r"(?<![\w/.])~?(?:/[\w.+@%=,:~-]*[\w+@%=~-])+/?"), "PATH"),
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"), "ADDRESS"),
     (re.compile(r"\b0x[0-9a-fA-F]+\b|\b(?=[0-9a-f-]*\d)[0-9a-f]{8}(?:[0-9a-f-]*[0-9a-f])?\b"), "ID"),
-    (re.compile(r"\b(?:[A-Za-z0-9-]+\.){2,}[A-Za-z]{2,}\b"), "HOST"),
+    (re.compile(r"(?<![\w.-])(?:[A-Za-z0-9-]+\.){2,}[A-Za-z]{2,}\b"), "HOST"),
 )
 _CODE = re.compile(r" ?\(code -?\d+\.-?\d+\)$")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -71,7 +73,7 @@ def reason_of(note: str) -> str:
     'memory usage N MB exceeded request of N MB (code 34.0)'
     """
     code = _CODE.search(note)
-    text = note[: code.start()] if code is not None else note
+    text = (note[: code.start()] if code is not None else note)[:MAX_READ_CHARS]
     for pattern, word in _VARIABLE:
         text = pattern.sub(word, text)
     text = " ".join(_NUMBER.sub("N", text).split())[:MAX_REASON_CHARS] or NO_REASON

@@ -79,28 +79,31 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-RunName = Annotated[
-    str, Meta(min_length=1, max_length=4096, description="our id, the WMS id, the global id, the token or the path")
-]
-Name = Annotated[str, Meta(min_length=1, max_length=255)]
-Token = Annotated[str, Meta(pattern="^[a-z0-9]{20}$")]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Rows = Annotated[int, Meta(ge=1, le=10_000)]
-Seconds = Annotated[float, Meta(ge=0)]
-StateName = Literal[
-    "UNKNOWN",
-    "MISFIT",
-    "UNREADY",
-    "READY",
-    "PENDING",
-    "RUNNING",
-    "DELETED",
-    "HELD",
-    "SUCCEEDED",
-    "FAILED",
-    "PRUNED",
-]
-CommandState = Literal["ACCEPTED", "RUNNING", "DONE", "FAILED", "IN_DOUBT", "EXPIRED", "SUPERSEDED"]
+from bpsd import wire
+from bpsd.bounds import (
+    MAX_EXACT,
+    Backends,
+    CommandState,
+    CommandStates,
+    Count,
+    Cursor,
+    Days,
+    Epoch,
+    Name,
+    Offset,
+    Pattern,
+    Rows,
+    RunName,
+    Runs,
+    Seconds,
+    Sha256,
+    StateName,
+    States,
+    Text,
+    Token,
+    Users,
+)
+
 Counts = dict[str, int]
 
 
@@ -338,7 +341,7 @@ class VersionResult(Result, kw_only=True):
 class BackendsParams(Params, kw_only=True):
     """All backends, or one; ``fields`` adds what each does with every field of a job."""
 
-    backend: str | None = None
+    backend: Name | None = None
     fields: bool = False
 
 
@@ -352,8 +355,8 @@ class BackendsResult(Result, kw_only=True):
 class BackendPing(Params, kw_only=True):
     """Ask the WMS itself whether it is up and lets us in."""
 
-    backend: str | None = None
-    pass_thru: str | None = None
+    backend: Name | None = None
+    pass_thru: Text | None = None
 
 
 class BackendPingResult(Result, kw_only=True):
@@ -369,12 +372,12 @@ class Filters(Params, kw_only=True):
     over run name, payload, campaign and project; ``active`` leaves out what is over.
     """
 
-    backend: list[Name] = []
-    user: list[Name] = []
-    state: list[StateName] = []
-    label: str | None = None
-    hist: Seconds | None = None
-    pattern: str | None = None
+    backend: Backends = []
+    user: Users = []
+    state: States = []
+    label: Name | None = None
+    hist: Days | None = None
+    pattern: Pattern | None = None
     active: bool = False
     mine: bool = False
 
@@ -383,7 +386,7 @@ class ListParams(Filters, kw_only=True):
     """Ids of runs; ``after`` is the ``next`` of the page before."""
 
     limit: Rows = 1000
-    after: str | None = None
+    after: Cursor | None = None
 
 
 class ListRow(Result, kw_only=True):
@@ -410,7 +413,7 @@ class ReportParams(Filters, kw_only=True):
     run: RunName | None = None
     max_age_s: Seconds | None = None
     limit: Rows = 1000
-    after: str | None = None
+    after: Cursor | None = None
 
 
 class ReportResult(Result, kw_only=True):
@@ -459,11 +462,11 @@ class JobsParams(Params, kw_only=True):
 
     run: RunName
     backend: Name | None = None
-    state: list[StateName] = []
-    label: str | None = None
-    pattern: str | None = None
+    state: States = []
+    label: Name | None = None
+    pattern: Pattern | None = None
     limit: Rows = 1000
-    after: str | None = None
+    after: Cursor | None = None
 
 
 class JobsResult(Result, kw_only=True):
@@ -484,10 +487,10 @@ class HoldsParams(Filters, kw_only=True):
     ``label`` chooses jobs (the label of a run: all of its jobs). ``after`` is the ``next`` of the page before.
     """
 
-    runs: list[RunName] = []
+    runs: Runs = []
     group: Name | None = None
     limit: Rows = 1000
-    after: str | None = None
+    after: Cursor | None = None
 
 
 class HoldGroup(Result, kw_only=True):
@@ -527,7 +530,7 @@ class LogsParams(Params, kw_only=True):
     backend: Name | None = None
     job: Annotated[str, Meta(min_length=1, max_length=4096)]
     stream: Literal["stdout", "stderr"] = "stderr"
-    offset: int = -8192
+    offset: Offset = -8192
     limit: Annotated[int, Meta(ge=1, le=262_144)] = 65_536
 
 
@@ -551,9 +554,9 @@ class EventsParams(Params, kw_only=True):
 
     run: RunName | None = None
     backend: Name | None = None
-    after: int | None = None
-    since: float | None = None
-    until: float | None = None
+    after: Count | None = None
+    since: Epoch | None = None
+    until: Epoch | None = None
     limit: Rows = 200
 
 
@@ -570,11 +573,11 @@ class WatchParams(Params, kw_only=True):
     ``mine``: of runs of the asking user alone.
     """
 
-    runs: list[RunName] = []
-    backend: list[Name] = []
+    runs: Runs = []
+    backend: Backends = []
     mine: bool = False
     jobs: bool = False
-    since: int | None = None
+    since: Count | None = None
 
 
 class WatchResult(Result, kw_only=True):
@@ -597,7 +600,7 @@ class WatchEvent(Result, kw_only=True):
 class UnwatchParams(Params, kw_only=True):
     """End a subscription of this connection."""
 
-    watch: int
+    watch: Count
 
 
 class BlobPut(Params, kw_only=True):
@@ -606,9 +609,9 @@ class BlobPut(Params, kw_only=True):
     """
 
     sha256: Sha256
-    size: Annotated[int, Meta(ge=1)]
-    offset: Annotated[int, Meta(ge=0)] = 0
-    data: str = ""
+    size: Annotated[int, Meta(ge=1, le=MAX_EXACT)]
+    offset: Count = 0
+    data: Annotated[str, Meta(max_length=wire.MAX_MESSAGE_BYTES)] = ""
 
 
 class BlobPutResult(Result, kw_only=True):
@@ -622,7 +625,7 @@ class ValidateParams(Params, kw_only=True):
     """Check a workflow in the spool against a backend, without submitting it."""
 
     blob: Sha256
-    source: Annotated[str, Meta(max_length=4096)] = "workflow"
+    source: Text = "workflow"
     backend: Name | None = None
 
 
@@ -644,7 +647,7 @@ class SubmitParams(Params, kw_only=True):
 
     token: Token
     blob: Sha256
-    source: Annotated[str, Meta(max_length=4096)] = "workflow"
+    source: Text = "workflow"
     backend: Name | None = None
     expires_s: Seconds | None = None
     client: Annotated[str, Meta(max_length=1024)] = ""
@@ -658,7 +661,7 @@ class RunCommand(Params, kw_only=True):
 
     run: RunName
     backend: Name | None = None
-    pass_thru: Annotated[str, Meta(max_length=4096)] | None = None
+    pass_thru: Text | None = None
     label: Name | None = None
     group: Name | None = None
     expires_s: Seconds | None = None
@@ -683,13 +686,13 @@ class MuteResult(Result, kw_only=True):
 class CommandsParams(Params, kw_only=True):
     """Commands, the newest first."""
 
-    id: str | None = None
+    id: Name | None = None
     run: RunName | None = None
     backend: Name | None = None
-    state: list[CommandState] = []
+    state: CommandStates = []
     user: Name | None = None
-    since: float | None = None
-    before: str | None = None
+    since: Epoch | None = None
+    before: Cursor | None = None
     limit: Rows = 100
 
 
@@ -712,7 +715,7 @@ class CommandsResolve(Params, kw_only=True):
 
     id: Name
     outcome: Literal["done", "failed", "again"]
-    wms_id: str | None = None
+    wms_id: RunName | None = None
     note: Annotated[str, Meta(max_length=1024)] = ""
 
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 __all__ = ["Refused", "Request", "RequestId", "ServerProtocol", "decode_params", "unknown_method"]
 
-import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -49,7 +49,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
 
     jsonrpc: Literal["2.0"]
     id: RequestId
-    method: str
+    method: Annotated[str, Meta(max_length=255)]
     params: msgspec.Raw = msgspec.Raw(b"{}")
 
 
@@ -339,7 +339,8 @@ def _show(value: object) -> str:
 
 
 def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    """The sentence as the rest of another; an abbreviation keeps its capitals ("JSON is malformed")."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 def _explain(line: bytearray, error: Exception) -> tuple[BpsdError, RequestId | None]:
@@ -357,7 +358,7 @@ def _explain(line: bytearray, error: Exception) -> tuple[BpsdError, RequestId | 
     except RecursionError:
         return ParseError("the line is nested too deeply", advice=_ADVICE), None
     except ValueError as malformed:
-        return ParseError(f"the line is no JSON: {_lower_first(str(malformed))}", advice=_ADVICE), None
+        return ParseError(f"the line is not JSON: {_lower_first(str(malformed))}", advice=_ADVICE), None
     request_id = _readable_id(members)
     return InvalidRequest(_wrong_member(members, request_id, error), advice=_ADVICE), request_id
 
@@ -387,34 +388,26 @@ def _wrong_member(members: dict[str, msgspec.Raw], id: RequestId | None, error: 
     return _lower_first(str(error))
 
 
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?$", re.DOTALL)
-_QUOTED_FIELD = re.compile(r"^Object (?P<kind>missing required|contains unknown) field `(?P<name>.*)`$", re.DOTALL)
-
-
 def _invalid_params(method: str, text: str) -> InvalidParams:
     """Turn msgspec's sentence into one about this method's parameters."""
     known = messages.PARAMS[method].__struct_fields__
     takes = f"{method} takes {', '.join(known)}" if known else f"{method} takes no parameters"
-    parts = _AT.match(text)
-    assert parts is not None
-    what, where = parts["what"], parts["where"] or ""
-    field = _QUOTED_FIELD.match(what)
-    if field and not where and field["kind"].startswith("missing"):
+    field = _quoted_field(text)
+    what, where = _split_place(text)
+    if field is not None and field[0] == "missing required":
+        return InvalidParams(f"{method} needs the parameter {field[1]}", advice=takes, method=method, where=field[1])
+    if field is not None:
+        near = nearest(field[1], known)
         return InvalidParams(
-            f"{method} needs the parameter {field['name']}", advice=takes, method=method, where=field["name"]
-        )
-    if field and not where:
-        near = nearest(field["name"], known)
-        return InvalidParams(
-            f"{method} has no parameter {_show(field['name'])}",
+            f"{method} has no parameter {_show(field[1])}",
             advice=f"did you mean {' or '.join(near)}? {takes}" if near else takes,
             method=method,
-            where=field["name"][:255],
+            where=field[1][:255],
             nearest=near,
         )
     if not where:
         return InvalidParams(f"the parameters of {method}: {_lower_first(what)}", advice=takes, method=method, where="")
-    choices = _choices(method, where)
+    choices = _choices(method, where.partition(".")[0].partition("[")[0])
     return InvalidParams(
         f"the parameter {where} of {method}: {_lower_first(what)}",
         advice=f"it is one of {', '.join(choices)}" if choices else takes,
@@ -423,9 +416,32 @@ def _invalid_params(method: str, text: str) -> InvalidParams:
     )
 
 
-def _choices(method: str, where: str) -> list[str]:
-    """The values that the parameter at ``where`` can have, if they can be listed."""
-    name = re.split(r"[.\[]", where, maxsplit=1)[0]
+def _split_place(text: str) -> tuple[str, str]:
+    """Split msgspec's sentence into what is wrong, and the path of the parameter (empty: the parameters as such).
+
+    The text may quote a megabyte that a client sent: no regular expression reads it.
+    """
+    what, at, where = text.rpartition(" - at `$")
+    if not at or not where.endswith("`"):
+        return text, ""
+    return what, where[:-1].removeprefix(".")
+
+
+def _quoted_field(text: str) -> tuple[str, str] | None:
+    """What msgspec says of a field (``missing required`` or ``contains unknown``), and the field's name.
+
+    No parameter is an object, so no place follows the name.
+    """
+    for kind in ("missing required", "contains unknown"):
+        before = f"Object {kind} field `"
+        if text.startswith(before) and text.endswith("`"):
+            return kind, text[len(before) : -1]
+    return None
+
+
+@lru_cache(maxsize=256)
+def _choices(method: str, name: str) -> list[str]:
+    """The values that a parameter can have, if they can be listed."""
     info: Any = msgspec.inspect.type_info(messages.PARAMS[method])
     return next((_literals(field.type) for field in info.fields if field.encode_name == name), [])
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = (ROOT / "daemon", ROOT / "adapters")
 MAX_LINES = 600
 LONGER_FOR_A_REASON = {
-    "bpsd.messages": 870,  # the table of everything that goes over the socket: nobody reads it from top to bottom
+    "bpsd.messages": 860,  # the table of everything that goes over the socket: nobody reads it from top to bottom
 }
 
 STANDARD_LIBRARY_ONLY = ("bpsd.cli.bpsctl", "bpsd.client.sync")

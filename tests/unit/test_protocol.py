@@ -142,9 +142,9 @@ def test_repr_tells_the_state() -> None:
 @pytest.mark.parametrize(
     ("data", "code", "words", "id"),
     [
-        (b"hello\n", "parse_error", "the line is no JSON", None),
-        (b"\n", "parse_error", "the line is no JSON", None),
-        (b"GET / HTTP/1.1\r\n", "parse_error", "the line is no JSON", None),
+        (b"hello\n", "parse_error", "the line is not JSON", None),
+        (b"\n", "parse_error", "the line is not JSON", None),
+        (b"GET / HTTP/1.1\r\n", "parse_error", "the line is not JSON", None),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping"\n', "parse_error", "truncated", None),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping"} {}\n', "parse_error", "trailing", None),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":"\xff"}}\n', "parse_error", "byte 55 of the", None),
@@ -480,3 +480,41 @@ def test_params_of_any_json_are_typed_or_refused(method: str, value: Any) -> Non
         params = error
 
     assert isinstance(params, (messages.PARAMS[method], InvalidParams))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        " - at `$" * 100_000,  # a regular expression that looks for the place goes back over the text for each of them
+        "x" * 900_000,
+        "`" * 300_000,
+    ],
+)
+def test_a_parameter_with_a_huge_name_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        decode_params("list", msgspec.Raw(msgspec.json.encode({name: 1})))
+
+    assert caught.value.message.startswith("list has no parameter '")
+    assert len(caught.value.message) < 200
+    assert caught.value.fields["nearest"] == []
+
+
+def test_a_method_with_a_huge_name_is_no_request() -> None:
+    protocol = ServerProtocol()
+    protocol.receive_data(wire.encode_request(1, "p" * 900_000, {}))
+
+    event = protocol.next_event()
+
+    assert isinstance(event, Refused)
+    assert (event.id, event.error.code) == (1, "invalid_request")
+
+
+@pytest.mark.parametrize("line", [b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"a":tru}}\n', b"{,}\n"])
+def test_an_error_keeps_the_capitals_of_json(line: bytes) -> None:
+    protocol = ServerProtocol()
+    protocol.receive_data(line)
+
+    event = protocol.next_event()
+
+    assert isinstance(event, Refused)
+    assert event.error.message.startswith("the line is not JSON: JSON is malformed")

@@ -42,8 +42,9 @@ _SECRET_TEXTS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(://[^\s/:@]*:)[^\s/@]+(@)"), rf"\1{REDACTED}\2"),
 )
 
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
-_CONTROL_BUT_NEWLINE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = {code: chr(code).encode("unicode_escape").decode("ascii") for code in (*range(32), *range(127, 160))}
+del _CONTROL[ord("\t")]
+_CONTROL_BUT_NEWLINE = {code: text for code, text in _CONTROL.items() if code != ord("\n")}
 _MULTI_LINE_KEYS = ("exception", "stack")
 
 
@@ -66,8 +67,7 @@ def redact_text(text: str, *, limit: int = MAX_TEXT_CHARS, lines: bool = False) 
         text = f"{text[:limit]}... ({len(text)} characters)"
     for pattern, replacement in _SECRET_TEXTS:
         text = pattern.sub(replacement, text)
-    control = _CONTROL_BUT_NEWLINE if lines else _CONTROL
-    return control.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+    return text.translate(_CONTROL_BUT_NEWLINE if lines else _CONTROL)
 
 
 def _value(key: object, value: Any, depth: int) -> Any:
