@@ -107,7 +107,7 @@ class Cache:
         self._put = put
         self._identify = identify
         self._recall = recall
-        self._text_chars = text_chars
+        self.text_chars = text_chars
         self._clock = clock
         self._hot: dict[str, HotRun] = {}
         self._names = RunNames()
@@ -381,7 +381,7 @@ class Cache:
             hot.record.wms_id = seen.wms_id
             self._insert(hot)
             changes.append(Change("run.seen", {"wms_id": seen.wms_id, "name": seen.run}))
-        folded, moved = hot.record.fold(seen, began, hot.jobs, self._text_chars)
+        folded, moved = hot.record.fold(seen, began, hot.jobs, self.text_chars)
         changes += folded
         self._names.add(hot.record)
         if cursor is not None:

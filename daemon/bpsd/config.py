@@ -251,11 +251,6 @@ class BackendConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     submitters: Who = Who()
     accounts: dict[str, str] = {}
 
-    @property
-    def apart_from_people(self) -> BackendConfig:
-        """What its adapter has to do with: a change of anything else disturbs it not."""
-        return msgspec.structs.replace(self, submitters=Who(), accounts={})
-
     def __repr__(self) -> str:
         return f"<BackendConfig {self.name} ({self.type})>"
 

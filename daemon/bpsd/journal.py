@@ -392,6 +392,10 @@ class Journal:
 
     # -- care --------------------------------------------------------------------------------------------------------
 
+    def keep(self, *, backups: int, days: float) -> None:
+        """Keep so many daily copies, and commands for so many days, from now on."""
+        self._backups, self._keep_days = backups, days
+
     async def backup(self) -> Path:
         """Make today's copy, in place of an earlier one of today.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["policy_of"]
+__all__ = ["NAMES_WAIT_S", "policy_of"]
 
 import grp
 import pwd
@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from bpsd.config import Config
 from bpsd.peers import Members, Policy, Right
 from bpsd.roles import EVERYBODY, Who
+
+NAMES_WAIT_S = 10.0
+"""How long start, reload and check-config wait for the users and groups that the configuration names."""
 
 
 def policy_of(config: Config, owner_uid: int) -> tuple[Policy, list[str]]:

@@ -211,6 +211,12 @@ class Backend:
             sources=self._sources,
         )
 
+    def use(self, settings: BackendConfig) -> None:
+        """Follow other settings from now on; those of its adapter are the same."""
+        if settings != self.settings:
+            self.settings = settings
+            self.wake("other settings")
+
     def wake(self, reason: str) -> None:
         """Ask for a poll soon: joins the one that is due, never sooner than the WMS can bear."""
         self._wanted.set()

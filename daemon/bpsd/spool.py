@@ -83,6 +83,10 @@ class Spool:
     def __repr__(self) -> str:
         return f"<Spool {str(self._folder)!r}, {sum(map(len, self._uploads.values()))} uploads under way>"
 
+    def set_limits(self, quota_bytes_per_user: int, max_blob_bytes: int) -> None:
+        """Use other limits from now on; what is here stays."""
+        self._quota_bytes, self._max_blob_bytes = quota_bytes_per_user, max_blob_bytes
+
     async def put(self, sha256: str, size: int, offset: int, data: bytes, uid: int) -> int:
         """Take a piece of a document.
 

@@ -8,8 +8,9 @@ the journal. Runs go on in any case: no adapter's run depends on this process.
 
 from __future__ import annotations
 
-__all__ = ["NAMES_WAIT_S", "Daemon"]
+__all__ = ["Daemon"]
 
+import asyncio
 import fcntl
 import gc
 import os
@@ -46,12 +47,14 @@ from bpsd.monitor import Monitor
 from bpsd.notifier import Notifier
 from bpsd.openfiles import make_room, open_files
 from bpsd.peers import Policy
-from bpsd.permissions import policy_of
+from bpsd.permissions import NAMES_WAIT_S, policy_of
 from bpsd.poller import Backend
 from bpsd.registry import adapter
+from bpsd.reloading import applicable
 from bpsd.scrape import Exposition
 from bpsd.sdnotify import SystemdNotifier
 from bpsd.server import Listener, SocketServer, open_listener
+from bpsd.signals import Signals
 from bpsd.spool import Spool
 from bpsd.store import Store, StoreStatus
 from bpsd.upkeep import DAY_S, LoopMeter, Upkeep, memory_bytes
@@ -62,9 +65,6 @@ GC_THRESHOLDS = (5_000, 5, 1_000)
 SWITCH_INTERVAL_S = 0.0005
 """How long the loop may wait for the interpreter's lock while a thread (storage, a helper) holds it: 5 ms is Python's
 own choice, and each message read or written is such a wait."""
-
-NAMES_WAIT_S = 10.0
-"""How long start and reload wait for the users and groups that the configuration names."""
 
 STATUS_S = 30.0
 """How often systemd is told how things are."""
@@ -82,6 +82,10 @@ class Daemon:
         The configuration in force.
     reload : callable
         Reads the configuration again (in a thread); raises `~bpsd.errors.ConfigInvalid` if it has mistakes.
+    signals : `~bpsd.signals.Signals`
+        Installed, with what was received since.
+    set_level : callable
+        Sets the least important level of the log that is written.
     """
 
     def __init__(
@@ -90,10 +94,13 @@ class Daemon:
         *,
         config_path: str | None,
         reload: Callable[[], Config],
+        signals: Signals,
+        set_level: Callable[[str], None],
         log: Any,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config, self._config_path, self._reload = config, config_path, reload
+        self._signals, self._set_level = signals, set_level
         self._log, self._clock = log, clock
         self._systemd = SystemdNotifier(os.environ)
         self._metrics = Metrics(version=__version__)
@@ -102,8 +109,10 @@ class Daemon:
         self._backends: dict[str, Backend] = {}
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._stop = anyio.Event()
+        self._reload_wanted = anyio.Event()
         self._policy = Policy(os.getuid())
         self._names_unknown: list[str] = []
+        self._is_ready = False
         self._started_at = clock()
         self._metrics.started_at.set(self._started_at)
         self._metrics.expect_commands(VERBS, sorted({*wire.COMMAND_STATES} - OPEN_STATES))
@@ -121,21 +130,40 @@ class Daemon:
         CannotStart
             If lock, socket, folder or file system forbid it.
         """
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._locked_state())
-            # The socket is there before the rest: who comes early waits in its backlog instead of finding nobody.
-            listener = await anyio.to_thread.run_sync(self._open_listener)
-            stack.callback(listener.close)
-            await self._open_storage(stack)
-            await self._serve(listener)
+        loop = asyncio.get_running_loop()
+        self._starting = anyio.CancelScope()
+
+        def received(number: signal.Signals) -> None:
+            loop.call_soon_threadsafe(self._signalled, number)
+
+        self._signals.listen(received)
+        try:
+            with self._starting:
+                async with AsyncExitStack() as stack:
+                    await stack.enter_async_context(self._locked_state())
+                    # The socket is there before the rest: who comes early waits in its backlog.
+                    listener = await anyio.to_thread.run_sync(self._open_listener)
+                    stack.callback(listener.close)
+                    await self._open_storage(stack)
+                    await self._serve(listener)
+        finally:
+            self._signals.stop_listening()
         self._log.info(LogEvent.DAEMON_STOPPED)
 
     def stop(self, reason: str) -> None:
-        """End in good order."""
+        """End in good order; a start that is not over is given up."""
         if not self._stop.is_set():
             self._log.info(LogEvent.DAEMON_STOPPING, reason=reason)
             self._systemd.stopping(reason)
             self._stop.set()
+            if not self._is_ready:
+                self._starting.cancel()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if number == signal.SIGHUP:
+            self._reload_wanted.set()
+        else:
+            self.stop(number.name)
 
     def _open_listener(self) -> Listener:
         mode = 0o600 if self._config.mode == "user" else 0o666
@@ -267,9 +295,9 @@ class Daemon:
             self._group.start_soon(self._exposition.run, name="metrics")
             self._group.start_soon(self._ask_for_people, name="people")
             self._group.start_soon(self._tell_status, name="status")
-            self._group.start_soon(self._signals, name="signals")
             await self._group.start(self._server.serve, listener)
             self._ready()
+            self._group.start_soon(self._reload_when_wanted, name="reload")
             await self._stop.wait()
             await self._wind_down()
             self._group.cancel_scope.cancel()
@@ -284,6 +312,7 @@ class Daemon:
             backends=list(self._backends),
         )
         self._systemd.ready(self._status())
+        self._is_ready = True
 
     def _status(self) -> str:
         """How things are, in a line for ``systemctl status``."""
@@ -294,6 +323,8 @@ class Daemon:
             said += f"; nobody knows {', '.join(self._names_unknown[:5])}"
         if self._deps.refused:
             said += f"; the last reload was refused: {self._deps.refused}"
+        if self._deps.needs_restart:
+            said += f"; needs a restart: {', '.join(self._deps.needs_restart)}"
         return said
 
     async def _tell_status(self) -> None:
@@ -311,14 +342,6 @@ class Daemon:
                 await self._store.flush()
             except BpsdError as exc:
                 self._log.error(LogEvent.UPKEEP_FAILED, what="flush", error=str(exc))
-
-    async def _signals(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    await self.reload()
-                else:
-                    self.stop(signal.Signals(number).name)
 
     # -- people ------------------------------------------------------------------------------------------------------
 
@@ -500,47 +523,59 @@ class Daemon:
 
     # -- reload ------------------------------------------------------------------------------------------------------
 
+    async def _reload_when_wanted(self) -> None:
+        """Read the configuration again at each SIGHUP; several during one reload are one."""
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted = anyio.Event()
+            await self.reload()
+
     async def reload(self) -> None:
         """Read the configuration again; one with mistakes is refused and the present one goes on."""
         self._systemd.reloading()
         try:
             new = await anyio.to_thread.run_sync(self._reload)
-            self._refuse_what_needs_a_restart(new)
         except BpsdError as exc:
             advice = "`bpsd check-config` lists what is wrong" if isinstance(exc, ConfigInvalid) else exc.advice
             self._deps.refused = f"{exc.message}: {advice}"
             self._log.error(LogEvent.CONFIG_REFUSED, error=str(exc))
             await self._cache.announce("daemon.reload", ok=False, error=exc.message)
         else:
-            await self._take(new)
-            self._deps.refused = ""
+            in_force, waiting = applicable(self._config, new)
+            await self._take(in_force)
+            self._deps.refused, self._deps.needs_restart = "", waiting
             self._log.info(LogEvent.CONFIG_RELOADED, backends=list(self._backends))
-            await self._cache.announce("daemon.reload", ok=True, backends=list(self._backends))
+            if waiting:
+                self._log.warning(LogEvent.RESTART_NEEDED, settings=waiting)
+            await self._cache.announce("daemon.reload", ok=True, backends=list(self._backends), needs_restart=waiting)
         self._systemd.ready(self._status())
-
-    def _refuse_what_needs_a_restart(self, new: Config) -> None:
-        fixed = ("mode", "socket", "state_dir", "state_on_network")
-        changed = [name for name in fixed if getattr(new, name) != getattr(self._config, name)]
-        if changed:
-            raise CannotStart(
-                f"a reload cannot change {', '.join(changed)}", advice="restart the daemon: no run is disturbed by that"
-            )
 
     async def _take(self, new: Config) -> None:
         old, self._config = self._config, new
         self._deps.config = new
-        self._engine.settings = new.commands
+        self._set_level(new.logs.level)
+        self._cache.text_chars = new.limits.text_chars
+        self._spool.set_limits(new.limits.spool_bytes_per_user, new.limits.workflow_bytes)
+        self._journal.keep(backups=new.history.backups, days=new.history.keep_days)
         self._make_room(new.limits.clients)
         self._server.set_limits(new.limits)
         await self._know_people()
         self._use_people()
         self._exposition.use(new.metrics)
         self._notifier.use(new.notifications)
-        for name, settings in old.backends.items():
-            if name not in new.backends or new.backends[name].apart_from_people != settings.apart_from_people:
+        await self._take_backends(old, new)
+        self._engine.use(new.commands)
+
+    async def _take_backends(self, old: Config, new: Config) -> None:
+        """Open, close and change backends; only what its adapter has to do with opens one again."""
+        for name, before in old.backends.items():
+            now = new.backends.get(name)
+            if now is None or (now.type, now.settings) != (before.type, before.settings):
                 self._remove_backend(name)
         for name, settings in new.backends.items():
-            if name not in self._backends:
+            if name in self._backends:
+                self._backends[name].use(settings)
+            else:
                 await self._add_backend(settings)
         # The order of the configuration is the order of the answers.
         for name in new.backends:

@@ -93,7 +93,7 @@ def test_check_config_tells_whom_nobody_knows_and_waits_for_no_name_service(
         raise KeyError(name)
 
     monkeypatch.setattr("pwd.getpwnam", nobody)
-    monkeypatch.setattr(program, "NAMES_WAIT_S", 0.1 if hangs else 60.0)
+    monkeypatch.setattr("bpsd.permissions.NAMES_WAIT_S", 0.1 if hangs else 60.0)
 
     assert program.main(["check-config", "--config", str(file)]) == 0
     answered.set()

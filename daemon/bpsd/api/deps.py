@@ -29,9 +29,11 @@ MOST_NAMESAKES = 5
 
 @dataclass(slots=True)
 class Deps:
-    """Everything that a method may use. ``figures`` gives the daemon's own figures for `health`; ``refused`` says why
-    the last reload was refused (empty: it was not); ``names_unknown`` are users and groups of the configuration that
-    nobody has now.
+    """Everything that a method may use.
+
+    ``figures`` gives the daemon's own figures for `health`. ``refused`` says why the last reload was refused (empty: it
+    was not). ``needs_restart`` lists the settings that the last reload could not apply. ``names_unknown`` lists the
+    users and groups of the configuration that do not exist on this host now.
     """
 
     config: Config
@@ -49,6 +51,7 @@ class Deps:
     started_at: float
     log: Any
     refused: str = ""
+    needs_restart: Sequence[str] = ()
     names_unknown: Sequence[str] = ()
 
     def backend(self, name: str | None) -> Backend:

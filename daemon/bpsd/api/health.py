@@ -105,6 +105,13 @@ class Health:
                 status=WARNING,
                 message=f"the last reload was refused, and the older configuration goes on: {self._deps.refused}",
             )
+        if self._deps.needs_restart:
+            return HealthCheck(
+                name="config",
+                status=WARNING,
+                message=f"needs a restart: {', '.join(self._deps.needs_restart)} (a reload cannot apply this; "
+                "a restart disturbs no run)",
+            )
         return HealthCheck(name="config", status=OK, message="the configuration in force is that of the last reload")
 
     def _people(self) -> HealthCheck:

@@ -5,16 +5,10 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import argparse
-import asyncio
-import faulthandler
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-
-import anyio
-import msgspec
 
 from bpsd import __version__
 from bpsd.cli.install import (
@@ -28,13 +22,13 @@ from bpsd.cli.install import (
     system_place,
     user_place,
 )
-from bpsd.config import Config, default_config, find_config, load_config
 from bpsd.errors import BpsdError, CannotStart, ConfigInvalid
-from bpsd.logs import get_logger, log_to
-from bpsd.permissions import policy_of
-from bpsd.registry import adapter_config, known_adapters
-from bpsd.server import turn_away
-from bpsd.supervisor import NAMES_WAIT_S, Daemon
+from bpsd.signals import Signals
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what takes long to import comes after the signals are taken
+    from bpsd.config import Config
+    from bpsd.supervisor import Daemon
 
 PRIVATE = ("/home", "/root", "/run/user")
 """Folders that a system's service does not see (ProtectHome= in its unit)."""
@@ -45,7 +39,11 @@ BAD_CONFIG = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``bpsd``; returns its exit code (0: ended in good order, 1: cannot start, 2: bad configuration or usage)."""
+    signals = Signals()
+    if [*(sys.argv[1:] if argv is None else argv)][:1] == ["serve"]:
+        signals.install()  # before anything that takes long
     arguments = _parser().parse_args(argv)
+    arguments.signals = signals
     try:
         return int(arguments.act(arguments))
     except BpsdError as exc:
@@ -92,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config(arguments: argparse.Namespace) -> tuple[Config, str | None]:
     """The configuration in force, with what the command line says, and the file it came from."""
+    import msgspec
+
+    from bpsd.config import default_config, find_config, load_config
+    from bpsd.registry import adapter_config, known_adapters
+
     path = Path(arguments.config) if arguments.config else find_config(os.environ, os.getuid())
     if path is None:
         config = default_config(os.environ, os.getuid(), adapter_config, known_adapters())
@@ -106,6 +109,14 @@ def _config(arguments: argparse.Namespace) -> tuple[Config, str | None]:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    import faulthandler
+
+    import anyio
+
+    from bpsd.logs import get_logger, log_to
+    from bpsd.server import turn_away
+    from bpsd.supervisor import Daemon
+
     os.umask(0o077)
     faulthandler.enable()  # systemd's watchdog ends a daemon that hangs with SIGABRT: this writes where it hung
     try:
@@ -113,8 +124,15 @@ def _serve(arguments: argparse.Namespace) -> int:
     except ConfigInvalid as exc:
         turn_away(f"the daemon cannot start: {exc.message}; its log lists the mistakes", os.environ)
         raise
-    with log_to(level=config.logs.level, form=config.logs.format):
-        daemon = Daemon(config, config_path=path, reload=lambda: _config(arguments)[0], log=get_logger())
+    with log_to(level=config.logs.level, form=config.logs.format) as control:
+        daemon = Daemon(
+            config,
+            config_path=path,
+            reload=lambda: _config(arguments)[0],
+            signals=arguments.signals,
+            set_level=control.set_level,
+            log=get_logger(),
+        )
         try:
             anyio.run(_run, daemon)
         except* BpsdError as group:
@@ -125,6 +143,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 async def _run(daemon: Daemon) -> None:
     if sys.version_info < (3, 12):
         # Python 3.11 starts a thread for each process and waits until it runs: up to 80 ms on a busy machine.
+        import asyncio
+
         watcher = asyncio.PidfdChildWatcher()
         watcher.attach_loop(asyncio.get_running_loop())
         asyncio.set_child_watcher(watcher)
@@ -153,12 +173,16 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _unknown_names(config: Config) -> list[str]:
     """Users and groups of the configuration that nobody has; a name service that hangs is not waited for for long."""
+    import threading
+
+    from bpsd import permissions
+
     found: list[list[str]] = []
-    asking = threading.Thread(target=lambda: found.append(policy_of(config, os.getuid())[1]), daemon=True)
+    asking = threading.Thread(target=lambda: found.append(permissions.policy_of(config, os.getuid())[1]), daemon=True)
     asking.start()
-    asking.join(NAMES_WAIT_S)
+    asking.join(permissions.NAMES_WAIT_S)
     if not found:
-        return [f"who users and groups are (the name service did not answer within {NAMES_WAIT_S:g} s)"]
+        return [f"who users and groups are (the name service did not answer within {permissions.NAMES_WAIT_S:g} s)"]
     return [f"{name} (nobody is called so on this host now)" for name in found[0]]
 
 

@@ -12,6 +12,7 @@ __all__ = ["VERBS", "CommandEngine"]
 import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -26,7 +27,6 @@ from bpsd.commands.restart import Restart
 from bpsd.commands.submit import Submit
 from bpsd.config import Commands
 from bpsd.errors import BackendUnavailable, BpsdError, Conflict, StorageError, WorkflowInvalid
-from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord, Journal
 from bpsd.logs.events import LogEvent
 from bpsd.logs.redaction import redact_text
@@ -98,6 +98,13 @@ class CommandEngine:
 
     def __repr__(self) -> str:
         return f"<CommandEngine {len(self._entries)} open commands of {len(self._queues)} runs>"
+
+    def use(self, settings: Commands) -> None:
+        """Follow other settings from now on; those of the backends have changed before."""
+        self.settings = settings
+        for name in self._slots.keys() & self._backends.keys():
+            with suppress(BackendUnavailable):  # not open now: its next command asks again
+                self._sized_slots(self._backends[name])
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -293,7 +300,7 @@ class CommandEngine:
         if backend is None:
             return self._same(entry, f"backend {command.backend} is not configured any more")
         try:
-            desk = self._desk(backend, backend.service)
+            desk = self._desk(backend)
         except BackendUnavailable as exc:  # the adapter is not open: then nothing is begun
             return self._same(entry, str(exc))
         if command.state == "ACCEPTED":
@@ -319,20 +326,23 @@ class CommandEngine:
             self._log.error(LogEvent.COMMAND_BROKE, command=entry.command.id, error=repr(exc), exc_info=exc)
             return Doubt(f"the adapter failed: {exc!r}")
 
-    def _desk(self, backend: Backend, service: WmsService) -> Desk:
-        slots = self._slots.get(backend.name)
-        if slots is None:
-            at_once = min(backend.settings.commands_at_once, service.capabilities.commands_at_once)
-            slots = self._slots[backend.name] = anyio.CapacityLimiter(at_once)
+    def _desk(self, backend: Backend) -> Desk:
         return Desk(
             backend=backend,
             cache=self._cache,
             journal=self._journal,
-            slots=slots,
+            slots=self._sized_slots(backend),
             deadline_s=backend.settings.commands_deadline_s,
             verify_s=self.settings.cancel_verify_s,
             clock=self._clock,
         )
+
+    def _sized_slots(self, backend: Backend) -> anyio.CapacityLimiter:
+        """The places for commands of a backend, as many as its settings and its adapter allow now."""
+        allowed = backend.service.capabilities.commands_at_once
+        slots = self._slots.setdefault(backend.name, anyio.CapacityLimiter(1))
+        slots.total_tokens = min(backend.settings.commands_at_once, allowed)
+        return slots
 
     async def _fail(self, entry: _Entry, error: BpsdError) -> None:
         command = entry.command

@@ -19,6 +19,7 @@ class LogEvent(StrEnum):
     DAEMON_STOPPING = "daemon_stopping"  # reason
     DAEMON_STOPPED = "daemon_stopped"
     CONFIG_RELOADED = "config_reloaded"
+    RESTART_NEEDED = "restart_needed"  # settings: what the last reload could not apply; all else is in force
     NAMES_UNKNOWN = "names_unknown"  # names, retry_s: users and groups of the configuration that nobody has now
     CONFIG_REFUSED = "config_refused"  # a new configuration has mistakes; the old one goes on
     WATCHDOG_NOT_FED = "watchdog_not_fed"  # stuck: backends whose tasks keep no deadline; systemd restarts the daemon

@@ -271,10 +271,14 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet the client."""
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=self._core.limits.write_buffer_bytes)
+        self.use_limits()
         self._core.opened(self)
         self._protocol.send_notification("hello", self._core.hello)
         self._flush()
+
+    def use_limits(self) -> None:
+        """Have a write buffer of the size that the limits allow now."""
+        self._transport.set_write_buffer_limits(high=self._core.limits.write_buffer_bytes)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where to receive."""

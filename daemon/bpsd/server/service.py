@@ -105,8 +105,10 @@ class SocketServer:
         )
 
     def set_limits(self, limits: Limits) -> None:
-        """Use other limits from now on, for those who are connected too (but for the size of their write buffers)."""
+        """Use other limits from now on, for those who are connected too."""
         self._core.limits = limits
+        for connection in self._connections:
+            connection.use_limits()
 
     def set_policy(self, policy: Policy) -> None:
         """Let in whom another policy lets in. Who is connected may do what it says from now on, or has to go."""
