@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,19 +15,28 @@ import msgspec
 import pytest
 import structlog
 from anyio.abc import TaskGroup
+from structlog.testing import CapturingLogger
 
 from bpsd.errors import BackendUnavailable
 from bpsd.interface import ServiceContext
-from bpsd.models import WmsStates
+from bpsd.models import KnownRun, PollRequest, WmsStates
 from bpsd.testing.observer import document, shell_job
 from bpsd.workflow import RunAttributes, WorkflowFile
+from bpsd_adapters.quarantine import Quarantine
+from bpsd_adapters.slurm import observe
+from bpsd_adapters.slurm.acts import Acts
 from bpsd_adapters.slurm.chunks import Plan
 from bpsd_adapters.slurm.cluster import Outcome, Submission
 from bpsd_adapters.slurm.driver import Driver
-from bpsd_adapters.slurm.layout import StateFolder
+from bpsd_adapters.slurm.engine import Engine
+from bpsd_adapters.slurm.layout import StateFolder, run_id
+from bpsd_adapters.slurm.observe import BackendCursor, Follower
 from bpsd_adapters.slurm.parsing import ClusterLimits, ExitRecord, QueueRow
 from bpsd_adapters.slurm.settings import SlurmConfig
 from bpsd_adapters.transports.base import CommandFailed
+
+QUIET = structlog.wrap_logger(CapturingLogger(), processors=[lambda _logger, _method, entry: ((), entry)])
+"""The default logger would read source files to show a traceback, and block the loop."""
 
 CONFIG = SlurmConfig(work_dir="/w", settle_s=0.0, lost_after_s=0.0)
 
@@ -42,6 +51,7 @@ class FakeCluster:
         self.gone: set[str] = set()
         self.outcome = Outcome.SUBMITTED
         self.unreadable = False
+        self.ended: list[int] = []
         self.asked: list[list[str]] = []
         self._ids = iter(range(100, 10_000, 100))
 
@@ -74,13 +84,18 @@ class FakeCluster:
             raise CommandFailed(f"cannot cd to {folder}", returncode=1, stderr="")
         return dict.fromkeys(chunks, "tried")
 
+    async def cancel(self, ids: Iterable[int]) -> None:
+        ended = set(ids)
+        self.ended += sorted(ended)
+        self.rows = [row._replace(state="CANCELLED") if row.array_id in ended else row for row in self.rows]
+
     async def void(self, folder: str, claims: Sequence[str]) -> dict[str, str]:
         return {claim: self.owners.get(claim, "void") for claim in claims}
 
 
 def driver_of(state: StateFolder, cluster: FakeCluster, group: TaskGroup, config: SlurmConfig = CONFIG) -> Driver:
-    context = ServiceContext("site", state.path, structlog.get_logger(), time.time, lambda _: None, group)
-    return Driver(cluster, state, config, context)  # type: ignore[arg-type]
+    context = ServiceContext("site", state.path, QUIET, time.time, lambda _: None, group)
+    return Driver(cluster, state, config, context, Quarantine(context.log, "site", expected=(OSError,)))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -238,3 +253,163 @@ async def test_a_run_that_could_not_be_begun_can_be_begun_later(
 
 def _no_room(*_: Any, **__: Any) -> None:
     raise OSError("no room")
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[str]:
+    """Have a method fail for the first run alone; returns the runs for which it was called and did not fail."""
+    healthy, whole = [], getattr(owner, name)
+
+    def token_in(arguments: tuple[Any, ...]) -> str:
+        engine = arguments[0] if isinstance(arguments[0], Engine) else arguments[1].engine
+        return str(engine.meta.token)
+
+    def poisoned(*arguments: Any, **more: Any) -> Any:
+        token = token_in(arguments)
+        if token == "0" * 20:
+            raise ZeroDivisionError("poisoned")
+        healthy.append(token)
+        return whole(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, poisoned)
+    return healthy
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Engine, "record_paths"),
+        (Engine, "missing"),
+        (Engine, "see"),
+        (Engine, "doubtful"),
+        (Engine, "note"),
+        (Engine, "plan"),
+        (Acts, "submit"),
+    ],
+)
+async def test_an_unexpected_error_in_one_run_stays_with_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """Whatever breaks, the other run goes on to its end, and the error is to be seen."""
+    cluster = FakeCluster()
+    jobs = shell_job("a_1", "true"), shell_job("b_1", "true", parents=["a_1"])
+    async with driven(tmp_path, cluster, 2, *jobs) as driver:
+        poison(monkeypatch, owner, name)
+        for _ in range(6):
+            await driver.look()
+            cluster.rows = [row._replace(state="COMPLETED") for row in cluster.rows]
+            cluster.records = {
+                f"{'1' * 20}/exits/{n + 1}/0": ExitRecord(n, 1, 100, 0, 0, 1.0, 2.0, "n1", "") for n in (0, 1)
+            }
+        assert await driver.open("1" * 20) is None, "the healthy run is over"
+        assert "ZeroDivisionError: poisoned" in driver._quarantine.note(run_id("0" * 20))
+        assert driver._quarantine.note(run_id("1" * 20)) == ""
+
+
+async def test_an_unexpected_error_between_looks_stays_with_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = FakeCluster()
+    async with driven(tmp_path, cluster, 2, shell_job("a_1", "true"), shell_job("b_1", "true")) as driver:
+        await driver.look()
+        poison(monkeypatch, Engine, "take_records")
+        cluster.records = {
+            f"{n * 20}/exits/{chunk}/0": ExitRecord(node, 1, 100, 0, 0, 1.0, 2.0, "n1", "")
+            for n in "01"
+            for chunk, node in ((1, 0), (2, 1))
+        }
+        assert await driver.read_records()
+        assert await driver.open("1" * 20) is None, "the healthy run is over"
+        assert run_id("0" * 20) in driver._quarantine
+
+
+async def test_what_is_in_slurm_of_a_poisoned_run_can_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, sick = FakeCluster(), "0" * 20
+    async with driven(tmp_path, cluster, 2, shell_job("a_1", "true")) as driver:
+        await driver.look()
+        poison(monkeypatch, Engine, "see")
+        poison(monkeypatch, Engine, "doubtful")
+        await driver.look()
+        await driver.tell(sick, lambda engine: engine.cancel(2.0))
+        await driver.look()
+        assert cluster.ended == [100]
+        assert await states(driver, "1" * 20) == ["RUNNING"]
+
+
+async def test_a_run_whose_log_breaks_the_engine_keeps_no_other_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = FakeCluster()
+    async with driven(tmp_path, cluster, 2, shell_job("a_1", "true")) as before:
+        await anyio.to_thread.run_sync(before.close)
+        whole = Engine.__init__
+
+        def poisoned(self: Engine, meta: Any, *more: Any) -> None:
+            if meta.token == "0" * 20:
+                raise ZeroDivisionError("poisoned")
+            whole(self, meta, *more)
+
+        monkeypatch.setattr(Engine, "__init__", poisoned)
+        state = StateFolder(tmp_path)
+        await anyio.to_thread.run_sync(state.make)
+        async with anyio.create_task_group() as group:
+            after = driver_of(state, cluster, group)
+            await after._runs.find_all()
+            await after._runs.take_up()
+            assert list(after.attempts) == ["1" * 20]
+            assert "poisoned" in after._quarantine.note(run_id("0" * 20))
+            await anyio.to_thread.run_sync(after.close)
+
+
+async def test_an_error_outside_of_any_run_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FakeCluster()
+    config = msgspec.structs.replace(CONFIG, poll_interval_s=0.01, idle_interval_s=0.02)
+    calls: list[float] = []
+
+    async def broken_once() -> tuple[list[QueueRow], int]:
+        calls.append(time.time())
+        if len(calls) == 1:
+            raise KeyError("unforeseen")
+        return cluster.rows, 0
+
+    async with driven(tmp_path, cluster, 1, shell_job("a_1", "true"), config=config) as driver:
+        await driver.look()
+        monkeypatch.setattr(cluster, "queue", broken_once)
+        async with anyio.create_task_group() as group:
+            group.start_soon(driver.run)
+            with anyio.fail_after(30):
+                while len(calls) < 2:  # noqa: ASYNC110 - it has no event for that
+                    await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+
+
+async def test_a_log_that_breaks_the_reader_keeps_no_other_run_from_being_polled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Quarantine(QUIET, "site")
+    async with driven(tmp_path, FakeCluster(), 2, shell_job("a_1", "true")):
+        state = StateFolder(tmp_path)
+        await anyio.to_thread.run_sync(state.make)
+        follower = Follower(state, kept)
+        whole = observe._Teller.tell
+
+        def poisoned(self: observe._Teller, events: Any) -> Any:
+            if self._meta.token == "0" * 20:
+                raise ZeroDivisionError("poisoned")
+            return whole(self, events)
+
+        monkeypatch.setattr(observe._Teller, "tell", poisoned)
+        request = PollRequest(known=tuple(KnownRun(run_id=n, wms_id=run_id(n * 20), token=n * 20) for n in "01"))
+        looks = await anyio.to_thread.run_sync(lambda: list(follower.looks(request, BackendCursor())))
+        seen = [one for look in looks for one in look.observations]
+        assert [one.state for one in seen] == [WmsStates.RUNNING]
+        first, second = kept.noted(seen, request.known, "log")
+        assert (first.wms_id, first.note) == (run_id("1" * 20), "")
+        assert second.wms_id == run_id("0" * 20)
+        assert "poisoned" in str(second.note)
+        monkeypatch.undo()
+        kept.retry_now(run_id("0" * 20))
+        looks = await anyio.to_thread.run_sync(lambda: list(follower.looks(request, BackendCursor())))
+        assert {one.wms_id for look in looks for one in look.observations} == {run_id(n * 20) for n in "01"}
+        assert len(kept) == 0

@@ -10,19 +10,20 @@ __all__ = ["Driver"]
 
 import random
 import time
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import anyio
 
 from bpsd.errors import BackendAuthError, BackendUnavailable
 from bpsd.interface import ServiceContext
 from bpsd.logs import LogEvent
+from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.slurm.acts import Acts
 from bpsd_adapters.slurm.chunks import Sight
 from bpsd_adapters.slurm.cluster import Cluster
 from bpsd_adapters.slurm.engine import Engine
-from bpsd_adapters.slurm.layout import StateFolder
+from bpsd_adapters.slurm.layout import StateFolder, run_id
 from bpsd_adapters.slurm.pacing import Window, next_look
 from bpsd_adapters.slurm.parsing import ExitRecord
 from bpsd_adapters.slurm.runs import Held, Runs
@@ -41,6 +42,14 @@ JITTER = 0.1
 NUDGE_FLOOR_S, NUDGE_COST_FACTOR = 2.0, 5.0
 """Who is in a hurry waits so long after a look, or so many times what that took."""
 
+SEEING = "taking in what Slurm shows of its jobs"
+ACTING = "carrying out what is due for it"
+NOTING = "writing its note"
+SUBMITTING = "submitting its jobs"
+READING = "reading what its jobs wrote"
+ENDING = "ending its jobs in Slurm"
+"""Parts of the work for a run; each pauses by itself after an unexpected error."""
+
 T = TypeVar("T")
 
 
@@ -57,11 +66,21 @@ class Driver:
         The backend's settings.
     context : `~bpsd.interface.ServiceContext`
         Log, clock and ``wake``.
+    quarantine : `~bpsd_adapters.quarantine.Quarantine`
+        Runs that broke in an unexpected way, by their ids.
     """
 
-    def __init__(self, cluster: Cluster, state: StateFolder, config: SlurmConfig, context: ServiceContext) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        state: StateFolder,
+        config: SlurmConfig,
+        context: ServiceContext,
+        quarantine: Quarantine,
+    ) -> None:
         self._cluster, self._config, self._context = cluster, config, context
-        self._runs = Runs(state, config.defaults, context)
+        self._quarantine = quarantine
+        self._runs = Runs(state, config.defaults, context, quarantine)
         self.watch = Watch(cluster, context.clock)
         self._window = Window(config.window_jobs)
         self._acts = Acts(cluster, self.watch, self._runs, self._window, config, context)
@@ -103,8 +122,14 @@ class Driver:
         self._context.wake("a run began")
         self.nudge()
 
+    def note_of(self, token: str) -> str | None:
+        """Return the note of a run that is driven; `None` of any other run."""
+        held = self._runs.get(token)
+        return None if held is None else held.engine.shown_note
+
     async def tell(self, token: str, order: Callable[[Engine], T]) -> T:
         """Have the engine of an open run do something, alone."""
+        self._quarantine.retry_now(run_id(token))
         done = await self._runs[token].do(order)
         self._context.wake("a run changed")
         self.nudge()
@@ -137,6 +162,14 @@ class Driver:
                 self._failures += 1
                 self._context.log.info(
                     LogEvent.SLURM_LOOK_FAILED, backend=self._context.backend, failures=self._failures, error=str(exc)
+                )
+            except Exception as exc:  # an error outside of any run: the backend tries again
+                self._failures += 1
+                self._context.log.exception(
+                    LogEvent.SLURM_LOOK_FAILED,
+                    backend=self._context.backend,
+                    failures=self._failures,
+                    error=repr(exc),
                 )
             changed, written = self._runs.written != written, self._runs.written
             if changed or self._failures == 1:
@@ -189,7 +222,8 @@ class Driver:
         try:
             for token, records in (await self._records(dict.fromkeys(self._runs))).items():
                 if records:
-                    await self._runs[token].do(Engine.take_records, records, self._context.clock())
+                    with self._quarantine.guard(run_id(token), READING):
+                        await self._runs[token].do(Engine.take_records, records, self._context.clock())
             if self._runs.written == written:
                 return True
             self._context.wake("jobs ended")
@@ -213,17 +247,26 @@ class Driver:
             await self.watch.learn_limits(self._window)
         for token, held in list(self._runs.items()):
             held.trouble = ""
-            try:
-                await self._act(held)
-            except CommandFailed as exc:  # the host answers: it is this run's folder, say, and no other's trouble
-                held.trouble = exc.message
-                self._context.log.warning(
-                    LogEvent.SLURM_RUN_FAILED, backend=self._context.backend, run=token, error=exc.message
-                )
-            await held.do(Engine.note, held.trouble, self._context.clock())
+            for part, do in ((ENDING, self._end), (ACTING, self._act)):
+                try:
+                    await self._guarded(token, part, do, held)
+                except CommandFailed as exc:  # the host answers: it is this run's folder, say, and no other's trouble
+                    held.trouble = exc.message
+                    self._context.log.warning(
+                        LogEvent.SLURM_RUN_FAILED, backend=self._context.backend, run=token, error=exc.message
+                    )
+            await self._guarded(token, NOTING, held.do, Engine.note, held.trouble, self._context.clock())
             if not held.engine.live:
                 await self._runs.let_go(token)
         await self._submit_ready()
+
+    async def _guarded(self, token: str, part: str, do: Callable[..., Awaitable[T]], *arguments: Any) -> T | None:
+        """Do a part of the work for a run, unless that part pauses; `None` if it pauses or broke."""
+        run = run_id(token)
+        if self._quarantine.is_due(run, part):
+            with self._quarantine.guard(run, part):
+                return await do(*arguments)
+        return None
 
     async def _see(self) -> None:
         """Ask the queue, the disk and accounting of those that it does not show as alive, and tell the engines."""
@@ -233,26 +276,39 @@ class Driver:
         sights = {token: Sight(began, self._context.clock(), rows.get(token, {})) for token in runs}
         records = await self._records(sights)
         missing: set[int] = set()
-        for token, held in runs.items():
+        readable = {token: held for token, held in runs.items() if token in records}
+        for token, held in readable.items():
             sights[token] = sights[token]._replace(records=records[token])
-            missing |= await held.do(Engine.missing, sights[token])
+            missing |= await self._guarded(token, SEEING, held.do, Engine.missing, sights[token]) or set()
         accounts, complete = await self.watch.accounts(missing)
         lost_after_s = self._config.lost_after_s if complete else float("inf")
-        for token, held in runs.items():
-            held.lost = await held.do(Engine.see, sights[token]._replace(accounts=accounts), lost_after_s)
+        for token, held in readable.items():
+            sight = sights[token]._replace(accounts=accounts)
+            held.lost = await self._guarded(token, SEEING, held.do, Engine.see, sight, lost_after_s) or []
 
     async def _records(self, sights: Mapping[str, Sight | None]) -> dict[str, dict[tuple[int, int], ExitRecord]]:
-        """The exit records of the jobs that `Engine.record_paths` has for these runs, by chunk and index."""
+        """The exit records of the jobs that `Engine.record_paths` has for these runs, by chunk and index.
+
+        A run whose paths cannot be had now is left out: without them nothing is known of how its jobs ended.
+        """
         whose: dict[str, tuple[str, tuple[int, int]]] = {}
+        records: dict[str, dict[tuple[int, int], ExitRecord]] = {}
         for token, sight in sights.items():
-            paths = await self._runs[token].do(Engine.record_paths, sight)
-            whose.update((path, (token, place)) for path, place in paths.items())
-        records: dict[str, dict[tuple[int, int], ExitRecord]] = {token: {} for token in sights}
+            paths = await self._guarded(token, READING, self._runs[token].do, Engine.record_paths, sight)
+            if paths is not None:
+                records[token] = {}
+                whose.update((path, (token, place)) for path, place in paths.items())
         for path, record in (await self.watch.records(list(whose))).items():
             if path in whose:
                 token, place = whose[path]
                 records[token][place] = record
         return records
+
+    async def _end(self, held: Held) -> None:
+        """End what of a run is to go: first of all, whatever else of it breaks."""
+        ending = [chunk for chunk in held.engine.chunks.values() if chunk.ending and chunk.job_id is not None]
+        if ending:
+            await self._cluster.cancel(i for chunk in ending for i in (chunk.job_id or 0, *chunk.others))
 
     async def _act(self, held: Held) -> None:
         """What is to be done for a run beside submitting what is ready."""
@@ -265,9 +321,6 @@ class Driver:
         doubtful = engine.doubtful()
         if doubtful:
             await self._acts.resolve(held, doubtful)
-        ending = [chunk for chunk in engine.chunks.values() if chunk.ending and chunk.job_id is not None]
-        if ending:
-            await self._cluster.cancel(i for chunk in ending for i in (chunk.job_id or 0, *chunk.others))
         if engine.held:
             await self._cluster.hold(engine.waiting())
         waited_s = self._context.clock() - held.refused_at
@@ -284,12 +337,16 @@ class Driver:
             room = self._window.now - self._runs.in_queue
             if room < 1:
                 return
-            plans = await held.do(Engine.plan, max(1, room // len(waiting)), self._context.clock())
-            try:
-                async with anyio.create_task_group() as group:
-                    for plan in plans:
-                        group.start_soon(self._acts.submit, held, plan, limiter)
-            except* OSError as failed:  # our own disk: what was submitted is looked up when it can be written again
-                raise OSError(
-                    f"the log of run {held.engine.meta.token} cannot be written: {failed.exceptions[0]}"
-                ) from failed
+            token = held.engine.meta.token
+            await self._guarded(token, SUBMITTING, self._submit_some, held, max(1, room // len(waiting)), limiter)
+
+    async def _submit_some(self, held: Held, limit: int, limiter: anyio.CapacityLimiter) -> None:
+        plans = await held.do(Engine.plan, limit, self._context.clock())
+        try:
+            async with anyio.create_task_group() as group:
+                for plan in plans:
+                    group.start_soon(self._acts.submit, held, plan, limiter)
+        except* OSError as failed:  # our own disk: what was submitted is looked up when it can be written again
+            raise OSError(
+                f"the log of run {held.engine.meta.token} cannot be written: {failed.exceptions[0]}"
+            ) from failed

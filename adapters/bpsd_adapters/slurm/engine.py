@@ -95,6 +95,11 @@ class Engine(RunState):
         """Whether there is something to submit."""
         return bool(not self.held and self._ready(1))
 
+    @property
+    def shown_note(self) -> str:
+        """The note of the run: what a person should know of it now, or of its end."""
+        return self._note if self.end is None else self.end.note
+
     def doubtful(self) -> list[Chunk]:
         """Chunks that were about to be submitted, and nobody knows whether they were."""
         return [c for c in self.chunks.values() if c.job_id is None and not c.in_flight and not self._to_hand(c)]

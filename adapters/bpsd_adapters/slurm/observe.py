@@ -13,6 +13,7 @@ import msgspec
 from bpsd.models import JobObservation, KnownRun, PollRequest, RunObservation, WmsStates, made_ready
 from bpsd_adapters import runlog
 from bpsd_adapters.driven import KeptCursor, identity
+from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.runlog import Position
 from bpsd_adapters.slurm.events import Begin, End, Ended, Event, Held, Note, States, decode
 from bpsd_adapters.slurm.layout import Meta, StateFolder, run_id, token_of
@@ -20,6 +21,9 @@ from bpsd_adapters.slurm.layout import Meta, StateFolder, run_id, token_of
 LOG = "log"
 QUEUE = "queue"
 RANK = 20
+FOLLOWING = "reading its log"
+"""The part of the work for a run that `Follower` does; it pauses by itself after an unexpected error."""
+
 _SLICE_BYTES = 32 * 1024
 _RANK_OF = {"exit": 30, "accounting": 10, "queue": 5}
 """How far the source of a job's end is trusted."""
@@ -74,10 +78,12 @@ class Follower:
     ----------
     state : `StateFolder`
         Where they are.
+    quarantine : `~bpsd_adapters.quarantine.Quarantine`
+        Runs that broke in an unexpected way, by their ids.
     """
 
-    def __init__(self, state: StateFolder) -> None:
-        self._state = state
+    def __init__(self, state: StateFolder, quarantine: Quarantine) -> None:
+        self._state, self._quarantine = state, quarantine
         self._expected: set[str] = set()
 
     def expect(self, token: str) -> None:
@@ -126,26 +132,33 @@ class Follower:
             del cursor.watch[token]
 
     def _read(self, meta: Meta, where: RunCursor) -> Iterator[Look]:
-        folder, more = self._state.run(meta.token), True
+        run, more = run_id(meta.token), self._quarantine.is_due(run_id(meta.token), FOLLOWING)
         while more:
-            look = Look(run_id(meta.token), where)
+            look = Look(run, where)
             more = False
             try:
-                position = Position(where.inode, where.head, where.offset) if where.offset else None
-                piece = runlog.read_from(folder.log, position, _SLICE_BYTES, decode)
-                if piece.restarted:
-                    where = RunCursor()
-                teller = _Teller(meta, where)
-                look.observations = teller.tell(piece.events)
-                look.read_bytes = piece.position.offset - where.offset
-                look.cursor = where = RunCursor(*piece.position, teller.attempt, teller.state)
-                look.error = f"{folder.log}: {'; '.join(map(str, piece.damage[:3]))}" if piece.damage else ""
-                more = piece.more
+                with self._quarantine.guard(run, FOLLOWING):
+                    more = self._read_on(meta, look)
             except FileNotFoundError:
                 return  # prepared, and never begun
             except OSError as exc:
                 look.error = f"run {meta.token}: {exc}"
+            where = look.cursor
             yield look
+
+    def _read_on(self, meta: Meta, look: Look) -> bool:
+        """Read one slice of a log; returns whether there is more."""
+        folder, where = self._state.run(meta.token), look.cursor
+        position = Position(where.inode, where.head, where.offset) if where.offset else None
+        piece = runlog.read_from(folder.log, position, _SLICE_BYTES, decode)
+        if piece.restarted:
+            where = RunCursor()
+        teller = _Teller(meta, where)
+        look.observations = teller.tell(piece.events)
+        look.read_bytes = piece.position.offset - where.offset
+        look.cursor = RunCursor(*piece.position, teller.attempt, teller.state)
+        look.error = f"{folder.log}: {'; '.join(map(str, piece.damage[:3]))}" if piece.damage else ""
+        return piece.more
 
 
 class _Teller:

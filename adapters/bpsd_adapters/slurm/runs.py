@@ -16,10 +16,14 @@ from bpsd.errors import BackendUnavailable
 from bpsd.interface import ServiceContext
 from bpsd.logs import LogEvent
 from bpsd_adapters import runlog
+from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.runlog import RunLog
 from bpsd_adapters.slurm.engine import Engine
-from bpsd_adapters.slurm.layout import StateFolder
+from bpsd_adapters.slurm.layout import StateFolder, run_id
 from bpsd_adapters.slurm.options import Defaults
+
+OPENING = "opening it"
+"""The part of the work for a run that `Runs.take_up` does; it pauses by itself after an unexpected error."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,10 +62,13 @@ class Runs(dict[str, Held]):
         What every job gets.
     context : `~bpsd.interface.ServiceContext`
         Log and clock.
+    quarantine : `~bpsd_adapters.quarantine.Quarantine`
+        Runs that broke in an unexpected way, by their ids.
     """
 
-    def __init__(self, state: StateFolder, defaults: Defaults, context: ServiceContext) -> None:
+    def __init__(self, state: StateFolder, defaults: Defaults, context: ServiceContext, quarantine: Quarantine) -> None:
         super().__init__()
+        self._quarantine = quarantine
         self._state, self._defaults, self._context = state, defaults, context
         self._opening = anyio.Lock()
         self._written_before = 0
@@ -92,16 +99,18 @@ class Runs(dict[str, Held]):
     async def take_up(self) -> None:
         """Open what is unopened; what cannot be is told of, tried again the next time, and keeps no other back."""
         for token, before in list(self.unopened.items()):
+            if not self._quarantine.is_due(run_id(token), OPENING):
+                continue
             try:
-                await self.open(token)
+                with self._quarantine.guard(run_id(token), OPENING):
+                    await self.open(token)
+                    del self.unopened[token]
             except BackendUnavailable as exc:
                 self.unopened[token] = exc.message
                 if exc.message != before:
                     self._context.log.warning(
                         LogEvent.SLURM_RUN_FAILED, backend=self._context.backend, run=token, error=exc.message
                     )
-            else:
-                del self.unopened[token]
 
     async def open(self, token: str) -> Held | None:
         """A run, its log held; `None` if it is over.
@@ -141,6 +150,7 @@ class Runs(dict[str, Held]):
             if not self[token].engine.live:
                 held = self.pop(token)
                 self._written_before += held.engine.written
+                self._quarantine.forget(run_id(token))
                 await held.do(Engine.close)
 
     def close(self) -> None:

@@ -25,11 +25,12 @@ from bpsd.errors import (
 )
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.logs import LogEvent
-from bpsd.models import PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
+from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters import runlog
 from bpsd_adapters.files import safe_name
 from bpsd_adapters.helper import ask_if_large
+from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.slurm.cluster import Cluster
 from bpsd_adapters.slurm.driver import Driver
 from bpsd_adapters.slurm.engine import Engine
@@ -64,7 +65,8 @@ class SlurmService(WmsService):
         super().__init__(config, context)
         self._settings = config
         self._state = StateFolder(context.state_dir)
-        self._follower = Follower(self._state)
+        self._quarantine = Quarantine(context.log, context.backend, expected=(OSError,))
+        self._follower = Follower(self._state, self._quarantine)
         self._driving, self._busy = anyio.CancelScope(), anyio.Lock()
         self._told_at = 0.0
 
@@ -74,7 +76,7 @@ class SlurmService(WmsService):
         self._transport = await make_transport(config.ssh, config.environment, path)
         await self._transport.__aenter__()
         self._cluster = Cluster(self._transport, config)
-        self._driver = Driver(self._cluster, self._state, config, self.context)
+        self._driver = Driver(self._cluster, self._state, config, self.context, self._quarantine)
         await anyio.to_thread.run_sync(self._state.make)
         self.context.task_group.start_soon(self._drive, name=f"{self.context.backend}: drive runs")
         return self
@@ -265,13 +267,16 @@ class SlurmService(WmsService):
             error="; ".join(errors[:3]),
         )
         return PollResult(
-            observations=observations,
+            observations=self._quarantine.noted(observations, request.known, LOG, self._note_of),
             cursor=cursor.text(),
             run_cursors=run_cursors,
             sources=(*self._sources(), log),
             absent=tuple(absent),
             more=more,
         )
+
+    def _note_of(self, run: KnownRun) -> str | None:
+        return None if run.token is None else self._driver.note_of(run.token)
 
     def _still_there(self, request: PollRequest) -> list[RunObservation]:
         """Live runs, if Slurm was asked since the last poll: nothing new of them is news too."""
