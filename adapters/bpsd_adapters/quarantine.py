@@ -83,13 +83,10 @@ class Quarantine:
         """The error that each live run was last reported with; empty if none."""
 
     def __repr__(self) -> str:
-        return f"<Quarantine of {self._backend}: {len(self)} runs>"
+        return f"<Quarantine of {self._backend}: {len(self._cases)} runs>"
 
     def __contains__(self, run: str) -> bool:
         return run in self._cases
-
-    def __len__(self) -> int:
-        return len(self._cases)
 
     def is_due(self, run: str, part: str) -> bool:
         """Return whether a part of the work for a run may be tried now: it did not fail, or its pause is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import subprocess
 import sys
@@ -13,25 +14,28 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import CapturingLogger
 
 import bpsd_adapters.bps_plugin
 from bpsd.errors import BackendUnavailable
 from bpsd.interface import FieldSupport
-from bpsd.models import JobObservation, PollRequest, RunObservation, WmsJobReport, WmsRunReport, WmsStates
+from bpsd.models import JobObservation, KnownRun, PollRequest, RunObservation, WmsJobReport, WmsRunReport, WmsStates
 from bpsd.workflow import JOB_FIELDS
 from bpsd_adapters import runlog
-from bpsd_adapters.bps_plugin import worker
+from bpsd_adapters.bps_plugin import hosted, worker
 from bpsd_adapters.bps_plugin.bridge import BridgedRuns, as_observation, convert_reports, counted, settled
 from bpsd_adapters.bps_plugin.entries import Attempt, Entries, Entry, token_and_number
 from bpsd_adapters.bps_plugin.fields import fields_of
-from bpsd_adapters.bps_plugin.hosted import RunCursor, observations_of
+from bpsd_adapters.bps_plugin.hosted import HostedRuns, RunCursor, observations_of
 from bpsd_adapters.bps_plugin.link import WorkerError
 from bpsd_adapters.bps_plugin.plugin import Plugin, plain, says_no
 from bpsd_adapters.bps_plugin.settings import PANDA_VARIABLES, BpsPluginConfig, Traits, traits_of
 from bpsd_adapters.bps_plugin.worker import Entry as WrittenEntry
 from bpsd_adapters.bps_plugin.worker import Refused, error_of, locked
+from bpsd_adapters.quarantine import Quarantine
 
 TOKEN = "a" * 20
 
@@ -151,11 +155,27 @@ class Pool:
         return [msgspec.to_builtins([report], str_keys=True), ""]
 
 
+QUIET = structlog.wrap_logger(CapturingLogger(), processors=[lambda _logger, _method, entry: ((), entry)])
+"""The default logger would read source files to show a traceback, and block the loop."""
+
+
+def bridged(pool: Any, quarantine: Quarantine | None = None) -> BridgedRuns:
+    return BridgedRuns(
+        pool,
+        Entries(pool, 1.0),
+        Traits(),
+        deadline_s=1.0,
+        settle_s=60.0,
+        history_days=2.0,
+        quarantine=quarantine or Quarantine(QUIET, "b"),
+    )
+
+
 @pytest.mark.parametrize("error", [WorkerError("no", "ValueError", "no", ""), BackendUnavailable("it hangs")])
 async def test_jobs_that_could_not_be_asked_for_are_asked_for_again(error: Exception) -> None:
     """Also of a run that is over, so that nothing of it changes any more."""
     pool = Pool()
-    runs = BridgedRuns(pool, Entries(pool, 1.0), Traits(), deadline_s=1.0, settle_s=60.0, history_days=2.0)  # type: ignore[arg-type]
+    runs = bridged(pool)
     pool.error = error
     if isinstance(error, WorkerError):
         assert [source.status for source in (await runs.poll(PollRequest())).sources] == ["partial"]
@@ -169,6 +189,72 @@ async def test_jobs_that_could_not_be_asked_for_are_asked_for_again(error: Excep
     assert [(seen.wms_id, len(seen.jobs)) for seen in told.observations] == [("7", 1)]
     await runs.poll(PollRequest(cursor=told.cursor))
     assert pool.asked == 2
+
+
+class TwoRuns(Pool):
+    """The pool has a second run."""
+
+    async def ask(self, call: str, deadline_s: float, **arguments: Any) -> Any:
+        answer = await super().ask(call, deadline_s, **arguments)
+        if call != "entries":
+            wanted = arguments["arguments"]["wms_workflow_id"]
+            first = answer[0][0]
+            answer[0] = [first | {"wms_id": wms_id} for wms_id in ("7", "8") if wanted in (None, wms_id)]
+        return answer
+
+
+@pytest.mark.parametrize("name", ["_observed", "_detail"])
+async def test_an_unexpected_error_in_one_run_stays_with_that_run(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Making out a report, or the details of a run, breaks: the other run is told as ever, the error is the note."""
+    kept = Quarantine(QUIET, "b")
+    runs = bridged(TwoRuns(), kept)
+    whole = getattr(BridgedRuns, name)
+
+    def poisoned(self: BridgedRuns, what: Any) -> Any:
+        if getattr(what, "wms_id", what) == "7":
+            raise ZeroDivisionError("poisoned")
+        return whole(self, what)
+
+    monkeypatch.setattr(BridgedRuns, name, poisoned)
+    known = tuple(KnownRun(run_id=n, wms_id=n, state=WmsStates.RUNNING) for n in ("7", "8"))
+    told = await runs.poll(PollRequest(known=known))
+    seen = {one.wms_id: one for one in told.observations}
+    assert (seen["8"].state, len(seen["8"].jobs)) == (WmsStates.SUCCEEDED, 1)
+    assert "ZeroDivisionError: poisoned" in (seen["7"].note or "")
+    assert "poisoned" not in (seen["8"].note or "")
+    assert told.absent == ()
+    monkeypatch.undo()
+    kept.retry_now("7")
+    again = await runs.poll(PollRequest(known=known))
+    assert {one.wms_id: len(one.jobs) for one in again.observations}["7"] == 1
+    assert "7" not in kept
+
+
+async def test_an_unexpected_error_in_one_log_stays_with_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = ("a" * 20, "b" * 20)
+
+    class Logs:
+        async def ask(self, call: str, deadline_s: float, **arguments: Any) -> Any:
+            if call == "entries":
+                entries = [msgspec.structs.replace(entry("x"), token=t, path=f"/runs/{t}") for t in tokens]
+                return {"now": 1100.0, "newest": 1000.0, "entries": [msgspec.to_builtins(one) for one in entries]}
+            data = base64.b64encode(LOG).decode()
+            return {path: {"data": data, "held": False, "there": True} for path in arguments["wanted"]}
+
+    def poisoned(one: Entry, *more: Any) -> Any:
+        if one.token == tokens[0]:
+            raise ZeroDivisionError("poisoned")
+        return observations_of(one, *more)
+
+    kept = Quarantine(QUIET, "b")
+    link: Any = Logs()
+    runs = HostedRuns(link, Entries(link, 1.0), 1.0, 2.0, kept)
+    monkeypatch.setattr(hosted, "observations_of", poisoned)
+    known = tuple(KnownRun(run_id=t, wms_id=f"/runs/{t}", token=t, state=WmsStates.RUNNING) for t in tokens)
+    told = await runs.poll(PollRequest(known=known))
+    assert {one.wms_id for one in told.observations if one.state is WmsStates.SUCCEEDED} == {f"/runs/{tokens[1]}"}
+    assert ["poisoned" in (one.note or "") for one in told.observations if one.wms_id == f"/runs/{tokens[0]}"] == [True]
+    assert told.absent == ()
 
 
 def test_exit_codes_go_to_jobs_where_there_is_no_choice() -> None:

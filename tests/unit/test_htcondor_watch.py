@@ -9,17 +9,25 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
+from structlog.testing import CapturingLogger
 
 from bpsd.errors import BackendUnavailable, DeadlineExceeded
 from bpsd.models import KnownRun, PollRequest, PollResult, WmsStates
+from bpsd_adapters.htcondor import jobs
 from bpsd_adapters.htcondor.classads import CHILD_COLUMNS
 from bpsd_adapters.htcondor.jobs import RUNS_AT_ONCE
 from bpsd_adapters.htcondor.pool import Pool
+from bpsd_adapters.htcondor.runfiles import RunFiles
 from bpsd_adapters.htcondor.watch import DENIED_S, Watcher
+from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.transports.base import Completed
 from bpsd_adapters.transports.scripted import ScriptedTransport, answer
 
 NOW = 1795377025
+
+QUIET = structlog.wrap_logger(CapturingLogger(), processors=[lambda _logger, _method, entry: ((), entry)])
+"""The default logger would read source files to show a traceback, and block the loop."""
 
 
 def ad(cluster: int, **more: Any) -> dict[str, Any]:
@@ -61,7 +69,8 @@ class Site:
         self.old: list[dict[str, Any]] = []
         self.children: list[dict[str, Any]] = []
         self.transport = ScriptedTransport(self._reply)
-        self.watcher = Watcher(Pool(self.transport, 30.0), (None, *schedds), 2.0, read_bytes)
+        self.quarantine = Quarantine(QUIET, "pool", expected=(OSError,))
+        self.watcher = Watcher(Pool(self.transport, 30.0), (None, *schedds), 2.0, read_bytes, self.quarantine)
         self.last = PollResult()
 
     def _reply(self, argv: Sequence[str], _: bytes) -> Completed | None:
@@ -410,3 +419,34 @@ def submitted(cluster: int, node: str) -> bytes:
 
 def states(result: PollResult) -> dict[str, WmsStates]:
     return {job.name: job.state for seen in result.observations for job in seen.jobs}
+
+
+@pytest.mark.parametrize(("owner", "name"), [(RunFiles, "update"), (RunFiles, "finish"), (jobs, "observe_run")])
+async def test_an_unexpected_error_in_one_run_stays_with_that_run(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """Reading, finishing or observing one run breaks: the other run is told as ever, and the error is the note."""
+    site = Site()
+    site.history = [ended(7), ended(8)]
+    for cluster in (7, 8):
+        site.folder(cluster, "a_1")
+    whole = getattr(owner, name)
+
+    def poisoned(*arguments: Any, **more: Any) -> Any:
+        first = arguments[0]
+        if (first._cluster if isinstance(first, RunFiles) else first["ClusterId"]) == 7:
+            raise ZeroDivisionError("poisoned")
+        return whole(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, poisoned)
+    known = [KnownRun(run_id=str(n), wms_id=f"{n}.0", state=WmsStates.RUNNING) for n in (7, 8)]
+    result = await site.poll(*known)
+    assert told(result)["8.0"] == ("SUCCEEDED", 1)
+    notes = {seen.wms_id: seen.note or "" for seen in result.observations}
+    assert "ZeroDivisionError: poisoned" in notes["7.0"]
+    assert "poisoned" not in notes["8.0"]
+    monkeypatch.undo()
+    site.quarantine.retry_now("7.0")
+    result = await site.poll(*known, cursor=None)
+    assert told(result) == {"7.0": ("SUCCEEDED", 1), "8.0": ("SUCCEEDED", 1)}
+    assert "7.0" not in site.quarantine

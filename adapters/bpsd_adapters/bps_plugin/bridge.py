@@ -26,6 +26,7 @@ from bpsd.models import (
 from bpsd_adapters.bps_plugin.entries import Entries, Entry
 from bpsd_adapters.bps_plugin.link import WorkerError, WorkerLink
 from bpsd_adapters.bps_plugin.settings import Traits
+from bpsd_adapters.quarantine import Quarantine
 
 SOURCE = "plugin"
 
@@ -37,6 +38,9 @@ DETAIL_COST_FACTOR = 10.0
 
 DEADLINE_PART = 0.6
 """The part of a poll's deadline after which no further run is asked for."""
+
+OBSERVING, ASKING = "making out its report", "asking the plugin for it"
+"""Parts of the work for a run; each pauses by itself after an unexpected error."""
 
 _SECONDS_PER_DAY = 86_400.0
 
@@ -138,6 +142,8 @@ class BridgedRuns:
         What the plugin is like.
     deadline_s, settle_s, history_days : `float`
         See `BpsPluginConfig`.
+    quarantine : `~bpsd_adapters.quarantine.Quarantine`
+        Runs that broke in an unexpected way, by their ids.
     """
 
     sources = (SOURCE,)
@@ -151,7 +157,9 @@ class BridgedRuns:
         deadline_s: float,
         settle_s: float,
         history_days: float,
+        quarantine: Quarantine,
     ) -> None:
+        self._quarantine = quarantine
         self._link, self._entries, self._traits = link, entries, traits
         self._deadline_s, self._settle_s, self._history_days = deadline_s, settle_s, history_days
         self._due: dict[str, None] = {}
@@ -172,7 +180,8 @@ class BridgedRuns:
         errors: list[str] = []
         if self._traits.lists:
             for report in await self._told(hist=self._history_days):
-                seen[report.wms_id or ""] = self._observed(report)
+                with self._quarantine.guard(report.wms_id or "", OBSERVING):
+                    seen[report.wms_id or ""] = self._observed(report)
             self._choose(seen, known, over)
         else:
             self._due.update(dict.fromkeys(self._own_live(known, over)))
@@ -183,10 +192,9 @@ class BridgedRuns:
             if time.monotonic() - began > request.deadline_s * DEADLINE_PART:
                 break
             del self._due[wms_id]
-            try:
-                detailed = await self._detail(wms_id)
-            except WorkerError as exc:  # of this run; the others can still be asked for
-                errors.append(f"{wms_id}: {exc.message}")
+            detailed, error = await self._guarded_detail(wms_id)
+            if error:  # of this run; the others can still be asked for
+                errors.append(f"{wms_id}: {error}")
                 continue
             summed_up = seen.get(wms_id)
             if summed_up is not None:
@@ -204,7 +212,7 @@ class BridgedRuns:
         self._due.update(again)
         self._forget(known.keys() | seen.keys(), over)
         return PollResult(
-            observations=tuple(seen.values()),
+            observations=self._quarantine.noted(tuple(seen.values()), request.known, SOURCE),
             cursor=msgspec.json.encode(sorted(over)).decode(),
             sources=(
                 SourceReport(
@@ -275,6 +283,17 @@ class BridgedRuns:
     def _own_live(self, known: Mapping[str, KnownRun], over: set[str]) -> list[str]:
         """The ids of our runs whose end was not told yet, where the plugin lists none."""
         return [wms_id for wms_id in self._own_ids() if wms_id in known or self._key(wms_id) not in over]
+
+    async def _guarded_detail(self, wms_id: str) -> tuple[RunObservation | None, str]:
+        """A run job by job, `None` if the plugin does not know it; and why that could not be had, if so."""
+        detailed, done = None, False
+        if self._quarantine.is_due(wms_id, ASKING):
+            try:
+                with self._quarantine.guard(wms_id, ASKING):
+                    detailed, done = await self._detail(wms_id), True
+            except WorkerError as exc:
+                return None, exc.message
+        return detailed, "" if done else self._quarantine.note(wms_id) or "not asked for again yet"
 
     async def _detail(self, wms_id: str) -> RunObservation | None:
         began = time.monotonic()

@@ -29,10 +29,14 @@ from bpsd.models import (
 from bpsd_adapters import runlog
 from bpsd_adapters.bps_plugin.entries import Entries, Entry
 from bpsd_adapters.bps_plugin.link import WorkerLink
+from bpsd_adapters.quarantine import Quarantine
 
 SOURCE = "run log"
 RANK = 20
 """How far a log is trusted between two terminal states (`bpsd.models.RunObservation`)."""
+
+FOLLOWING = "reading its log"
+"""The part of the work for a run that a poll does; it pauses by itself after an unexpected error."""
 
 READ_BYTES = 16 * 1024 * 1024
 """How much of all logs one poll reads."""
@@ -200,11 +204,16 @@ class HostedRuns:
         How long a question may take.
     history_days : `float`
         How far back runs that are over are shown to a daemon that knows nothing.
+    quarantine : `~bpsd_adapters.quarantine.Quarantine`
+        Runs that broke in an unexpected way, by their ids.
     """
 
     sources = (SOURCE,)
 
-    def __init__(self, link: WorkerLink, entries: Entries, deadline_s: float, history_days: float) -> None:
+    def __init__(
+        self, link: WorkerLink, entries: Entries, deadline_s: float, history_days: float, quarantine: Quarantine
+    ) -> None:
+        self._quarantine = quarantine
         self._link, self._entries, self._deadline_s = link, entries, deadline_s
         self._history_s = history_days * _SECONDS_PER_DAY
 
@@ -217,7 +226,7 @@ class HostedRuns:
         done = {key: one for key, one in done.items() if key in recent}
         known = {run.wms_id: run for run in request.known}
         wanted = {entry.path: entry for entry in self._entries.all() if self._is_wanted(entry, known, done)}
-        cursors = {path: _cursor(known.get(path)) for path in wanted}
+        cursors = {path: _cursor(known.get(path)) for path in wanted if self._quarantine.is_due(path, FOLLOWING)}
         observations: list[RunObservation] = []
         run_cursors: dict[str, str] = {}
         read_bytes = 0
@@ -228,16 +237,17 @@ class HostedRuns:
             if not there:
                 gone += [path] if path in known else []
                 continue
-            seen, cursor, lost = observations_of(wanted[path], data, held, cursors[path])
-            if lost and cursors[path].offset:  # which jobs ran stands before the cursor
-                whole, held_now, _ = (await self._look({path: RunCursor()}))[path]
-                seen, cursor, _ = observations_of(wanted[path], whole, held_now, RunCursor())
-            observations += seen
-            run_cursors[path] = msgspec.json.encode(cursor).decode()
-            if cursor.over:
-                done[f"{path}#{wanted[path].last}"] = 1
+            with self._quarantine.guard(path, FOLLOWING):
+                seen, cursor, lost = observations_of(wanted[path], data, held, cursors[path])
+                if lost and cursors[path].offset:  # which jobs ran stands before the cursor
+                    whole, held_now, _ = (await self._look({path: RunCursor()}))[path]
+                    seen, cursor, _ = observations_of(wanted[path], whole, held_now, RunCursor())
+                observations += seen
+                run_cursors[path] = msgspec.json.encode(cursor).decode()
+                if cursor.over:
+                    done[f"{path}#{wanted[path].last}"] = 1
         return PollResult(
-            observations=observations,
+            observations=self._quarantine.noted(observations, request.known, SOURCE),
             cursor=msgspec.json.encode(done).decode(),
             run_cursors=run_cursors,
             sources=(

@@ -44,6 +44,7 @@ from bpsd_adapters.bps_plugin.hosted import HostedRuns
 from bpsd_adapters.bps_plugin.link import Deployment, WorkerError, WorkerLink
 from bpsd_adapters.bps_plugin.plugin import says_no
 from bpsd_adapters.bps_plugin.settings import BpsPluginConfig, traits_of
+from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.transports.base import Transport
 from bpsd_adapters.transports.settings import make_transport
 
@@ -80,8 +81,11 @@ class BpsPluginService(WmsService):
         self._deployment = Deployment(self._transport, config.submit_root, self.context.state_dir / "submit_root")
         self._reading, self._commanding = self._link("questions"), self._link("commands")
         self._entries = Entries(self._reading, config.call_deadline_s)
+        quarantine = Quarantine(self.context.log, self.context.backend, expected=(OSError,))
         if self._traits.blocks:
-            self._runs = HostedRuns(self._reading, self._entries, config.call_deadline_s, config.history_days)
+            self._runs = HostedRuns(
+                self._reading, self._entries, config.call_deadline_s, config.history_days, quarantine
+            )
         else:
             self._runs = BridgedRuns(
                 self._reading,
@@ -90,6 +94,7 @@ class BpsPluginService(WmsService):
                 deadline_s=config.call_deadline_s,
                 settle_s=config.settle_s,
                 history_days=config.history_days,
+                quarantine=quarantine,
             )
         return self
 

@@ -17,12 +17,16 @@ from bpsd_adapters.htcondor.hostclock import HostClock
 from bpsd_adapters.htcondor.observe import HISTORY, dag_file, observe_child, observe_run
 from bpsd_adapters.htcondor.pool import Pool
 from bpsd_adapters.htcondor.runfiles import Room, RunFiles
+from bpsd_adapters.quarantine import Quarantine
 
 OVERLAP_S = 120.0
 """How much of a source is read again: what entered it late is not missed."""
 
 RUNS_AT_ONCE = 8
 """The logs of so many runs are read at the same time: each piece of one takes round trips to the submit host."""
+
+READING, OBSERVING = "reading its files", "making out its state"
+"""Parts of the work for a run; each pauses by itself after an unexpected error."""
 
 _CHILDREN = "children:"
 _UNREADABLE = (OSError, BackendUnavailable, BackendAuthError, LimitExceeded)
@@ -59,10 +63,12 @@ class JobWatcher:
     ----------
     pool : `~bpsd_adapters.htcondor.pool.Pool`
         Whom to ask for the jobs of runs whose files are not there or not for us.
+    quarantine : `~bpsd_adapters.quarantine.Quarantine`
+        Runs that broke in an unexpected way, by their ids.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, pool: Pool, quarantine: Quarantine) -> None:
+        self._pool, self._quarantine = pool, quarantine
         self._files: dict[str, RunFiles] = {}
         self.reread = False
         """Whether the logs of a run that is not new were read from their beginning."""
@@ -123,40 +129,37 @@ class JobWatcher:
         unfinished: set[str] = set()
 
         async def read(wms_id: str, found: Found) -> None:
-            try:
-                if await self._read(wms_id, found, clock, room, {} if found.source == HISTORY else sizes):
-                    unfinished.add(wms_id)
-            except _UNREADABLE as exc:
+            """Read on in its files; what cannot be read, or breaks us, is asked of the pool."""
+            why, done = "", False
+            if self._quarantine.is_due(wms_id, READING):
+                try:
+                    with self._quarantine.guard(wms_id, READING):
+                        if await self._read(wms_id, found, clock, room, {} if found.source == HISTORY else sizes):
+                            unfinished.add(wms_id)
+                        done = True
+                except _UNREADABLE as exc:
+                    why = str(exc)
+            if not done:
                 self._files.pop(wms_id, None)
-                unread[wms_id] = str(exc)
+                unread[wms_id] = why or self._quarantine.note(wms_id)
 
         await each([read(wms_id, found) for wms_id, found in runs.items() if wms_id not in unread], RUNS_AT_ONCE)
         asked = await self._ask({wms_id: runs[wms_id] for wms_id in runs if wms_id in unread}, told, clock)
         observations, cursors = [], {wms_id: cursor for wms_id, (_, cursor) in asked.items()}
         for wms_id, found in runs.items():
-            jobs_left, over = left.get(wms_id, 0), found.source == HISTORY
-            if wms_id in unread:
-                info = _why(found.ad, unread[wms_id])
-                jobs = asked[wms_id][0]
-                observations.append(observe_run(found.ad, wms_id, found.source, jobs=jobs, left=jobs_left, info=info))
+            if not self._quarantine.is_due(wms_id, OBSERVING):
                 continue
-            files = self._files[wms_id]
-            self._take_held(files, held.of(found))
-            if over and not jobs_left and wms_id not in unfinished:
-                await files.finish(run_state(found.ad))
-            observations.append(
-                observe_run(
-                    found.ad,
-                    wms_id,
-                    found.source,
-                    jobs=files.tracker.changed(told.get(wms_id)),
-                    total=len(files.tracker) if files.is_loaded else None,
-                    job_failed=files.tracker.failed(),
-                    left=jobs_left,
-                    unread=wms_id in unfinished,
-                )
-            )
-            cursors[wms_id] = files.tracker.cursor
+            with self._quarantine.guard(wms_id, OBSERVING):
+                jobs_left = left.get(wms_id, 0)
+                if wms_id in unread:
+                    info, jobs = _why(found.ad, unread[wms_id]), asked[wms_id][0]
+                    seen = observe_run(found.ad, wms_id, found.source, jobs=jobs, left=jobs_left, info=info)
+                else:
+                    seen = await self._observe(
+                        wms_id, found, told.get(wms_id), held.of(found), jobs_left, unread=wms_id in unfinished
+                    )
+                    cursors[wms_id] = self._files[wms_id].tracker.cursor
+                observations.append(seen)
         return Looked(observations, cursors, bool(unfinished))
 
     async def _read(self, wms_id: str, found: Found, clock: HostClock, room: Room, sizes: Mapping[str, int]) -> bool:
@@ -171,6 +174,25 @@ class JobWatcher:
         more = await files.update(room, sizes)
         self.reread |= files.tracker is not tracker
         return more
+
+    async def _observe(
+        self, wms_id: str, found: Found, cursor: str | None, held: Sequence[Ad], left: int, *, unread: bool
+    ) -> RunObservation:
+        """A run whose files are read."""
+        files = self._files[wms_id]
+        self._take_held(files, held)
+        if found.source == HISTORY and not left and not unread:
+            await files.finish(run_state(found.ad))
+        return observe_run(
+            found.ad,
+            wms_id,
+            found.source,
+            jobs=files.tracker.changed(cursor),
+            total=len(files.tracker) if files.is_loaded else None,
+            job_failed=files.tracker.failed(),
+            left=left,
+            unread=unread,
+        )
 
     @staticmethod
     def _take_held(files: RunFiles, ads: Sequence[Ad]) -> None:

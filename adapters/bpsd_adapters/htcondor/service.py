@@ -39,6 +39,7 @@ from bpsd_adapters.htcondor.runfiles import Room, RunFiles
 from bpsd_adapters.htcondor.settings import HTCondorConfig
 from bpsd_adapters.htcondor.submission import DAG_FILE
 from bpsd_adapters.htcondor.watch import Watcher
+from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.transports.base import FileInfo, Transport
 from bpsd_adapters.transports.settings import make_transport
 
@@ -61,6 +62,7 @@ class HTCondorService(WmsService):
     def __init__(self, config: HTCondorConfig, context: ServiceContext) -> None:
         super().__init__(config, context)
         self._settings = config
+        self._quarantine = Quarantine(context.log, context.backend, expected=(OSError,))
         self._root: str | None = None
 
     async def __aenter__(self) -> Self:
@@ -73,7 +75,7 @@ class HTCondorService(WmsService):
         self._pool = Pool(self._transport, config.command_deadline_s, config.owner)
         schedds = (None, *config.schedds)
         self._finder = Finder(self._pool, self.context.backend, schedds)
-        self._watcher = Watcher(self._pool, schedds, config.history_days, config.read_bytes)
+        self._watcher = Watcher(self._pool, schedds, config.history_days, config.read_bytes, self._quarantine)
         await self._transport.__aenter__()
         return self
 
@@ -306,11 +308,11 @@ class HTCondorService(WmsService):
         """What upstream's readers ask: one run in full, or a summary by the DAGs' own counters."""
         if question.wms_id is not None:
             found = await self._finder.run(question.wms_id)
-            watcher = Watcher(self._pool, (found.ids.schedd,), question.hist, MOST_BYTES)
+            watcher = Watcher(self._pool, (found.ids.schedd,), question.hist, MOST_BYTES, self._quarantine)
             return PollResult(observations=(await watcher.look(found),))
         pool = Pool(self._transport, self._settings.command_deadline_s, self._settings.owner, question.pass_thru)
         schedds = await self._finder.every_schedd() if question.is_global else (None, *self._settings.schedds)
-        result = await Watcher(pool, schedds, question.hist, 0).poll(PollRequest())
+        result = await Watcher(pool, schedds, question.hist, 0, self._quarantine).poll(PollRequest())
         once = {seen.global_wms_id: seen for seen in reversed(result.observations)}
         return msgspec.structs.replace(result, observations=[*once.values()][::-1], more=False)
 

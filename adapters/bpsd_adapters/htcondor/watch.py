@@ -19,10 +19,11 @@ from bpsd.models import TERMINAL, KnownRun, PollRequest, PollResult, RunObservat
 from bpsd_adapters.htcondor.classads import Ad, as_number, as_text, run_state
 from bpsd_adapters.htcondor.finder import Found
 from bpsd_adapters.htcondor.hostclock import HostClock
-from bpsd_adapters.htcondor.jobs import OVERLAP_S, Held, JobWatcher, Looked, each
+from bpsd_adapters.htcondor.jobs import OBSERVING, OVERLAP_S, Held, JobWatcher, Looked, each
 from bpsd_adapters.htcondor.observe import HISTORY, QUEUE, Ids, observe_run
 from bpsd_adapters.htcondor.pool import Answer, Pool
 from bpsd_adapters.htcondor.runfiles import Room, RunFiles
+from bpsd_adapters.quarantine import Quarantine
 
 CLOCK_KEPT_S = 600.0
 
@@ -112,14 +113,24 @@ class Watcher:
         How far back the first look goes.
     read_bytes : `int`
         The most that is read of logs in one poll; 0: no logs, the DAGs' own counters must do.
+    quarantine : `~bpsd_adapters.quarantine.Quarantine`
+        Runs that broke in an unexpected way, by their ids.
     """
 
-    def __init__(self, pool: Pool, schedds: Sequence[str | None], history_days: float, read_bytes: int) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        schedds: Sequence[str | None],
+        history_days: float,
+        read_bytes: int,
+        quarantine: Quarantine,
+    ) -> None:
+        self._quarantine = quarantine
         self._pool = pool
         self._schedds = tuple(schedds)
         self._history_s = history_days * SECONDS_PER_DAY
         self._read_bytes = read_bytes
-        self._jobs = JobWatcher(pool)
+        self._jobs = JobWatcher(pool, quarantine)
         self._clock: HostClock | None = None
         self._clock_at = 0.0
         self._ahead_s = 0.0
@@ -145,6 +156,11 @@ class Watcher:
         runs = {found.wms_id: found}
         while True:
             looked = await self._jobs.look(runs, {}, Held((), {}), {}, clock, Room(), {})
+            if not looked.observations:
+                raise BackendUnavailable(
+                    f"run {found.wms_id} cannot be shown: {self._quarantine.note(found.wms_id)}",
+                    advice="the daemon's log has the traceback",
+                )
             if not looked.more:
                 return looked.observations[0]
 
@@ -193,7 +209,7 @@ class Watcher:
         self._polls += 1
         self._told, self._told_with = looked.cursors, _Cursor(read, self._polls).text()
         return PollResult(
-            observations=looked.observations,
+            observations=self._quarantine.noted(looked.observations, request.known, QUEUE),
             cursor=self._told_with,
             run_cursors=looked.cursors,
             sources=tuple(source for one in seen for source in one.sources),
@@ -213,7 +229,11 @@ class Watcher:
     ) -> Looked:
         """What is in the runs."""
         if not self._read_bytes:
-            return Looked([observe_run(found.ad, wms_id, found.source) for wms_id, found in runs.items()], {}, False)
+            summed_up = []
+            for wms_id, found in runs.items():
+                with self._quarantine.guard(wms_id, OBSERVING):
+                    summed_up.append(observe_run(found.ad, wms_id, found.source))
+            return Looked(summed_up, {}, False)
         # What the last poll told of runs that are over by now is known, if that poll is known at all.
         told: dict[str, str | None] = dict(self._told if request.cursor == self._told_with else {})
         told.update((run.wms_id, run.cursor) for run in request.known)
