@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OVERLAP_S", "Held", "JobWatcher", "Looked", "each"]
+__all__ = ["OBSERVING", "OVERLAP_S", "Held", "JobWatcher", "Looked", "each"]
 
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
