@@ -197,7 +197,14 @@ def test_usage_names_every_verb_and_every_exit_code() -> None:
     text = usage()
 
     assert [verb for verb in verbs.names() if f"\n  {verb} " not in text] == []
-    for words in ("1    it failed", "2    the command line", "3    time is over", "4    no daemon", "130  Ctrl-C"):
+    for words in (
+        "1    it failed",
+        "2    the command line",
+        "3    the time is over",
+        "4    no daemon",
+        "130  Ctrl-C",
+        "141  the reader",
+    ):
         assert words in text
     assert "SUCCEEDED 0" in text
     assert "PRUNED 20" in text

@@ -85,6 +85,7 @@ def _run(argv: list[str]) -> int:
         return 0
     session = Session(verb, args, argv)
     try:
+        session.bind()
         return int(module.run(session))
     except KeyboardInterrupt:
         _complain(f"\nbpsctl: {session.interrupted or 'interrupted'}", "")
@@ -144,9 +145,10 @@ def usage() -> str:
         "  0    done, or the answer is good",
         "  1    it failed: refused, not found, ended in another way than was waited for",
         "  2    the command line makes no sense",
-        "  3    time is over (wait, submit --wait)",
+        "  3    the time is over (--timeout), or the daemon did not answer in time",
         "  4    no daemon answers",
         "  130  Ctrl-C; what the daemon was asked for goes on",
+        f"  {BROKEN_PIPE}  the reader of the output went away (bpsctl report | head)",
         "  status exits with the state: " + ", ".join(f"{name} {number}" for name, number in wire.STATES.items()),
         "  health exits as monitoring plugins do: 0 fine, 1 warning, 2 critical, 3 unknown",
     ]
@@ -169,7 +171,7 @@ def report_error(session: Session, error: ClientError) -> int:
         from bpsd.cli.problems import candidate_lines
 
         session.say(*candidate_lines(error.fields))
-    if session.interrupted and session.client.hello and is_lost(error):
+    if session.interrupted and session.client.hello and (is_lost(error) or isinstance(error, TimedOut)):
         session.say(f"bpsctl: {session.interrupted}")  # it was asked already: what of that goes on, or is not known
     if session.args.verbose:
         session.say(f"  code: {error.code}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 __all__ = ["arguments", "give", "run"]
 
+from bpsd import wire
 from bpsd.cli.describe import command_outcome
-from bpsd.cli.following import await_command
+from bpsd.cli.following import await_command, is_open
 from bpsd.cli.options import add_filters, add_json, add_runs, seconds
 from bpsd.cli.problems import candidate_lines
-from bpsd.cli.render import clean
+from bpsd.cli.render import clean, plural
 from bpsd.cli.selection import select
-from bpsd.client.failures import ClientError, NoDaemon
+from bpsd.client.failures import ClientError, NoDaemon, OutOfTime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,9 +46,14 @@ def give(session: Session, runs: list[str], **more: str | None) -> int:
     given: list[Row] = []
     failed: list[Row] = []
     for name in runs:
+        if not session.args.dry_run:
+            session.interrupted = (
+                f"stopped after {plural(len(given), 'command')} for {plural(len(runs), 'run')}, in {clean(name)}; "
+                "the daemon goes on with what it accepted: `bpsctl commands` tells"
+            )
         try:
             given.append(_give(session, name, more))
-        except NoDaemon:
+        except (NoDaemon, OutOfTime):
             raise
         except ClientError as error:
             failed.append({"run": name, "error": {**error.fields, "code": error.code, "message": error.message}})
@@ -58,6 +64,10 @@ def give(session: Session, runs: list[str], **more: str | None) -> int:
         session.document({"commands": ended, "errors": failed})
     else:
         session.print(*(_line(session, row) for row in ended))
+    open_ = [] if session.args.detach or session.args.dry_run else [row for row in ended if is_open(row)]
+    if open_:
+        session.say("bpsctl: the time is over; the daemon goes on: `bpsctl commands ID` tells how far it is")
+        return wire.EXIT_CODES["timeout"]
     good = ("DONE", "ACCEPTED", "RUNNING")  # the latter two only with --detach or --dry-run
     return 0 if not failed and all(row["state"] in good for row in ended) else 1
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["await_command", "await_runs"]
+__all__ = ["await_command", "await_runs", "is_open"]
 
 import time
 
 from bpsd.cli.live import Bars
 from bpsd.cli.render import clean, long_age
+from bpsd.client import endpoint
+from bpsd.client.failures import OutOfTime
 from bpsd.client.goals import Goal
 
 TYPE_CHECKING = False
@@ -22,26 +24,49 @@ if TYPE_CHECKING:
 
 
 def await_command(session: Session, command: Row) -> Row:
-    """Wait until a command is over or in doubt; say what it waits for, and if the daemon goes away."""
+    """Wait until a command is over or in doubt; say what it waits for, and if the daemon goes away.
+
+    Returns
+    -------
+    command : `dict`
+        As it then is; with ``--timeout``, as it was last seen when the time was over (see `is_open`).
+    """
     told = [command.get("note") or ""]
+    last, begun = [command], time.monotonic()
 
     def seen(row: Row) -> None:
-        note = row.get("note") or ""
-        if note != told[0]:
-            told[0] = note
-            if note:
-                session.say(f"{row['run']}: {clean(note)}")
+        last[0], note = row, row.get("note") or ""
+        if note and note != told[0]:
+            session.say(f"{row['run']}: {clean(note)}")
+        elif told[0] == "" and time.monotonic() - begun >= endpoint.WAITING_AFTER_S:
+            note = "waiting"
+            session.say(f"{row['run']}: {_waits_for(row)}")
+        told[0] = note or told[0]
 
     def lost(error: ClientError) -> None:
         if told[0] != "lost":
             told[0] = "lost"
             session.say(f"bpsctl: {error.message}; looking for it again")
 
-    return session.client.wait_command(command["id"], seen=seen, lost=lost)
+    try:
+        return session.client.wait_command(command["id"], timeout_s=session.left(), seen=seen, lost=lost)
+    except OutOfTime:
+        return last[0]
+
+
+def is_open(command: Row) -> bool:
+    """Whether it is not known yet what becomes of a command."""
+    return command["state"] in ("ACCEPTED", "RUNNING")
+
+
+def _waits_for(row: Row) -> str:
+    if row["state"] == "ACCEPTED":
+        return f"waiting for the daemon to begin the {row['verb']} on backend {row['backend']}"
+    return f"waiting for backend {row['backend']} to carry out the {row['verb']}"
 
 
 def await_runs(
-    session: Session, rows: Sequence[Row], until: Sequence[str], *, any_of: bool = False, timeout_s: float | None = None
+    session: Session, rows: Sequence[Row], until: Sequence[str], *, any_of: bool = False
 ) -> tuple[Goal, bool]:
     """Wait until runs have reached something, showing how far they are.
 
@@ -51,7 +76,7 @@ def await_runs(
         Where to show it.
     rows : sequence of `dict`
         A `~bpsd.messages.StatusResult` of each.
-    until, any_of, timeout_s
+    until, any_of
         As of `bpsd.client.sync.Client.wait`.
 
     Returns
@@ -59,14 +84,21 @@ def await_runs(
     goal : `~bpsd.client.goals.Goal`
         What became of it.
     in_time : `bool`
-        Whether it was over before the time was.
+        Whether it was over before the time of ``--timeout`` was.
     """
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     goal = Goal([row["id"] for row in rows], until, any_of=any_of)
     for row in rows:
         goal.see_row(row)
     if goal.is_over():
         return goal, True
+    try:
+        return goal, _followed(session, goal, rows)
+    except OutOfTime:
+        return goal, False
+
+
+def _followed(session: Session, goal: Goal, rows: Sequence[Row]) -> bool:
+    """Follow runs until the goal is over (true), or the time is."""
     with (
         session.client.watch(goal.undecided()) as watch,
         Bars(session, {row["id"]: row["name"] for row in rows}) as bars,
@@ -74,13 +106,13 @@ def await_runs(
         for row in rows:
             bars.show(row)
         while not goal.is_over():
-            item = watch.read(None if deadline is None else deadline - time.monotonic())
+            item = watch.read(session.left())
             if item is None:
-                return goal, False
+                return False
             for run in goal.see(item):
                 goal.see_row(session.client.patiently(None, session.client.status, run))
             _show(bars, item)
-    return goal, True
+    return True
 
 
 def _show(bars: Bars, item: Row) -> None:

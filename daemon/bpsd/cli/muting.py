@@ -8,7 +8,7 @@ from bpsd.cli.options import add_filters, add_json, add_runs
 from bpsd.cli.problems import candidate_lines
 from bpsd.cli.render import clean
 from bpsd.cli.selection import select
-from bpsd.client.failures import ClientError, NoDaemon
+from bpsd.client.failures import ClientError, NoDaemon, OutOfTime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run(session: Session, states: tuple[str, ...], *, muted: bool) -> int:
                 if answer is not None
                 else session.client.mute(name, backend=backend, muted=muted)
             )
-        except NoDaemon:
+        except (NoDaemon, OutOfTime):
             raise
         except ClientError as error:
             failed.append({"run": name, "error": {**error.fields, "code": error.code, "message": error.message}})

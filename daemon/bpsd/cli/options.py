@@ -65,11 +65,12 @@ def add_common(to: Arguments) -> None:
     """Add what every verb takes."""
     to.begin_group("common options")
     to.add("--socket", metavar="PATH", help="the daemon's socket (default: $BPSD_SOCKET, or its own)", completes="file")
+    to.add("--timeout", metavar="TIME", type=seconds, help="wait at most this long for everything; then exit with 3")
     to.add("-v", "--verbose", action="store_true", help="say more: error codes, ids, figures")
     to.add("--no-color", action="store_true", help="no colours (also: NO_COLOR in the environment)")
 
 
-_WITH_VALUE = ("--socket",)
+_WITH_VALUE = ("--socket", "--timeout")
 
 
 def moved_behind(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Session"]
+__all__ = ["GRACE_S", "Session"]
 
 import os
 import sys
+import time
 
 from bpsd import __version__, wire
+from bpsd.client.failures import OutOfTime
 from bpsd.client.sync import Client
 
 TYPE_CHECKING = False
@@ -35,6 +37,19 @@ STATE_COLOURS = {
 """SGR codes: what needs a person stands out, what is over steps back."""
 
 
+WAITED_FOR = {
+    "submit": "the daemon to check and accept the workflow",
+    "validate": "the daemon to check the workflow",
+    "backend.ping": "the backends to answer",
+    "refresh": "the polls of the backends",
+    "logs": "the backend to send the log",
+}
+"""By method, what a request waits for that takes long."""
+
+GRACE_S = 2.0
+"""Seconds that an answer which is due at the end of ``--timeout`` may be late."""
+
+
 class Session:
     """One run of ``bpsctl``.
 
@@ -54,6 +69,9 @@ class Session:
         self._interrupted = ""
         self._name = f"bpsctl {__version__}: {' '.join(argv)}"
         self._client: Client | None = None
+        timeout_s: float | None = getattr(args, "timeout", None)
+        self.deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        """When the time that the person gave is over (monotonic)."""
         self.terminal = bool(sys.stdout) and sys.stdout.isatty()
         self.colours = (
             self.terminal
@@ -67,6 +85,7 @@ class Session:
         """The daemon; it is connected when it is first asked something."""
         if self._client is None:
             self._client = Client(self.args.socket, name=self._name)
+            self._client.deadline, self._client.waiting = self.deadline, self._say_waiting
         return self._client
 
     @property
@@ -80,8 +99,32 @@ class Session:
             _hear_one_interrupt()
         self._interrupted = text
 
+    def left(self) -> float | None:
+        """Seconds that are left of the time that the person gave; `None`: any."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def _say_waiting(self, method: str) -> None:
+        self.say(f"bpsctl: {self.verb}: waiting for {WAITED_FOR.get(method, 'the daemon to answer')}")
+
+    def bind(self) -> None:
+        """See to it that the time binds also where no daemon is asked: standard input, a file, a question."""
+        left = self.left()
+        if left is None:
+            return
+        import signal  # here: only those pay for it who give a time
+
+        def over(*_: object) -> None:
+            raise OutOfTime("the time is over")
+
+        signal.signal(signal.SIGALRM, over)
+        signal.setitimer(signal.ITIMER_REAL, left + GRACE_S)
+
     def close(self) -> None:
         """Close the connection."""
+        if self.deadline is not None:
+            import signal
+
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
         if self._client is not None:
             self._client.close()
 

@@ -8,7 +8,7 @@ import re
 
 from bpsd import wire
 from bpsd.cli.render import clean, plural
-from bpsd.client.failures import ClientError, NoDaemon
+from bpsd.client.failures import ClientError, NoDaemon, OutOfTime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def tail_or_reason(client: Client, run: str, job: str, lines: int, stream: str) 
     """The last lines of a log, or why there are none: one log that is gone must not hide the others."""
     try:
         text: str = tail(client, run, job, lines or 1000, stream)["text"]
-    except NoDaemon:
+    except (NoDaemon, OutOfTime):
         raise
     except ClientError as error:
         return f"(no log: {error.message})\n"

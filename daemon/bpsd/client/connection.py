@@ -15,10 +15,11 @@ import time
 
 from bpsd import __version__, wire
 from bpsd.client import endpoint
-from bpsd.client.failures import ClientError, ConnectionLost, TimedOut, from_response
+from bpsd.client.failures import ClientError, ConnectionLost, OutOfTime, TimedOut, from_response
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Any, Self
 
@@ -40,6 +41,10 @@ class Connection:
         self.name = (name or f"python client {__version__}")[:900]
         self.hello: Row = {}
         """What the daemon said of itself; empty until we have met one, and from then on it is worth waiting for."""
+        self.deadline: float | None = None
+        """When all time is over (monotonic): nothing here waits longer. It raises `OutOfTime`."""
+        self.waiting: Callable[[str], object] | None = None
+        """Told the method of a request whose answer takes longer than `endpoint.WAITING_AFTER_S`."""
         self._socket: socket.socket | None = None
         self._buffer = bytearray()
         self._searched = 0
@@ -71,13 +76,14 @@ class Connection:
         """
         if self._socket is not None:
             return self.hello
+        patience_s = self.within(min(self.timeout_s, endpoint.HELLO_TIMEOUT_S), "connect")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        patience_s = min(self.timeout_s, endpoint.HELLO_TIMEOUT_S)
         try:
             connection.settimeout(patience_s)
             connection.connect(self.socket_path)
         except OSError as error:
             connection.close()
+            self.within(0.0, "connect")
             raise endpoint.no_daemon(self.socket_path, self.chosen, error) from error
         except BaseException:
             connection.close()
@@ -86,10 +92,29 @@ class Connection:
         try:
             first = self._receive(time.monotonic() + patience_s)
             self.hello = endpoint.check_hello(first, self.socket_path)
+        except TimedOut:
+            self.close()
+            self.within(0.0, "connect")
+            raise
         except BaseException:
             self.close()
             raise
         return self.hello
+
+    def within(self, seconds: float, what: str) -> float:
+        """Return ``seconds``, or what is left until `deadline` if that is less.
+
+        Raises
+        ------
+        OutOfTime
+            The deadline has passed.
+        """
+        if self.deadline is None:
+            return seconds
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise OutOfTime(f"the time is over; the daemon on {self.socket_path} has not answered ({what})")
+        return min(seconds, left)
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
@@ -101,6 +126,7 @@ class Connection:
         """Another of the same kind for the same socket, not connected yet (but it has met the daemon if we have)."""
         twin = type(self)(self.socket_path, timeout_s=self.timeout_s, name=self.name)
         twin.chosen, twin.hello = self.chosen, self.hello
+        twin.deadline, twin.waiting = self.deadline, self.waiting
         return twin
 
     def call(self, method: str, /, **params: Any) -> Row:
@@ -143,12 +169,20 @@ class Connection:
 
     def _exchange(self, method: str, params: Row, timeout_s: float) -> Row:
         self._id += 1
-        deadline = time.monotonic() + timeout_s
+        timeout_s = self.within(timeout_s, method)
+        begun = time.monotonic()
         self._send(method, wire.encode_request(self._id, method, params), timeout_s)
+        usual_s = endpoint.WAITING_AFTER_S + (params["timeout_s"] if method == "commands.wait" else 0.0)
+        told = self.waiting is None or timeout_s <= usual_s
         while True:
             try:
-                message = self._receive(deadline)
+                message = self._receive(begun + (timeout_s if told else usual_s))
             except TimedOut:
+                if not told and self.waiting is not None:
+                    told = True
+                    self.waiting(method)
+                    continue
+                self.within(timeout_s, method)
                 raise TimedOut(
                     f"{method}: no answer from {self.socket_path} within {timeout_s:g} s",
                     advice="the daemon may be busy: see `bpsctl health`",
@@ -169,6 +203,7 @@ class Connection:
             self._socket.sendall(line)
         except TimeoutError as error:
             self.close()  # part of a request may be under way: nothing more can be said on this connection
+            self.within(timeout_s, method)
             raise TimedOut(f"{method}: {self.socket_path} took no more bytes for {timeout_s:g} s") from error
         except OSError as error:
             raise self._lost(error) from error

@@ -15,6 +15,7 @@ __all__ = [
     "RETRY_MOST_S",
     "RETURN_WITHIN_S",
     "SETTLED",
+    "WAITING_AFTER_S",
     "check_hello",
     "find_socket",
     "given",
@@ -50,6 +51,9 @@ RETRY_MOST_S = 2.0
 
 COMMAND_SLICE_S = 30.0
 """Seconds of the longest ``commands.wait`` (they begin short and double): a doubt that is older is told."""
+
+WAITING_AFTER_S = 3.0
+"""Seconds after which a person is told what a request or a command waits for."""
 
 BLOB_PIECE_BYTES = 512 * 1024
 """Bytes of a document in one ``blob.put``: in base64 and with its frame well below `bpsd.wire.MAX_MESSAGE_BYTES`."""

@@ -6,6 +6,7 @@
     ├── NoDaemon              nobody answers on the socket
     ├── ConnectionLost        the connection broke; whether the request was carried out is not known
     ├── TimedOut              no answer in time; the request may still be carried out
+    │   └── OutOfTime         the time that the caller gave for everything is over
     ├── VersionMismatch       the daemon speaks another version of the protocol
     └── RemoteError           the daemon's own refusal: ``code`` is a key of `bpsd.wire.ERRORS`
 
@@ -14,7 +15,16 @@ Standard library only: ``bpsctl`` imports this on every start.
 
 from __future__ import annotations
 
-__all__ = ["ClientError", "ConnectionLost", "NoDaemon", "RemoteError", "TimedOut", "VersionMismatch", "from_response"]
+__all__ = [
+    "ClientError",
+    "ConnectionLost",
+    "NoDaemon",
+    "OutOfTime",
+    "RemoteError",
+    "TimedOut",
+    "VersionMismatch",
+    "from_response",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,6 +78,10 @@ class TimedOut(ClientError):
     """No answer came in time. The request may still be carried out."""
 
     code = "timeout"
+
+
+class OutOfTime(TimedOut):
+    """The time that the caller gave for everything together is over."""
 
 
 class VersionMismatch(ClientError):

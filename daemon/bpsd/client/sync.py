@@ -487,7 +487,7 @@ class Client(Connection):
                 if lost is not None:
                     lost(error)
             self.close()
-            time.sleep(pause)
+            time.sleep(self.within(pause, "looking for the daemon"))
             pause = min(pause * 2, endpoint.RETRY_MOST_S)
 
     # -- watching ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ __all__ = ["Watch"]
 import time
 
 from bpsd.client import endpoint
-from bpsd.client.failures import ClientError, TimedOut
+from bpsd.client.failures import ClientError, OutOfTime, TimedOut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,12 +105,23 @@ class Watch:
         self._connection.close()
 
     def read(self, timeout_s: float | None = None) -> Item | None:
-        """Return the next item, or `None` if there is none within ``timeout_s`` seconds (by default: wait)."""
+        """Return the next item, or `None` if there is none within ``timeout_s`` seconds (by default: wait).
+
+        Raises
+        ------
+        OutOfTime
+            The connection's ``deadline`` has passed.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._ready:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return None
+            if self._connection.deadline is not None:
+                whole = self._connection.deadline - time.monotonic()
+                if whole <= 0:
+                    raise OutOfTime("the time is over")
+                left = whole if left is None else min(left, whole)
             if self._id is None:
                 self._return(left)
             else:
@@ -165,7 +176,7 @@ class Watch:
             self._connection.close()
             now = time.monotonic()
             self._away_since = self._away_since or now
-            if not endpoint.is_lost(error):
+            if not (endpoint.is_lost(error) or isinstance(error, OutOfTime)):
                 raise
             if self._patience_s is not None and now - self._away_since >= self._patience_s:
                 raise

@@ -121,7 +121,7 @@ def _follow(session: Session, piece: Row) -> int:
             ):
                 raise
         if not ended:
-            time.sleep(FOLLOW_EVERY_S)
+            time.sleep(client.within(FOLLOW_EVERY_S, "logs"))
 
 
 def _has_ended(session: Session) -> bool:

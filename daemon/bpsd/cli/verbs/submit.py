@@ -7,7 +7,7 @@ __all__ = ["EPILOG", "arguments", "run", "token"]
 from bpsd import wire
 from bpsd.cli.describe import command_outcome
 from bpsd.cli.documents import read_document
-from bpsd.cli.following import await_command, await_runs
+from bpsd.cli.following import await_command, await_runs, is_open
 from bpsd.cli.live import sending
 from bpsd.cli.options import add_json, add_one_backend, seconds
 from bpsd.cli.render import clean
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EPILOG = (
     "A script that must not submit twice makes a token once (20 of a-z and 0-9), keeps it, and gives it with every "
     "try: the same token is the same run. Exit code: 0 submitted (with --wait: and succeeded), 1 refused or failed, "
-    "3 the time is over."
+    "3 the time of --timeout is over; then the run goes on."
 )
 
 
@@ -44,7 +44,6 @@ def arguments(to: Arguments) -> None:
     to.add("file", metavar="FILE", completes="file", help="the workflow, YAML or JSON; - reads standard input")
     add_one_backend(to, "where to; needed if there are several")
     to.add("--wait", action="store_true", help="wait until the run is over")
-    to.add("--timeout", metavar="TIME", type=seconds, help="with --wait: at most so long")
     to.add("--detach", action="store_true", help="do not even wait until the WMS has it: the daemon has it")
     to.add("--token", metavar="TOKEN", type=token, help="submit under this token; the same token again is the same run")
     to.add("--expires", metavar="TIME", type=seconds, help="give up if it cannot be begun for so long (default: 1h)")
@@ -83,7 +82,11 @@ def run(session: Session) -> int:
         )
     if not args.detach:
         row = await_command(session, row)
-    good = row["state"] == "DONE" or (args.detach and row["state"] in ("ACCEPTED", "RUNNING"))
+    if is_open(row) and not args.detach:
+        _tell(session, row, source, good=True)
+        session.say(f"bpsctl: the time is over; the submit {command_outcome(row)}", f"bpsctl: {session.interrupted}")
+        return wire.EXIT_CODES["timeout"]
+    good = row["state"] == "DONE" or (args.detach and is_open(row))
     if not (good and args.wait):
         _tell(session, row, source, good=good)
         return 0 if good else wire.EXIT_CODES["failed"]
@@ -130,7 +133,7 @@ def _wait(session: Session, row: Row, source: str) -> int:
     status = session.client.status(row["run"])
     if not session.json:
         _tell(session, row, source, good=True)
-    goal, in_time = await_runs(session, [status], [DONE], timeout_s=session.args.timeout)
+    goal, in_time = await_runs(session, [status], [DONE])
     state = goal.states[status["id"]]
     if session.json:
         _tell(session, row, source, good=True, state=state)

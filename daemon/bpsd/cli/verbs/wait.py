@@ -6,7 +6,7 @@ __all__ = ["EPILOG", "arguments", "goals", "run"]
 
 from bpsd import wire
 from bpsd.cli.following import await_runs
-from bpsd.cli.options import UsageError, add_json, add_one_backend, add_runs, nearest, seconds
+from bpsd.cli.options import UsageError, add_json, add_one_backend, add_runs, nearest
 from bpsd.client.goals import DONE
 
 TYPE_CHECKING = False
@@ -47,7 +47,6 @@ def arguments(to: Arguments) -> None:
     )
     to.add("--any", action="store_true", help="one of the runs is enough")
     to.add("--all", action="store_true", help="wait for all of the runs (default)")
-    to.add("--timeout", metavar="TIME", type=seconds, help="wait at most so long")
     add_json(to)
 
 
@@ -59,7 +58,7 @@ def run(session: Session) -> int:
     rows = [client.status(name, backend=args.backend) for name in dict.fromkeys(args.runs)]
     names = " ".join(row["id"] for row in rows)
     session.interrupted = f"no longer waiting; the runs go on: `bpsctl wait {names}` waits again"
-    goal, in_time = await_runs(session, rows, args.until or [DONE], any_of=args.any, timeout_s=args.timeout)
+    goal, in_time = await_runs(session, rows, args.until or [DONE], any_of=args.any)
     if session.json:
         session.document({"runs": goal.states, "reached": goal.met, "in_time": in_time})
     else:
