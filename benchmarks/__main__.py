@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import busy, jobs, lsst, million, pool, reads, slurm, synthetic
+from benchmarks import busy, jobs, lsst, million, pool, reads, slurm, synthetic, watchers
 from benchmarks.measure import Line
 from bpsd import __version__
 
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[Path], list[Line]]] = {
     "big-poll": busy.under_big_poll,
     "submit": busy.under_submit,
     "crowd": busy.crowd,
+    "watchers": watchers.watchers,
     "jobs": jobs.local,
     "slurm": slurm.controller,
     "idle": reads.idle,

@@ -15,7 +15,7 @@ refused like any other request without a usable ``id``.
 
 from __future__ import annotations
 
-__all__ = ["Refused", "Request", "RequestId", "ServerProtocol", "decode_params", "unknown_method"]
+__all__ = ["Refused", "Request", "RequestId", "ServerProtocol", "decode_params", "event_line", "unknown_method"]
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -231,6 +231,10 @@ class ServerProtocol:
             raise ValueError(f"a notification of {len(line)} bytes is longer than a message may be")
         self._queue(line)
 
+    def send_lines(self, lines: bytes) -> None:
+        """Queue whole lines that were encoded before (see `event_line`)."""
+        self._queue(lines)
+
     def data_to_send(self) -> bytes:
         """What there is to send now; it is yours to send."""
         out = self._out
@@ -251,6 +255,22 @@ class ServerProtocol:
             line = _encode_error_line(id, _shortened(error))
             assert line is not None
         self._queue(line)
+
+
+def event_line(watch: int, event: bytes, lost: int) -> bytes | None:
+    """Return the notification ``event`` as one line, or `None` if it is longer than a message may be.
+
+    Parameters
+    ----------
+    watch : `int`
+        The number of the subscription.
+    event : `bytes`
+        A `bpsd.messages.Event` as JSON in one line.
+    lost : `int`
+        How many events the client has not got since the one before.
+    """
+    line = b'{"jsonrpc":"2.0","method":"event","params":{"watch":%d,"event":%b,"lost":%d}}\n' % (watch, event, lost)
+    return line if len(line) <= wire.MAX_MESSAGE_BYTES else None
 
 
 def decode_params(method: str, raw: msgspec.Raw) -> messages.Params:

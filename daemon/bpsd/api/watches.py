@@ -4,17 +4,13 @@ from __future__ import annotations
 
 __all__ = ["Watches"]
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
-
-import msgspec
 
 from bpsd.api.deps import Deps
+from bpsd.api.feeds import Feeds, Subject, Watcher
 from bpsd.api.paging import PAGE_BYTES, fitting, holding
 from bpsd.api.reads import is_mine
-from bpsd.cache import Cache
 from bpsd.errors import InvalidParams, LimitExceeded
 from bpsd.messages import (
     Event,
@@ -25,18 +21,11 @@ from bpsd.messages import (
     WatchParams,
     WatchResult,
 )
-from bpsd.models import JobObservation
 from bpsd.server import Call, Connection
 from bpsd.store import TimelineEvent
 
 MAX_SNAPSHOT_ROWS = 500
 """Rows of a snapshot at most; who watches more runs than it holds reads `report` first and watches from its ``seq``."""
-
-MAX_MOVED_JOBS = 500
-"""Jobs named in one ``job.state`` event; the counts in the row are always whole."""
-
-LOSS_TOLD_S = 1.0
-"""How long after events were lost to a client that reads too slowly it is told, if nothing else is to be said."""
 
 MAX_REPLAY_EVENTS = 5_000
 """Events sent at once to a watcher that resumes; with more to tell it gets a snapshot."""
@@ -47,13 +36,13 @@ class Watches:
 
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
-        self._next = 1
-        self._of: dict[Connection, dict[int, Callable[[], None]]] = {}
+        self._feeds = Feeds(deps.cache, is_mine)
+        self._of: dict[Connection, _OfConnection] = {}
 
     @property
     def count(self) -> int:
         """How many subscriptions there are."""
-        return sum(map(len, self._of.values()))
+        return sum(len(mine.ends) for mine in self._of.values())
 
     async def events(self, call: Call, params: EventsParams) -> EventsResult:
         """A page of the timeline."""
@@ -82,30 +71,25 @@ class Watches:
         deps = self._deps
         deps.check_backends(params.backend)
         runs = frozenset(deps.cache.resolve(name).run_id for name in params.runs)
-        mine = self._of.setdefault(call.connection, {})
-        limit = deps.config.limits.watchers_per_connection
-        if len(mine) >= limit:
-            raise LimitExceeded(f"this connection watches {limit} times (limits.watchers_per_connection)")
-        if not mine:
+        mine = self._of.get(call.connection)
+        if mine is None:
+            mine = self._of[call.connection] = _OfConnection()
             call.connection.on_close(lambda: self._forget(call.connection))
-        number, self._next = self._next, self._next + 1
-        watched = _Watched(runs, frozenset(params.backend), call.peer.uid if params.mine else None, deps.cache)
-        watcher = _Watcher(number, watched, params.jobs, call.connection, self._row)
+        limit = deps.config.limits.watchers_per_connection
+        if len(mine.ends) >= limit:
+            raise LimitExceeded(f"this connection watches {limit} times (limits.watchers_per_connection)")
+        number = mine.next_number()
+        subject = Subject(runs, frozenset(params.backend), call.peer.uid if params.mine else None, params.jobs)
+        watcher = Watcher(number, call.connection)
         missed = self._missed(params.since)
         seq = deps.cache.seq
-        stop_listening = deps.cache.listen(watcher)
-
-        def end() -> None:
-            stop_listening()
-            watcher.end()
-
-        mine[number] = end
+        mine.ends[number] = self._feeds.join(subject, watcher)
         if missed is not None:
             # They go out after the answer: the client knows the number of its subscription first.
-            call.after_reply(partial(watcher.replay, missed))
+            call.after_reply(partial(self._feeds.replay, subject, watcher, missed))
             return WatchResult(watch=number, seq=seq, resumed=True, snapshot=[])
         answer = WatchResult(watch=number, seq=seq, resumed=False, snapshot=[])
-        return holding(answer, "snapshot", self._snapshot(watched))
+        return holding(answer, "snapshot", self._snapshot(subject))
 
     def _missed(self, since: int | None) -> list[Event] | None:
         if since is None:
@@ -113,12 +97,14 @@ class Watches:
         missed = self._deps.cache.events_after(since)
         return missed if missed is not None and len(missed) <= MAX_REPLAY_EVENTS else None
 
-    def _snapshot(self, watched: _Watched) -> list[bytes]:
+    def _snapshot(self, subject: Subject) -> list[bytes]:
         """Rows of the latest runs that are watched, as many as fit a message."""
         rows: list[bytes] = []
         size = 0
         for record in self._deps.cache.records():
-            if not watched.holds(record.run_id, record.backend) or not (watched.runs or record.live):
+            if not subject.holds(record.run_id, record.backend, record, is_mine):
+                continue
+            if not (subject.runs or record.live):
                 continue
             row = self._deps.cache.row(record.run_id)
             size += len(row) + 1
@@ -127,111 +113,32 @@ class Watches:
             rows.append(row)
         return rows
 
-    def _row(self, run_id: str) -> bytes | None:
-        return self._deps.cache.row(run_id) if run_id in self._deps.cache else None
-
     def unwatch(self, call: Call, params: UnwatchParams) -> PingResult:
         """End a subscription."""
-        end = self._of.get(call.connection, {}).pop(params.watch, None)
+        mine = self._of.get(call.connection)
+        end = mine.ends.pop(params.watch, None) if mine is not None else None
         if end is None:
             raise InvalidParams(f"this connection has no watch {params.watch}")
         end()
         return PingResult(time=self._deps.clock())
 
     def _forget(self, connection: Connection) -> None:
-        for end in self._of.pop(connection, {}).values():
+        for end in self._of.pop(connection).ends.values():
             end()
 
 
-class _Watched(NamedTuple):
-    """What a subscription is about: empty sets and no ``uid`` mean everything."""
+class _OfConnection:
+    """The subscriptions of one connection: number to the function that ends it.
 
-    runs: frozenset[str]
-    backends: frozenset[str]
-    uid: int | None
-    cache: Cache
+    They are numbered for each connection, so that a notification is mostly the same bytes for all. No number is used
+    twice.
+    """
 
-    def holds(self, run: str | None, backend: str | None) -> bool:
-        """Whether something that is about this run (`None`: about none) or backend belongs to it."""
-        if (self.runs and run not in self.runs) or (self.backends and backend not in self.backends):
-            return False
-        if self.uid is None:
-            return True
-        record = self.cache.get(run) if run is not None else None
-        return record is not None and is_mine(record, self.uid)
+    def __init__(self) -> None:
+        self.ends: dict[int, Callable[[], None]] = {}
+        self._last = 0
 
-
-class _Watcher:
-    """Turns events of the cache into notifications of one subscription."""
-
-    def __init__(
-        self,
-        number: int,
-        watched: _Watched,
-        jobs: bool,
-        connection: Connection,
-        row: Callable[[str], bytes | None],
-    ) -> None:
-        self._number, self._watched, self._jobs = number, watched, jobs
-        self._connection, self._row = connection, row
-        self._lost = 0
-        self._ended = False
-
-    def end(self) -> None:
-        """Say nothing more."""
-        self._ended = True
-
-    def __call__(self, event: Event, moved: Sequence[JobObservation]) -> None:
-        if not self._watched.holds(event.run, event.backend):
-            return
-        self._send(event, self._with_row(event))
-        if self._jobs and moved:
-            self._send(event, {"jobs": _moved(moved), "of": len(moved)}, kind="job.state")
-
-    def replay(self, events: Sequence[Event]) -> None:
-        """Tell what was missed."""
-        for event in events:
-            self(event, ())
-
-    def _with_row(self, event: Event) -> dict[str, Any]:
-        row = self._row(event.run) if event.run is not None and event.kind.startswith("run.") else None
-        return event.data if row is None else {**event.data, "row": msgspec.Raw(row)}
-
-    def _send(self, event: Event, data: dict[str, Any], kind: str | None = None) -> None:
-        if self._tell(event, data, kind or event.kind):
-            self._lost = 0
-            return
-        if not self._lost and not self._ended:
-            asyncio.get_running_loop().call_later(LOSS_TOLD_S, self._tell_loss, event)
-        self._lost += 1
-
-    def _tell_loss(self, event: Event) -> None:
-        """Say that something was lost, also if nothing follows: it may have been the end that is waited for."""
-        if not self._lost or self._ended:
-            return
-        if self._tell(event, {}, "watch.lost"):
-            self._lost = 0
-        else:
-            asyncio.get_running_loop().call_later(LOSS_TOLD_S, self._tell_loss, event)
-
-    def _tell(self, event: Event, data: dict[str, Any], kind: str) -> bool:
-        body = {
-            "watch": self._number,
-            "event": {
-                "seq": event.seq,
-                "time": event.time,
-                "kind": kind,
-                "backend": event.backend,
-                "run": event.run,
-                "data": data,
-            },
-            "lost": self._lost,
-        }
-        return self._connection.notify("event", msgspec.Raw(msgspec.json.encode(body)))
-
-
-def _moved(moved: Sequence[JobObservation]) -> list[dict[str, Any]]:
-    return [
-        {"name": job.name, "label": job.label, "state": job.state.name, "attempt": job.attempt, "note": job.note}
-        for job in moved[:MAX_MOVED_JOBS]
-    ]
+    def next_number(self) -> int:
+        """Return a number that was not used before."""
+        self._last += 1
+        return self._last

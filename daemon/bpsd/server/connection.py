@@ -127,7 +127,7 @@ class Core:
 class Connection(asyncio.BufferedProtocol):
     """One client.
 
-    Handlers use `notify`, `on_close`, `id`, `peer` and `lost`; the rest is for the server and the event loop.
+    Handlers use `send_lines`, `on_close`, `id`, `peer` and `lost`; the rest is for the server and the event loop.
     """
 
     def __init__(self, core: Core, id: int, peer: Peer, rights: frozenset[Right]) -> None:
@@ -142,7 +142,6 @@ class Connection(asyncio.BufferedProtocol):
         self._scopes: dict[RequestId, anyio.CancelScope] = {}  # of requests that end when the client leaves
         self._on_close: list[Callable[[], object]] = []
         self._waits_for_turn = False
-        self._flush_scheduled = False
         self._reading = True
         self._writable = True  # the transport's buffer is not full
         self._eof = False  # the client sends no more, but perhaps still reads
@@ -162,28 +161,24 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- for handlers ------------------------------------------------------------------------------------------------
 
-    def notify(self, method: str, params: msgspec.Struct | msgspec.Raw) -> bool:
-        """Send a notification soon.
+    def send_lines(self, lines: bytes, count: int) -> bool:
+        """Send ``count`` notifications that were encoded before (`bpsd.protocol.event_line`).
 
         Returns
         -------
         sent : `bool`
-            `False` if it was dropped: the client reads too slowly, or it is gone, or the message is too long.
+            `False` if they were dropped: the client reads too slowly, or it is gone.
         """
         if self._over:
             return False
         waiting = self._protocol.pending_bytes + self._transport.get_write_buffer_size()
-        if waiting <= self._core.limits.write_buffer_bytes:
-            try:
-                self._protocol.send_notification(method, params)
-            except ValueError:  # too long
-                pass
-            else:
-                self._flush_soon()
-                return True
-        self.lost += 1
-        self._core.figures.notifications_lost += 1
-        return False
+        if waiting > self._core.limits.write_buffer_bytes:
+            self.lost += count
+            self._core.figures.notifications_lost += count
+            return False
+        self._protocol.send_lines(lines)
+        self._flush()
+        return True
 
     def on_close(self, callback: Callable[[], object]) -> None:
         """Have ``callback`` called when the connection ends. A connection that holds something is never idle."""
@@ -423,16 +418,6 @@ class Connection(asyncio.BufferedProtocol):
             self._core.figures.bytes_out += len(data)
             self._bytes_out += len(data)
             self._transport.write(data)
-
-    def _flush_soon(self) -> None:
-        """Send with whatever else is queued in this turn of the loop."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush_now)
-
-    def _flush_now(self) -> None:
-        self._flush_scheduled = False
-        self._flush()
 
     def _pause_reading(self) -> None:
         if self._reading and not self._over:
