@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpsd_adapters.local import processes
+from bpsd_adapters.local import ledger as ledgers
+from bpsd_adapters.local import ledgerfile, processes
 from bpsd_adapters.local.ledger import (
     PATIENCE_S,
     WAITER_LOST_S,
@@ -26,10 +28,10 @@ from bpsd_adapters.local.ledger import (
     Owner,
     Want,
     Wish,
-    default_path,
     prune,
     settle,
 )
+from bpsd_adapters.local.ledgerfile import default_path, ledger_in
 from bpsd_adapters.local.processes import GONE, Process
 
 A, B, C = Process(1, 10), Process(2, 20), Process(3, 30)
@@ -105,6 +107,19 @@ def test_of_a_dead_driver_living_jobs_stay() -> None:
     assert prune(book, lambda _: False) == EMPTY
 
 
+def test_a_book_that_was_begun_again_gives_nothing_until_all_drivers_have_entered_their_jobs() -> None:
+    book = Book("boot", (), (A, B))
+    early = settle(book, C, [], [ONE_CORE], TWO, 0.0)
+    assert early.granted == (False,)
+
+    book = settle(early.book, A, [Claim(1, 0)], [ONE_CORE], TWO, 1.0).book
+    assert (book.missing, [len(o.claims) for o in book.owners if o.process == A]) == ((B,), [1])
+    last = settle(book, B, [], [], TWO, 2.0)
+    assert (last.book.missing, last.wake) == ((), (C, A))
+
+    assert prune(book, lambda p: p != B).missing == ()  # a driver that ended has nothing to enter
+
+
 @dataclass
 class _Driver:
     process: Process
@@ -167,8 +182,10 @@ def sleeper() -> Iterator[Process]:
 
 
 @pytest.fixture
-def me() -> Process:
-    return processes.of_pid(os.getpid())
+def me() -> Iterator[Process]:
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)  # ledgers send it to those who wait
+    yield processes.of_pid(os.getpid())
+    signal.signal(signal.SIGUSR1, before)
 
 
 def test_drivers_share_a_file(path: Path, me: Process) -> None:
@@ -250,6 +267,56 @@ def test_a_removed_file_is_made_again_with_what_one_has(path: Path, me: Process)
         assert Ledger(path, TWO, other).settle([], [Wish(2, 0)]) == (False,)
 
 
+@contextmanager
+def driver(path: Path) -> Iterator[Process]:
+    """A process that looks like a driver with this ledger."""
+    program = """
+import signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+print(flush=True)
+time.sleep(300)
+"""
+    folder = path.parent / "run"
+    folder.mkdir(exist_ok=True)
+    words = ["bpsd_adapters.local.driver", str(folder), f'{{"attempt":1,"ledger":"{path}"}}']
+    with (
+        (folder / "driver.err").open("wb") as err,
+        subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=err) as process,
+    ):
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield processes.of_pid(process.pid)
+        process.kill()
+
+
+@pytest.mark.parametrize("damage", ["removed", "damaged", "huge"])
+def test_a_lost_ledger_gives_no_core_twice(path: Path, me: Process, damage: str) -> None:
+    """The driver with the jobs may be stopped: then nobody gets its cores, and the fault is named."""
+    with driver(path) as busy, driver(path.with_name("another")):
+        theirs = Ledger(path, TWO, busy)
+        theirs.settle([Claim(2, 0)])
+        if damage == "removed":
+            path.unlink()
+        elif damage == "damaged":
+            path.write_bytes(b"nonsense")
+        else:
+            os.truncate(path, ledgers.BOOK_MAX_BYTES + 1)
+        mine = Ledger(path, TWO, me)
+        fault = mine.fault()
+        assert ("is damaged" in fault) is (damage != "removed")
+
+        assert mine.settle([], [ONE_CORE]) == (False,)
+        assert f"these have not (they may be stopped): {busy.pid}" in mine.fault()
+        assert theirs.was_replaced() is (damage == "removed")
+
+        theirs.settle([Claim(2, 0)])
+        assert not theirs.was_replaced()
+        assert mine.fault() == ""
+        assert mine.settle([], [ONE_CORE]) == (False,)
+        theirs.settle([])
+        assert mine.settle([], [ONE_CORE]) == (True,)
+
+
 def test_what_somebody_else_put_there_is_refused(path: Path, tmp_path: Path, me: Process) -> None:
     (tmp_path / "elsewhere").write_bytes(b"precious")
     path.symlink_to(tmp_path / "elsewhere")
@@ -259,11 +326,98 @@ def test_what_somebody_else_put_there_is_refused(path: Path, tmp_path: Path, me:
     path.hardlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError, match=r"not a file of user \d+ alone .* setting 'ledger'"):
         Ledger(path, TWO, me).settle([])
+    assert "alone" in Ledger(path, TWO, me).fault()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(PermissionError, match=r"not a file of user \d+ alone"):
+        Ledger(path, TWO, me).settle([])
     assert (tmp_path / "elsewhere").read_bytes() == b"precious"
 
 
-def test_each_user_has_one() -> None:
-    assert default_path().name == f"bpsd-ledger-{os.getuid()}"
+def test_who_holds_the_lock_keeps_nobody_waiting_for_ever(
+    path: Path, me: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "LOCK_WAIT_S", 0.05)
+    with Ledger(path, TWO, me)._held():  # a stopped driver
+        assert "another process has held it for 0.05 s" in Ledger(path, TWO, me).fault()
+        with pytest.raises(TimeoutError):
+            Ledger(path, TWO, me).settle([], [ONE_CORE])
+    assert Ledger(path, TWO, me).settle([], [ONE_CORE]) == (True,)
+
+
+def test_looking_for_a_fault_leaves_no_file_open(path: Path, me: Process) -> None:
+    mine = Ledger(path, TWO, me)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for _ in range(3):
+        assert mine.fault() == ""
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ledgerfile, "RUNS_FOLDER", tmp_path / "lib")
+    monkeypatch.setattr(ledgerfile, "EARLIER_FOLDER", tmp_path / "shm")
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    (tmp_path / "shm").mkdir()
+    return tmp_path
+
+
+def test_each_user_has_one_where_nobody_else_can_write(home: Path, me: Process) -> None:
+    path = default_path(Path("/nowhere"))
+    assert path == ledger_in(home / ".local/state/bpsd")
+    assert Ledger(path, TWO, me).settle([], [ONE_CORE]) == (True,)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+    path.parent.chmod(0o777)
+    with pytest.raises(PermissionError, match=r"folder must be a directory of user \d+ that nobody else can write to"):
+        Ledger(path, TWO, me).settle([])
+
+    own = home / "lib" / str(os.getuid())  # jobs of a system's daemon count too
+    own.mkdir(parents=True, mode=0o700)
+    assert default_path(Path("/nowhere")) == ledger_in(own)
+
+
+def test_without_a_home_it_is_in_the_state_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/proc")
+    monkeypatch.setattr(os, "getuid", lambda: 41001)
+
+    assert default_path(home / "state") == ledger_in(home / "state")
+
+
+def test_ledgers_of_other_boots_are_removed_when_they_are_old(home: Path, me: Process) -> None:
+    path = default_path(home)
+    path.parent.mkdir(parents=True, mode=0o700)
+    old, recent = path.with_name("old"), path.with_name("recent")
+    old.touch()
+    recent.touch()
+    os.utime(old, (0, time.time() - ledgerfile.KEEP_S - 60))
+
+    Ledger(path, TWO, me).settle([])
+
+    assert (old.exists(), recent.exists()) == (False, True)
+
+
+def test_drivers_from_before_an_upgrade_and_later_ones_count_each_other(home: Path, me: Process) -> None:
+    earlier = ledgerfile.earlier_path()
+    with driver(earlier) as old:
+        theirs = Ledger(earlier, TWO, old)
+        theirs.settle([Claim(1, 0)])
+        mine = Ledger(default_path(home), TWO, me)
+        assert mine.settle([], [ONE_CORE, ONE_CORE]) == (True, False)
+        assert theirs.settle([Claim(1, 0)], [ONE_CORE]) == (False,)
+        theirs.settle([])
+        assert mine.settle([Claim(1, 0)], [ONE_CORE]) == (True,)
+        assert theirs.settle([], [ONE_CORE]) == (False,)
+    assert mine.settle([Claim(1, 0)], [ONE_CORE]) == (True,)
+    assert not earlier.exists()
+
+
+def test_what_somebody_else_put_in_the_earlier_place_stops_nobody(home: Path, me: Process) -> None:
+    """Anybody may write there: a file of another user, a FIFO, a link."""
+    os.mkfifo(ledgerfile.earlier_path())
+
+    assert Ledger(default_path(home), TWO, me).settle([], [ONE_CORE]) == (True,)
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

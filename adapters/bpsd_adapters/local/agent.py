@@ -41,6 +41,7 @@ from bpsd_adapters.local.agentwire import (
     TokenOrder,
     trouble_of,
 )
+from bpsd_adapters.local.ledgerfile import ledger_in
 from bpsd_adapters.local.service import LocalConfig, LocalService
 
 JOBS_PER_POLL = 2_000
@@ -168,10 +169,11 @@ def _write_at(path: Path, chunk: Chunk) -> None:
 
 
 async def _run(settings: AgentSettings) -> None:
-    folder = Path(os.environ["STATE_DIRECTORY"]) / settings.folder
+    own = Path(os.environ["STATE_DIRECTORY"])
+    folder = own / settings.folder
     for name in _OF_THE_UNIT:  # jobs inherit the rest
         os.environ.pop(name, None)
-    config = msgspec.convert(settings.config, LocalConfig)
+    config = msgspec.structs.replace(msgspec.convert(settings.config, LocalConfig), ledger=str(ledger_in(own)))
     if config.run_dir is not None:
         config = msgspec.structs.replace(config, run_dir=f"{config.run_dir}/{os.getuid()}")
     link = socket.socket(fileno=os.dup(0))

@@ -55,6 +55,9 @@ TELL_LEDGER_S = 0.05
 LOOK_AGAIN_S = 1.0
 """How often to look at the ledger while jobs wait for room: so others see that we are not gone."""
 
+LEDGER_CHECK_S = 5.0
+"""How often to check that the ledger is still the file that our jobs are entered in."""
+
 LOST_NOTE = "its driver was killed: nobody saw how it ended"
 
 FAILURES_NAMED = 3
@@ -115,6 +118,7 @@ class Driver:
         self._intended: set[int] = set()
         self._intend_ahead, self._intended_at = LOOKAHEAD, -_INF
         self._ledger_at, self._tell_at = -_INF, _INF
+        self._ledger_checked_at = -_INF
         self._given_back: list[Wish] = []
         self._waits_for_room = False
         self._held = False
@@ -353,6 +357,8 @@ class Driver:
         due = min([self._scribe.next_look(), *(job.next_look(now) for job in self._running.values())])
         if self._waits_for_room:
             due = min(due, now + LOOK_AGAIN_S)
+        if self._running:
+            due = min(due, now + LEDGER_CHECK_S)
         if self._scribe.may_go_on:
             due = min(due, max(self._tell_at, self._ledger_at))
         if self._ledger_at > now:
@@ -362,12 +368,21 @@ class Driver:
         else:
             info = signal.sigtimedwait(SIGNALS, max(due - now, 0.0))
             if info is None:
+                self._check_ledger(now)
                 return
             got = signal.Signals(info.si_signo)
         if got in (signal.SIGTERM, signal.SIGINT):
             self._stop(WmsStates.FAILED, f"the driver was told to end ({got.name})")
         elif got == signal.SIGUSR1:
+            self._tell_at = -_INF  # who sends it may have begun the ledger again
             self._heed_requests()
+
+    def _check_ledger(self, now: float) -> None:
+        """Enter the jobs again if the ledger was removed or replaced: in the new one their cores look free."""
+        if now >= self._ledger_checked_at + LEDGER_CHECK_S:
+            self._ledger_checked_at = now
+            if self._ledger.was_replaced():
+                self._tell_at = -_INF
 
     def _claims_change(self) -> None:
         self._tell_at = min(self._tell_at, time.monotonic() + TELL_LEDGER_S)

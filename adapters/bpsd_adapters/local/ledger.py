@@ -1,8 +1,9 @@
 """Who has which cores and how much memory of this machine: one small file that all drivers of a user share.
 
 A driver takes the file's lock, reads the book, decides with `settle` what it gets, writes the book and lets go: about
-20 microseconds, no daemon needed. Each driver writes the whole of its own entry every time, so a book that was lost
-(systemd-logind's RemoveIPC cleans /dev/shm when a user logs out) or garbled is soon whole again.
+20 microseconds, no daemon needed. Each driver writes the whole of its own entry every time. A book that was lost or
+damaged is begun with a list of the drivers that live (`~bpsd_adapters.local.ledgerfile.living_drivers`), and gives
+nothing to anybody until each of them has entered what it has, or has ended.
 
 An entry counts while its driver lives, and each claim in it while the job's process lives: what survives a killed
 driver keeps its cores. Who waits is served in order: what was wanted earlier and would fit goes first, and what has
@@ -20,7 +21,6 @@ __all__ = [
     "Settlement",
     "Want",
     "Wish",
-    "default_path",
     "prune",
     "settle",
 ]
@@ -28,16 +28,15 @@ __all__ = [
 import fcntl
 import os
 import signal
-import stat
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from bpsd_adapters.local import processes
+from bpsd_adapters.local import ledgerfile, processes
 from bpsd_adapters.local.processes import Process
 from bpsd_adapters.runlog import frame, parse
 
@@ -49,6 +48,12 @@ WAITER_LOST_S = 5.0
 
 PRUNE_EVERY_S = 0.2
 """How often the dead are looked for while somebody waits."""
+
+LOCK_WAIT_S = 2.0
+"""How long to wait for another process that uses the file, which takes it microseconds unless it is stopped."""
+
+BOOK_MAX_BYTES = 4 * 1024 * 1024
+"""The longest book that is read; a longer file is damaged."""
 
 
 class Claim(msgspec.Struct, array_like=True, frozen=True):
@@ -84,10 +89,14 @@ class Owner(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Book(msgspec.Struct, array_like=True, frozen=True):
-    """The whole ledger, of one boot of the machine."""
+    """The whole ledger, of one boot of the machine.
+
+    ``missing`` are drivers that lived when the book was begun and have not entered what they have yet.
+    """
 
     boot: str
     owners: tuple[Owner, ...] = ()
+    missing: tuple[Process, ...] = ()
 
 
 class Capacity(NamedTuple):
@@ -125,7 +134,7 @@ def prune(book: Book, is_alive: Callable[[Process], bool]) -> Book:
         claims = tuple(c for c in owner.claims if is_alive(Process(c.pid, c.start)))
         if claims:
             kept.append(Owner(owner.pid, owner.start, claims))
-    return Book(book.boot, tuple(kept))
+    return Book(book.boot, tuple(kept), tuple(p for p in book.missing if is_alive(p)))
 
 
 def settle(
@@ -149,6 +158,7 @@ def settle(
         `time.monotonic`.
     """
     others = [o for o in book.owners if o.process != me]
+    missing = tuple(p for p in book.missing if p != me)
     before = next((o.want for o in book.owners if o.process == me), None)
     free = _free(capacity, [*claims, *(c for o in others for c in o.claims)])
     waiting = [o.want for o in others if o.want is not None and now - o.want.looked < WAITER_LOST_S]
@@ -160,7 +170,7 @@ def settle(
         if before is not None and (before.cores, before.memory_mb) == wish:
             since, before = before.since, None
         want = Want(wish.cores, wish.memory_mb, since, now)
-        yes = _fits(want, free) and not _is_held_back(want, waiting, refused, free, now)
+        yes = not missing and _fits(want, free) and not _is_held_back(want, waiting, refused, free, now)
         granted.append(yes)
         if yes:
             mine.append(Claim(wish.cores, wish.memory_mb))
@@ -169,9 +179,9 @@ def settle(
             refused.append(want)
     first = min(refused, key=lambda w: w.since, default=None)
     entry = Owner(me.pid, me.start, tuple(mine), first)
-    wake = tuple(o.process for o in others if o.want is not None and _fits(o.want, free))
+    wake = tuple(o.process for o in others if not missing and o.want is not None and _fits(o.want, free))
     keep = (entry,) if mine or first is not None else ()
-    return Settlement(Book(book.boot, (*others, *keep)), tuple(granted), wake)
+    return Settlement(Book(book.boot, (*others, *keep), missing), tuple(granted), wake)
 
 
 def _free(capacity: Capacity, claims: Sequence[Claim]) -> Capacity:
@@ -192,13 +202,6 @@ def _is_held_back(want: Want, waiting: Sequence[Want], refused: Sequence[Want], 
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
-
-
-def default_path() -> Path:
-    """Where a user's ledger is: in memory if there is a place, since it is of no use after a boot."""
-    shared = Path("/dev/shm")  # noqa: S108  # _open_own refuses what another user put there
-    folder = shared if os.access(shared, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
-    return folder / f"bpsd-ledger-{os.getuid()}"
 
 
 _decode = msgspec.json.Decoder(Book).decode
@@ -225,6 +228,8 @@ class Ledger:
         self._fd = -1
         self._left = b""
         self._pruned_at = float("-inf")
+        self._private = path == ledgerfile.ledger_in(path.parent.parent)
+        self._earlier = ledgerfile.earlier_path() if self._private else None
 
     def settle(self, claims: Sequence[Claim], wishes: Sequence[Wish] = ()) -> tuple[bool, ...]:
         """Enter what this driver has and ask for more; wakes other drivers (SIGUSR1) if they may go on.
@@ -239,22 +244,23 @@ class Ledger:
         OSError
             If the file cannot be used (the message says what to do); then nothing was granted.
         """
-        fd = self._open()
-        try:
-            book = self._read(fd)
+        with self._held() as fd, self._earlier_held() as earlier_fd:
+            known = _parsed(fd, self._boot)
+            book = known or Book(self._boot, (), ledgerfile.living_drivers(self.path))
+            strangers = self._strangers(earlier_fd, book)
+            book = Book(book.boot, (*book.owners, *strangers), book.missing)
             now = time.monotonic()
             settled = settle(book, self._me, claims, wishes, self.capacity, now)
-            if not all(settled.granted) and len(book.owners) > 1 and now - self._pruned_at > PRUNE_EVERY_S:
+            crowded = len(book.owners) > 1 or bool(book.missing)
+            if not all(settled.granted) and crowded and now - self._pruned_at > PRUNE_EVERY_S:
                 self._pruned_at = now
                 book = prune(book, processes.is_alive)
                 settled = settle(book, self._me, claims, wishes, self.capacity, now)
             self._left = b""
-            data = self._write(fd, settled.book)
-            if all(owner.process == self._me or owner.want is None for owner in settled.book.owners):
+            data = self._write(fd, earlier_fd, settled.book, {owner.process for owner in strangers})
+            if not strangers and all(o.process == self._me or o.want is None for o in settled.book.owners):
                 self._left = data
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
-        for other in settled.wake:
+        for other in (*settled.wake, *(settled.book.missing if known is None else ())):
             processes.send(other, signal.SIGUSR1)
         return settled.granted
 
@@ -270,62 +276,151 @@ class Ledger:
         except OSError:
             return False
 
+    def was_replaced(self) -> bool:
+        """Whether the file that this driver entered its jobs in was removed or replaced: it is to enter them again."""
+        return self._fd >= 0 and not self._is_at_path()
+
     def read(self) -> Book:
-        """The book as it is, without the dead."""
-        fd = self._open()
+        """The book as it is, without the dead; an empty one if it is damaged (see `fault`). No file stays open.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be used.
+        """
         try:
-            return prune(self._read(fd), processes.is_alive)
+            with self._held() as fd:
+                return prune(_parsed(fd, self._boot) or Book(self._boot), processes.is_alive)
         finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
+            self._forget()
+
+    def fault(self) -> str:
+        """Say what keeps drivers from using the ledger; empty if nothing does. It leaves the file as it is."""
+        try:
+            with self._held() as fd:
+                size, book = os.fstat(fd).st_size, _parsed(fd, self._boot)
+        except OSError as exc:
+            return str(exc)
+        finally:
+            self._forget()
+        if book is None:
+            return f"the ledger {self.path} is damaged; the next job that starts begins it again" if size else ""
+        missing = prune(book, processes.is_alive).missing
+        if not missing:
+            return ""
+        pids = ", ".join(str(process.pid) for process in missing)
+        return (
+            f"the ledger {self.path} was lost or damaged, and no job starts until the drivers that live have entered "
+            f"their jobs again; these have not (they may be stopped): {pids}"
+        )
 
     def close(self) -> None:
         """Give everything back."""
         self.settle(())
-        os.close(self._fd)
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
         self._fd, self._left = -1, b""
+
+    @contextmanager
+    def _held(self) -> Iterator[int]:
+        fd = self._open()
+        try:
+            yield fd
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
     def _open(self) -> int:
         """The file, locked; another one if somebody removed it meanwhile."""
         while True:
             if self._fd < 0:
-                self._fd = _open_own(self.path)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            try:
-                there = self.path.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                there = None
-            mine = os.fstat(self._fd)
-            if there is not None and (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                self._fd = ledgerfile.open_own(self.path, private_folder=self._private)
+            _lock(self._fd, self.path)
+            if self._is_at_path():
                 return self._fd
-            os.close(self._fd)
-            self._fd = -1
+            self._forget()
 
-    def _read(self, fd: int) -> Book:
-        lines = parse(os.pread(fd, os.fstat(fd).st_size, 0))[0]
-        if lines:
-            try:
-                book = _decode(lines[0])
-            except msgspec.MsgspecError:
-                return Book(self._boot)  # another version's: its drivers enter themselves again
-            if book.boot == self._boot:
-                return book
-        return Book(self._boot)
+    def _is_at_path(self) -> bool:
+        try:
+            there = self.path.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(self._fd)
+        return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
-    def _write(self, fd: int, book: Book) -> bytes:
-        data = frame(msgspec.json.encode(book))
-        os.pwrite(fd, data, 0)
-        os.ftruncate(fd, len(data))
-        return data
+    @contextmanager
+    def _earlier_held(self) -> Iterator[int]:
+        """The ledger of an earlier version, locked, while drivers that began before an upgrade use it; else -1."""
+        fd = -1 if self._earlier is None else ledgerfile.open_earlier(self._earlier)
+        if self._earlier is None or fd < 0:
+            self._earlier = None
+            yield -1
+            return
+        try:
+            _lock(fd, self._earlier)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _strangers(self, earlier_fd: int, book: Book) -> list[Owner]:
+        """Entries that only the earlier ledger has. If no driver uses it any more, it is removed."""
+        if self._earlier is None:
+            return []
+        known = {owner.process for owner in book.owners}
+        theirs = prune(_parsed(earlier_fd, self._boot) or Book(self._boot), processes.is_alive).owners
+        strangers = [owner for owner in theirs if owner.process not in known and owner.process != self._me]
+        if not strangers and not ledgerfile.living_drivers(self._earlier):
+            self._earlier.unlink(missing_ok=True)
+            self._earlier = None
+        return strangers
+
+    def _write(self, fd: int, earlier_fd: int, book: Book, strangers: set[Process]) -> bytes:
+        """Write the book; drivers that began before an upgrade get the whole of it in their own ledger."""
+        if self._earlier is not None:
+            _write(earlier_fd, Book(book.boot, book.owners))
+            book = Book(book.boot, tuple(o for o in book.owners if o.process not in strangers), book.missing)
+        return _write(fd, book)
 
 
-def _open_own(path: Path) -> int:
-    """Open a file in a folder that others can write to; it must be ours, and no link to something else."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and status.st_nlink <= 1:
-        return fd
-    os.close(fd)
-    raise PermissionError(
-        f"the ledger {path} is not a file of user {os.getuid()} alone (owner {status.st_uid}, {status.st_nlink} "
-        "links): remove it, or name another place with the setting 'ledger'"
-    )
+def _lock(fd: int, path: Path) -> None:
+    """Lock the file; not for longer than `LOCK_WAIT_S`, since who holds it may be stopped.
+
+    Raises
+    ------
+    TimeoutError
+        If another process holds it all that time.
+    """
+    until, pause = time.monotonic() + LOCK_WAIT_S, 0.0001
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TimeoutError(
+                    f"cannot lock {path}: another process has held it for {LOCK_WAIT_S:g} s; `fuser {path}` shows which"
+                ) from None
+        else:
+            return
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
+
+
+def _parsed(fd: int, boot: str) -> Book | None:
+    size = os.fstat(fd).st_size
+    lines = parse(os.pread(fd, size, 0))[0] if size <= BOOK_MAX_BYTES else []
+    if not lines:
+        return None
+    try:
+        book = _decode(lines[0])
+    except msgspec.MsgspecError:
+        return None  # another version's: its drivers enter themselves again
+    return book if book.boot == boot else None
+
+
+def _write(fd: int, book: Book) -> bytes:
+    data = frame(msgspec.json.encode(book))
+    os.pwrite(fd, data, 0)
+    os.ftruncate(fd, len(data))
+    return data

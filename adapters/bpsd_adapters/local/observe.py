@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LOG", "PROCESSES", "Phase", "RunCursor", "Teller", "driver_died", "log_unreadable", "still_there"]
+__all__ = ["LEDGER", "LOG", "PROCESSES", "Phase", "RunCursor", "Teller", "driver_died", "log_unreadable", "still_there"]
 
 from collections.abc import Collection, Iterable
 from enum import Enum
@@ -17,6 +17,7 @@ from bpsd_adapters.local.history import History, OpenJob
 from bpsd_adapters.local.layout import Meta
 from bpsd_adapters.runlog import Position
 
+LEDGER = "ledger"
 LOG = "log"
 PROCESSES = "processes"
 _RANK = {PROCESSES: 5, LOG: 20}

@@ -47,8 +47,9 @@ from bpsd_adapters.local.follow import BackendCursor, Follower, take_for
 from bpsd_adapters.local.history import History
 from bpsd_adapters.local.launch import check_driver, launch_driver
 from bpsd_adapters.local.layout import RunFolder, StateFolder
-from bpsd_adapters.local.ledger import Capacity, Ledger, default_path
-from bpsd_adapters.local.observe import LOG, PROCESSES, still_there
+from bpsd_adapters.local.ledger import Capacity, Ledger
+from bpsd_adapters.local.ledgerfile import default_path
+from bpsd_adapters.local.observe import LEDGER, LOG, PROCESSES, still_there
 from bpsd_adapters.local.prepare import Answer, Order, work
 from bpsd_adapters.local.units import scope_command
 
@@ -98,7 +99,8 @@ class LocalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             str,
             Meta(
                 pattern="^/",
-                description="the file in which this user's runs share cores and memory; default: in /dev/shm",
+                description="file in which all runs of a user on a machine share cores and memory, in a folder that "
+                "nobody else can write to (default: one in the user's state folder; not used with run_as: submitter)",
             ),
         ]
         | None
@@ -134,7 +136,7 @@ class LocalService(WmsService):
         super().__init__(config, context)
         self._config = config
         self._state = StateFolder(context.state_dir, None if config.run_dir is None else Path(config.run_dir))
-        self._ledger = default_path() if config.ledger is None else Path(config.ledger)
+        self._ledger = default_path(context.state_dir.parent.parent) if config.ledger is None else Path(config.ledger)
         self.capacity = Capacity(
             config.cores or len(os.sched_getaffinity(0)),
             config.memory_mb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
@@ -156,7 +158,9 @@ class LocalService(WmsService):
     @property
     def capabilities(self) -> Capabilities:
         """What a single machine can do."""
-        return Capabilities(fields=FIELDS, sources=(PROCESSES, LOG), poll_floor_s=0.2, holds=True, reads_output=True)
+        return Capabilities(
+            fields=FIELDS, sources=(LEDGER, PROCESSES, LOG), poll_floor_s=0.2, holds=True, reads_output=True
+        )
 
     # -- submitting --------------------------------------------------------------------------------------------------
 
@@ -341,8 +345,9 @@ class LocalService(WmsService):
                 break
         if errors:
             self.context.log.warning("run_logs_damaged", errors=[*errors.values()][:5], count=len(errors))
-            if not more:
-                observations += still_there(request.known, {*errors, *absent})
+        fault = await _in_thread(self._ledger_fault)
+        if (errors or fault) and not more:
+            observations += still_there(request.known, {*errors, *absent})
         if self._follower.live:
             self._have_live.set()
         cost = time.monotonic() - began
@@ -351,6 +356,12 @@ class LocalService(WmsService):
             cursor=cursor.text(),
             run_cursors=run_cursors,
             sources=(
+                SourceReport(
+                    name=LEDGER,
+                    status="partial" if fault else "ok",
+                    covers="cores and memory that runs hold",
+                    error=fault,
+                ),
                 SourceReport(name=PROCESSES, status="ok", covers="drivers and jobs of this machine"),
                 SourceReport(
                     name=LOG,
@@ -409,7 +420,10 @@ class LocalService(WmsService):
                 probe.write(b"bpsd")
                 probe.flush()
                 os.fsync(probe.fileno())
-        Ledger(self._ledger, self.capacity, processes.of_pid(os.getpid())).read()
+        Ledger(self._ledger, self.capacity, processes.GONE).read()  # a damaged one stops no submission
+
+    def _ledger_fault(self) -> str:
+        return Ledger(self._ledger, self.capacity, processes.GONE).fault()
 
     async def _folder(self, wms_id: str) -> RunFolder:
         folder = await _in_thread(self._state.numbered, wms_id)
