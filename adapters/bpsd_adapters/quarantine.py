@@ -173,7 +173,8 @@ class Quarantine:
     ) -> list[RunObservation]:
         """Return the observations of a poll with the error as the note of each known run in quarantine.
 
-        A run without an observation gets one, with no state. A run's key in the quarantine is its ``wms_id``.
+        A run without an observation gets one, with no state. A run's key in the quarantine is its ``key`` or its
+        ``wms_id``.
 
         Parameters
         ----------
@@ -188,25 +189,32 @@ class Quarantine:
             observations do not repeat the note: it replaces the error of a run that recovered.
         """
         found = list(observations)
-        place = {seen.wms_id: number for number, seen in enumerate(found)}
+        place = {seen.key: number for number, seen in enumerate(found)}
         reported: dict[str, str] = {}
         for run in known:
-            error = self.note(run.wms_id)
+            error = self.note(run.key) or self.note(run.wms_id)
             note: str | None = error
             if not error:
-                if usual_note is None or self._reported.get(run.wms_id) == "":
-                    reported[run.wms_id] = ""
+                if usual_note is None or self._reported.get(run.key) == "":
+                    reported[run.key] = ""
                     continue
                 note = usual_note(run)  # also when a run is first seen: an earlier process may have reported an error
             if note is None:
                 continue
-            reported[run.wms_id] = error
-            number = place.get(run.wms_id)
+            reported[run.key] = error
+            number = place.get(run.key)
             if number is not None:
                 found[number] = msgspec.structs.replace(found[number], note=note)
             else:
                 found.append(
-                    RunObservation(wms_id=run.wms_id, source=source, token=run.token, attempt=run.attempt, note=note)
+                    RunObservation(
+                        wms_id=run.wms_id,
+                        global_wms_id=run.global_wms_id,
+                        source=source,
+                        token=run.token,
+                        attempt=run.attempt,
+                        note=note,
+                    )
                 )
         self._reported = reported
         return found

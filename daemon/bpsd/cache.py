@@ -18,8 +18,9 @@ from typing import Any, Self
 
 import msgspec
 
-from bpsd.errors import RunAmbiguous, RunNotFound, nearest
+from bpsd.errors import Conflict, RunAmbiguous, RunNotFound, nearest
 from bpsd.hotrun import HotRun
+from bpsd.interface import WmsService
 from bpsd.jobtable import JobTable, encode_changes
 from bpsd.messages import Event
 from bpsd.models import JobObservation, KnownRun, PollResult, RunObservation
@@ -76,6 +77,20 @@ class _Handing:
 
     async def __aexit__(self, *_: object) -> None:
         await self.flush()
+
+
+def _known(r: RunRecord, cursor: str | None) -> KnownRun:
+    return KnownRun(
+        run_id=r.run_id,
+        wms_id=r.wms_id,
+        global_wms_id=r.global_wms_id,
+        token=r.token,
+        path=r.path,
+        attempt=r.attempt,
+        state=r.state,
+        submit_time=r.submit_time,
+        cursor=cursor,
+    )
 
 
 class Cache:
@@ -255,20 +270,30 @@ class Cache:
         for hot in tuple(self._hot.values()):
             r = hot.record
             if r.backend == backend and r.wms_id and r.live:
-                known.append(
-                    KnownRun(
-                        run_id=r.run_id,
-                        wms_id=r.wms_id,
-                        token=r.token,
-                        path=r.path,
-                        attempt=r.attempt,
-                        state=r.state,
-                        submit_time=r.submit_time,
-                        cursor=hot.cursor,
-                    )
-                )
+                known.append(_known(r, hot.cursor))
             await pause.if_due()
         return tuple(known)
+
+    def order_id(self, record: RunRecord, service: WmsService) -> str:
+        """Return the id by which an order of a backend's service names a run.
+
+        Raises
+        ------
+        Conflict
+            If all that is known of the run is an id that its WMS gave to another run since.
+        """
+        order_id = service.order_id(_known(record, None))
+        holder = self._names.of_wms_id(record.backend, record.wms_id)
+        if order_id == record.wms_id and holder not in (None, record.run_id):
+            raise Conflict(
+                f"backend {record.backend} gave the id {record.wms_id} of run {record.run_id} to run {holder} since:"
+                " an order would reach that run",
+                advice=f"look for jobs of {record.run_id} with the tools of the WMS;"
+                f" `bpsctl report {holder}` shows the other run",
+                run=record.run_id,
+                holder=holder,
+            )
+        return order_id
 
     def events_after(self, seq: int) -> list[Event] | None:
         """The events after ``seq``, or `None` if some of them are not at hand any more."""
@@ -306,7 +331,7 @@ class Cache:
                         moved |= self._apply_one(run_id, backend, piece, began, None, out.batch)
                         await pause.if_due()
                     await out.make_room(run_id)
-                    cursor = result.run_cursors.get(seen.wms_id)
+                    cursor = result.run_cursors.get(seen.key)
                     if self._apply_one(run_id, backend, last, began, cursor, out.batch) or moved:
                         changed += 1
                         touched.append(run_id)
@@ -316,12 +341,12 @@ class Cache:
                 await asyncio.sleep(0)
             if absence_is_proof(result.sources):
                 names = tuple(source.name for source in result.sources)
-                for wms_id in result.absent:
-                    changed += self._vanish(backend, wms_id, began, names, out.batch)
+                for key in result.absent:
+                    changed += self._vanish(backend, key, began, names, out.batch)
                 if not result.more:
                     self._confirmed[backend] = began
-            for wms_id, cursor in result.run_cursors.items():
-                self._keep_cursor(backend, wms_id, cursor, out.batch)
+            for key, cursor in result.run_cursors.items():
+                self._keep_cursor(backend, key, cursor, out.batch)
                 await pause.if_due()
             if result.cursor is not None:
                 self._cursors[backend] = result.cursor
@@ -361,13 +386,24 @@ class Cache:
         return [run_id if run_id is not None else next(given) for run_id in found]
 
     def _known_id(self, backend: str, seen: RunObservation) -> str | None:
-        run_id = self._names.of_wms_id(backend, seen.wms_id)
+        run_id = self._of_key(backend, seen.key)
+        if run_id is None and seen.global_wms_id is not None:
+            run_id = self._names.of_wms_id(backend, seen.wms_id)
+            if run_id is not None and self._hot[run_id].record.global_wms_id is not None:
+                return None  # another attempt, or the WMS gave the id to another run: the journal knows
         if run_id is None:
             return None
         record = self._hot[run_id].record
         if seen.token is not None and record.token is not None and seen.token != record.token:
             return None  # the WMS gave the id to somebody else
         return run_id
+
+    def _of_key(self, backend: str, key: str) -> str | None:
+        """Return our id of a run of a backend by its global id, or else by its WMS id."""
+        for run_id in self._names.of_global_id(key):
+            if self._hot[run_id].record.backend == backend:
+                return run_id
+        return self._names.of_wms_id(backend, key)
 
     def _apply_one(
         self, run_id: str, backend: str, seen: RunObservation, began: float, cursor: str | None, batch: Batch
@@ -384,6 +420,8 @@ class Cache:
         folded, moved = hot.record.fold(seen, began, hot.jobs, self.text_chars)
         changes += folded
         self._names.add(hot.record)
+        if seen.global_wms_id is not None:
+            self._names.add_global_id(run_id, seen.global_wms_id[: self._text_chars])
         if cursor is not None:
             hot.cursor = cursor
             batch.run_cursors[(backend, run_id)] = cursor
@@ -392,8 +430,8 @@ class Cache:
         self._publish(hot, changes, moved, batch)
         return True
 
-    def _vanish(self, backend: str, wms_id: str, began: float, sources: tuple[str, ...], batch: Batch) -> int:
-        run_id = self._names.of_wms_id(backend, wms_id)
+    def _vanish(self, backend: str, key: str, began: float, sources: tuple[str, ...], batch: Batch) -> int:
+        run_id = self._of_key(backend, key)
         if run_id is None:
             return 0
         hot = self._hot[run_id]
@@ -403,8 +441,8 @@ class Cache:
         self._publish(hot, changes, (), batch)
         return 1
 
-    def _keep_cursor(self, backend: str, wms_id: str, cursor: str, batch: Batch) -> None:
-        run_id = self._names.of_wms_id(backend, wms_id)
+    def _keep_cursor(self, backend: str, key: str, cursor: str, batch: Batch) -> None:
+        run_id = self._of_key(backend, key)
         if run_id is not None:
             self._hot[run_id].cursor = cursor
             batch.run_cursors[(backend, run_id)] = cursor

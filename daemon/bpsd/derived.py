@@ -135,20 +135,20 @@ async def _everything(service: WmsService, question: Question) -> tuple[list[Run
     while True:
         result = await service.poll(request)
         for seen in result.observations:
-            before = merged.get(seen.wms_id)
-            merged[seen.wms_id] = seen if before is None else _merge(before, seen)
+            before = merged.get(seen.key)
+            merged[seen.key] = seen if before is None else _merge(before, seen)
         messages += [f"{s.name}: {s.error or s.status}" for s in result.sources if s.status != "ok"]
         if not result.more:
             return list(merged.values()), messages
         request = PollRequest(
             cursor=result.cursor,
-            known=tuple(k for k in request.known if k.wms_id not in result.run_cursors) + _continued(result),
+            known=tuple(k for k in request.known if k.key not in result.run_cursors) + _continued(result),
             question=question,
         )
 
 
 def _continued(result: PollResult) -> tuple[KnownRun, ...]:
-    return tuple(KnownRun(run_id=wms_id, wms_id=wms_id, cursor=cursor) for wms_id, cursor in result.run_cursors.items())
+    return tuple(KnownRun(run_id=key, wms_id=key, cursor=cursor) for key, cursor in result.run_cursors.items())
 
 
 def _merge(before: RunObservation, after: RunObservation) -> RunObservation:

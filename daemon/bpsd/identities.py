@@ -1,9 +1,10 @@
 """Who is who: run ids, attempts, and the ids that a WMS gave them.
 
-A run is its token if it is ours; else it is (backend, submit directory, first submit time). The same directory with a
-new WMS id is the next attempt of the same run; a WMS id that was seen before is the same run, unless the WMS recycled
-it. What is decided is in `may_be`, `is_recycled` and `next_attempt`, which are pure; the rest looks rows up and writes
-them. All functions with a connection run inside a transaction of the journal.
+A run is its token if it is ours; else its global id where the WMS has such ids; else it is (backend, submit directory,
+first submit time). The same directory with a new id is the next attempt of the same run; a WMS id that was seen before
+is the same run, unless the WMS gave it to another run. The decisions are in `may_be`, `is_recycled` and
+`next_attempt`, which are pure; the rest looks rows up and writes them. All functions with a connection run inside a
+transaction of the journal.
 """
 
 from __future__ import annotations
@@ -39,15 +40,21 @@ SUBMIT_TIME_TOLERANCE_S = 3600.0
 """How far two sources of one WMS may differ about when a run was submitted (a requeue moves it, clocks drift)."""
 
 
+GLOBAL_ID_TOLERANCE_S = 60.0
+"""How far two sources of a WMS with global ids may differ about when a run was submitted."""
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One submit or restart of a run.
 
     ``attempt`` counts from 1; what turns out to be older than the first that we saw is numbered downwards, so that a
-    number never changes and an older attempt never overtakes. ``wms_id`` is `None` until the WMS has it.
+    number never changes and an older attempt never overtakes. ``wms_id`` is `None` until the WMS has it;
+    ``global_wms_id`` is the name that the WMS never gives twice, `None` until a source shows it.
     """
 
     attempt: int
     wms_id: str | None = None
+    global_wms_id: str | None = None
     path: str | None = None
     submit_time: float | None = None
     command_id: str | None = None
@@ -87,11 +94,16 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
 
     backend_uid: str
     wms_id: str
+    global_wms_id: str | None = None
     token: str | None = None
     path: str | None = None
     submit_time: float | None = None
     attempt: int | None = None
     owner: str | None = None
+
+    def names(self, attempt: Attempt) -> bool:
+        """Return whether its ids are those of an attempt."""
+        return attempt.wms_id == self.wms_id and not _differ(self.global_wms_id, attempt.global_wms_id)
 
 
 # -- decisions -------------------------------------------------------------------------------------------------------
@@ -108,12 +120,21 @@ def may_be(sighting: Sighting, run: RunIdentity) -> bool:
 
 
 def is_recycled(sighting: Sighting, run: RunIdentity, attempt: Attempt) -> bool:
-    """Whether a WMS id that ``attempt`` had belongs to another run now: submitted at another time *and* elsewhere.
+    """Return whether a WMS id that ``attempt`` had belongs to another run now.
 
-    One of the two is not enough: a requeue changes the time, and a source may report a path in another way.
+    Two global ids settle it. Without them it was submitted at another time *and* elsewhere; one of the two is not
+    enough: a requeue changes the time, and a source may report a path in another way. Where times are not known, the
+    path decides.
     """
+    if sighting.global_wms_id is not None and attempt.global_wms_id is not None:
+        return sighting.global_wms_id != attempt.global_wms_id
+    if sighting.global_wms_id is not None and sighting.submit_time is not None and attempt.submit_time is not None:
+        # An attempt of before global ids were kept. A WMS that has them never moves the time of a submission.
+        return abs(sighting.submit_time - attempt.submit_time) > GLOBAL_ID_TOLERANCE_S
     times = sighting.submit_time, attempt.submit_time
-    if times[0] is None or times[1] is None or abs(times[0] - times[1]) <= SUBMIT_TIME_TOLERANCE_S:
+    if times[0] is None or times[1] is None:
+        return _differ(sighting.path, attempt.path or run.path)
+    if abs(times[0] - times[1]) <= SUBMIT_TIME_TOLERANCE_S:
         return False
     return _differ(sighting.path, attempt.path or run.path) or _differ(sighting.owner, run.owner)
 
@@ -188,11 +209,12 @@ def rename_backend(connection: sqlite3.Connection, old: str, new: str) -> str:
 
 _RUN_FIELDS = ("run_id", "backend_uid", "token", "path", "first_submit_time", "uid", "owner", "name", "created_at")
 _RUN_COLUMNS = ", ".join(_RUN_FIELDS)
-_ATTEMPT_COLUMNS = "attempt, wms_id, path, submit_time, command_id, created_at"
+_ATTEMPT_FIELDS = ("attempt", "wms_id", "global_wms_id", "path", "submit_time", "command_id", "created_at")
+_ATTEMPT_COLUMNS = ", ".join(_ATTEMPT_FIELDS)
 
 
-def _attempt(row: tuple[int, str | None, str | None, float | None, str | None, float]) -> Attempt:
-    return Attempt(attempt=row[0], wms_id=row[1], path=row[2], submit_time=row[3], command_id=row[4], created_at=row[5])
+def _attempt(row: Sequence[object]) -> Attempt:
+    return Attempt(**dict(zip(_ATTEMPT_FIELDS, row, strict=True)))  # type: ignore[arg-type]
 
 
 def _run(row: Sequence[object], attempts: tuple[Attempt, ...]) -> RunIdentity:
@@ -208,7 +230,7 @@ def load(connection: sqlite3.Connection, run_ids: Sequence[str] | None = None) -
     for run_id, *rest in connection.execute(
         f"SELECT run_id, {_ATTEMPT_COLUMNS} FROM attempts ORDER BY run_id, attempt"  # noqa: S608 - our own literals
     ):
-        attempts.setdefault(run_id, []).append(_attempt(tuple(rest)))
+        attempts.setdefault(run_id, []).append(_attempt(rest))
     return [
         _run(row, tuple(attempts.get(row[0], ())))
         for row in connection.execute(f"SELECT {_RUN_COLUMNS} FROM runs ORDER BY rowid")  # noqa: S608
@@ -251,17 +273,12 @@ def create_run(
 def add_attempt(connection: sqlite3.Connection, run_id: str, attempt: Attempt) -> None:
     """Write an attempt, over what was known of it."""
     connection.execute(
-        f"INSERT OR REPLACE INTO attempts (run_id, {_ATTEMPT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-        (
-            run_id,
-            attempt.attempt,
-            attempt.wms_id,
-            attempt.path,
-            attempt.submit_time,
-            attempt.command_id,
-            attempt.created_at,
-        ),
+        f"INSERT OR REPLACE INTO attempts (run_id, {_ATTEMPT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        (run_id, *(getattr(attempt, field) for field in _ATTEMPT_FIELDS)),
     )
+
+
+_TEXTS = ("token", "path", "owner", "global_wms_id")
 
 
 # -- sightings -------------------------------------------------------------------------------------------------------
@@ -285,12 +302,17 @@ def _clean(sighting: Sighting) -> Sighting:
     return msgspec.structs.replace(
         sighting,
         wms_id=text(sighting.wms_id),
-        **{name: text(value) for name in ("token", "path", "owner") if (value := getattr(sighting, name)) is not None},
+        **{name: text(value) for name in _TEXTS if (value := getattr(sighting, name)) is not None},
     )
 
 
 def _identify_one(connection: sqlite3.Connection, sighting: Sighting, now: float) -> str:
-    run = _by_token(connection, sighting) or _by_wms_id(connection, sighting) or _by_path(connection, sighting)
+    run = (
+        _by_token(connection, sighting)
+        or _by_global_wms_id(connection, sighting)
+        or _by_wms_id(connection, sighting)
+        or _by_path(connection, sighting)
+    )
     if run is None:
         run_id = create_run(
             connection,
@@ -314,6 +336,18 @@ def _by_token(connection: sqlite3.Connection, sighting: Sighting) -> RunIdentity
         "SELECT run_id FROM runs WHERE token = ? AND backend_uid = ?", (sighting.token, sighting.backend_uid)
     ).fetchone()
     return None if row is None else _one(connection, row[0])
+
+
+def _by_global_wms_id(connection: sqlite3.Connection, sighting: Sighting) -> RunIdentity | None:
+    if sighting.global_wms_id is None:
+        return None
+    rows = connection.execute(
+        "SELECT a.run_id FROM attempts a JOIN runs r USING (run_id)"
+        " WHERE a.global_wms_id = ? AND r.backend_uid = ? ORDER BY r.rowid DESC",
+        (sighting.global_wms_id, sighting.backend_uid),
+    ).fetchall()
+    runs = (_one(connection, run_id) for (run_id,) in rows)
+    return next((run for run in runs if run is not None and may_be(sighting, run)), None)
 
 
 def _by_wms_id(connection: sqlite3.Connection, sighting: Sighting) -> RunIdentity | None:
@@ -358,7 +392,7 @@ def _learn(connection: sqlite3.Connection, run: RunIdentity, sighting: Sighting)
 
 def _record(connection: sqlite3.Connection, run: RunIdentity, sighting: Sighting, now: float) -> None:
     """Keep which attempt has this WMS id."""
-    known = next((a for a in reversed(run.attempts) if a.wms_id == sighting.wms_id), None)
+    known = next((a for a in reversed(run.attempts) if sighting.names(a)), None)
     if known is None:
         # We may see what we have just submitted before the submission has returned.
         known = _awaited(connection, run, sighting) or Attempt(
@@ -367,6 +401,7 @@ def _record(connection: sqlite3.Connection, run: RunIdentity, sighting: Sighting
     seen = msgspec.structs.replace(
         known,
         wms_id=sighting.wms_id,
+        global_wms_id=sighting.global_wms_id if known.global_wms_id is None else known.global_wms_id,
         path=sighting.path if known.path is None else known.path,
         submit_time=sighting.submit_time if known.submit_time is None else known.submit_time,
     )

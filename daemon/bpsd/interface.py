@@ -27,7 +27,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from bpsd.errors import UnsupportedOperation
-from bpsd.models import PollRequest, PollResult, TokenAnswer, WmsRunReport, WmsStates
+from bpsd.models import KnownRun, PollRequest, PollResult, TokenAnswer, WmsRunReport, WmsStates
 from bpsd.workflow import JOB_FIELDS, WorkflowFile
 
 
@@ -247,6 +247,14 @@ class WmsService(ABC):
     async def read_output(self, wms_id: str, job: str, stream: str, offset: int, limit: int) -> OutputPiece:
         """A piece of a job's ``stdout`` or ``stderr`` (last attempt); a negative offset counts from the end."""
         raise UnsupportedOperation(f"backend {self.context.backend} cannot show the output of jobs")
+
+    def order_id(self, run: KnownRun) -> str:
+        """Return the id by which orders (cancel, restart, hold, release, read_output) name a run; default ``wms_id``.
+
+        An adapter whose WMS has ids that are never given twice returns ``run.key``, and its orders carry that id in
+        the request itself, so that they cannot hit another run that has the same ``wms_id`` now.
+        """
+        return run.wms_id
 
     def resolve_id(self, text: str) -> tuple[str, ...]:
         """All forms of a WMS id under which this backend's runs may be known (``12``: ``12``, ``12.0``)."""

@@ -119,6 +119,10 @@ SCHEMA = Schema(
         CREATE INDEX commands_open ON commands (seq) WHERE state IN ('ACCEPTED', 'RUNNING', 'IN_DOUBT');
         CREATE INDEX commands_by_end ON commands (ended_at) WHERE ended_at IS NOT NULL;
         """,
+        """
+        ALTER TABLE attempts ADD COLUMN global_wms_id TEXT;
+        CREATE INDEX attempts_by_global_wms_id ON attempts (global_wms_id) WHERE global_wms_id IS NOT NULL;
+        """,
     ),
 )
 

@@ -239,6 +239,7 @@ class AttemptRow(Result, kw_only=True):
 
     attempt: int
     wms_id: str | None = None
+    global_wms_id: str | None = None
     state: StateName | None = None
     at: float | None = None
     command: str | None = None

@@ -240,18 +240,33 @@ class RunObservation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     specific_info: WmsSpecificInfo | None = None
     jobs: Sequence[JobObservation] = ()
 
+    @property
+    def key(self) -> str:
+        """Return the name that its WMS never gives twice, where it has one; else the WMS id."""
+        return self.global_wms_id or self.wms_id
+
 
 class KnownRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A run that the daemon believes to be live, handed to `poll`. ``cursor`` is what the adapter gave for it last."""
+    """A run that the daemon believes to be live, handed to `poll`. ``cursor`` is what the adapter gave for it last.
+
+    ``global_wms_id`` is that of the attempt that has ``wms_id``. An answer about ``wms_id`` with another global id is
+    about another run: the WMS gave the id again.
+    """
 
     run_id: str
     wms_id: str
+    global_wms_id: str | None = None
     token: str | None = None
     path: str | None = None
     attempt: int = 1
     state: WmsStates = WmsStates.UNKNOWN
     submit_time: float | None = None
     cursor: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Return the name that its WMS never gives twice, where it has one; else the WMS id."""
+        return self.global_wms_id or self.wms_id
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -297,8 +312,8 @@ class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
 class PollResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a poll saw.
 
-    ``cursor`` and ``run_cursors`` (by ``wms_id``) are stored in the transaction that stores the observations.
-    ``absent`` lists known runs (``wms_id``) that *no* source knows, and may name a run only if every source that
+    ``cursor`` and ``run_cursors`` (by ``key``) are stored in the transaction that stores the observations.
+    ``absent`` lists known runs (``key``) that *no* source knows, and may name a run only if every source that
     could know it answered completely. ``more`` asks for another poll at once: there was more than fits one result.
     ``clock_offset_s`` is how far the WMS's clock is ahead of ours, where the adapter can tell.
     """

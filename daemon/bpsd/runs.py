@@ -116,9 +116,25 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
         """What the reducer weighs."""
         return RunKey(self.attempt, self.wms_id, self.state, self.source, self.rank, self.source_time, self.began)
 
-    def older_ids(self) -> list[str]:
-        """WMS ids of earlier attempts."""
-        return [a.wms_id for a in self.attempts if a.wms_id and a.attempt < self.attempt and a.wms_id != self.wms_id]
+    def _told_apart(self, seen: RunObservation) -> tuple[str, tuple[str, ...]]:
+        """Return the id of an observation as the reducer compares it, and that id again if an earlier attempt had it.
+
+        A WMS id that comes with another global id than an attempt had is not the id of that attempt.
+        """
+        wms_id = seen.wms_id
+        if seen.global_wms_id is not None and seen.global_wms_id == self.global_wms_id:
+            return self.wms_id, ()
+        if wms_id == self.wms_id:
+            if not _differ(seen.global_wms_id, self.global_wms_id):
+                return wms_id, ()
+            wms_id = seen.key
+        had = any(
+            row.wms_id == seen.wms_id
+            and row.attempt < self.attempt
+            and not _differ(seen.global_wms_id, row.global_wms_id)
+            for row in self.attempts
+        )
+        return wms_id, (wms_id,) if had else ()
 
     # -- folding -----------------------------------------------------------------------------------------------------
 
@@ -134,16 +150,17 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
         jobs : `list` [`~bpsd.models.JobObservation`]
             The jobs that changed a state or an attempt.
         """
+        wms_id, older_ids = self._told_apart(seen)
         verdict = judge_run(
             self.key(),
             attempt=seen.attempt,
-            wms_id=seen.wms_id,
+            wms_id=wms_id,
             state=seen.state,
             source=seen.source,
             rank=seen.rank,
             time=seen.source_time,
             began=began,
-            older_ids=self.older_ids(),
+            older_ids=older_ids,
         )
         if verdict is Verdict.STALE:
             return [], []
@@ -179,7 +196,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
         number = seen.attempt if seen.attempt is not None else self.attempt + 1
         before = self.state.name
         self._keep_attempt()
-        self.attempt, self.wms_id = number, seen.wms_id
+        self.attempt, self.wms_id, self.global_wms_id = number, seen.wms_id, None
         self.state, self.source, self.rank, self.source_time = WmsStates.UNKNOWN, JOURNAL_SOURCE, 0, None
         self.began = began
         self.note, self.info, self.end_time = "", None, None
@@ -189,6 +206,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     def _keep_attempt(self) -> None:
         row = self._attempt_row()
         row.wms_id, row.state = self.wms_id or row.wms_id, _name(self.state)  # type: ignore[assignment]
+        row.global_wms_id = self.global_wms_id or row.global_wms_id
 
     def _attempt_row(self) -> AttemptRow:
         for row in self.attempts:
@@ -200,9 +218,10 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def _identify(self, seen: RunObservation) -> None:
         if self.wms_id != seen.wms_id:
-            self.wms_id = seen.wms_id
+            self.wms_id, self.global_wms_id = seen.wms_id, None
         row = self._attempt_row()
         row.wms_id = seen.wms_id
+        row.global_wms_id = seen.global_wms_id or row.global_wms_id
 
     def _confirm(self, seen: RunObservation, began: float) -> None:
         """The same state again, from later or from a better source: older or weaker evidence does not undo it."""
@@ -269,7 +288,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             before = self.state.name
             self._keep_attempt()
             self.attempt = attempt
-            self.info = self.end_time = None
+            self.info = self.end_time = self.global_wms_id = None
             changes.append(Change("run.attempt", {"attempt": attempt, "wms_id": self.wms_id, "before": before}))
         elif self.source != JOURNAL_SOURCE and self.source:
             return []  # the WMS has been seen to know it: its word counts
@@ -386,6 +405,11 @@ def _flag(state: WmsStates, counts: Mapping[str, int]) -> str:
             if counts.get(name):
                 return flag
     return " "
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    """Return whether both are known and not the same."""
+    return one is not None and other is not None and one != other
 
 
 def _name(state: WmsStates | None) -> str | None:

@@ -246,6 +246,7 @@ class Daemon:
                 Sighting(
                     backend_uid=uid,
                     wms_id=obs.wms_id,
+                    global_wms_id=obs.global_wms_id,
                     token=obs.token,
                     path=obs.path,
                     submit_time=obs.submit_time,

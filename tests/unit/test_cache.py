@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from bpsd.cache import Cache
+from bpsd.errors import Conflict
 from bpsd.jobtable import JobTable
-from bpsd.models import JobObservation, PollResult, RunObservation, SourceReport, WmsStates
+from bpsd.models import JobObservation, KnownRun, PollResult, RunObservation, SourceReport, WmsStates
 from bpsd.runs import RunRecord
 from bpsd.slices import JOBS_PER_PIECE, in_pieces
 from bpsd.store import Batch
@@ -169,6 +171,115 @@ async def test_many_sightings_of_one_run_in_a_poll_write_pieces_and_no_snapshots
 
     assert not any(batch.jobs_replace for batch in batches)
     assert sum(len(batch.jobs_append) for batch in batches) == 3
+
+
+# -- ids that a WMS gives again ---------------------------------------------------------------------------------------
+
+
+OLD, NEW = "s#1.0#100", "s#1.0#900"
+
+
+def shown(global_wms_id: str, state: WmsStates, **facts: Any) -> RunObservation:
+    submitted = float(global_wms_id.rpartition("#")[2])
+    return RunObservation(
+        wms_id="1.0",
+        source="queue",
+        state=state,
+        global_wms_id=global_wms_id,
+        submit_time=submitted,
+        path=f"/{submitted}",
+        **facts,
+    )
+
+
+def cache_of_reused_ids() -> Cache:
+    async def put(batch: Batch) -> None:
+        pass
+
+    async def identify(backend: str, seen: Sequence[RunObservation]) -> list[str]:
+        return ["rold00000" if obs.global_wms_id == OLD else "rnew00000" for obs in seen]
+
+    async def recall(run_ids: Sequence[str]) -> list[object]:
+        return []
+
+    cache = Cache(put=put, identify=identify, recall=recall)  # type: ignore[arg-type]  # nothing is ever recalled
+    cache.use_forms("b", lambda text: (text,))
+    return cache
+
+
+def as_polled(*observations: RunObservation, cursors: dict[str, str] | None = None, absent: str = "") -> PollResult:
+    return PollResult(
+        observations=observations,
+        run_cursors=cursors or {},
+        absent=(absent,) if absent else (),
+        sources=(SourceReport(name="queue", status="ok"),),
+    )
+
+
+async def test_a_reused_id_with_another_global_id_is_another_run_and_names_the_newer_one() -> None:
+    cache = cache_of_reused_ids()
+    await cache.apply_poll("b", as_polled(shown(OLD, WmsStates.SUCCEEDED), cursors={OLD: "end"}), 1.0)
+
+    both = shown(NEW, WmsStates.RUNNING), shown(OLD, WmsStates.SUCCEEDED)  # the older is seen last
+    await cache.apply_poll("b", as_polled(*both, cursors={NEW: "begin", OLD: "end"}), 2.0)
+
+    assert {r.run_id: r.state for r in cache.records()} == {
+        "rold00000": WmsStates.SUCCEEDED,
+        "rnew00000": WmsStates.RUNNING,
+    }
+    assert cache.resolve("1.0").run_id == "rnew00000"
+    assert cache.resolve(OLD).run_id == "rold00000"
+    assert [(k.run_id, k.global_wms_id, k.cursor) for k in await cache.known("b")] == [("rnew00000", NEW, "begin")]
+
+
+async def test_the_absence_of_a_run_whose_id_was_reused_is_not_that_of_the_newer_run() -> None:
+    cache = cache_of_reused_ids()
+    await cache.apply_poll("b", as_polled(shown(OLD, WmsStates.RUNNING), shown(NEW, WmsStates.RUNNING)), 1.0)
+
+    await cache.apply_poll("b", as_polled(shown(NEW, WmsStates.RUNNING), absent=OLD), 2.0)
+
+    assert cache.record("rold00000").state is WmsStates.UNKNOWN
+    assert cache.record("rnew00000").state is WmsStates.RUNNING
+
+
+async def test_the_same_id_with_another_global_id_in_the_same_folder_is_the_next_attempt() -> None:
+    cache = make_cache([])
+    old = RunObservation(wms_id="1", source="history", state=WmsStates.FAILED, global_wms_id="s#1.0#5", rank=10)
+    new = RunObservation(wms_id="1", source="queue", state=WmsStates.RUNNING, global_wms_id="s#1.0#9")
+    await cache.apply_poll("b", as_polled(old), 1.0)
+
+    await cache.apply_poll("b", as_polled(new), 2.0)
+    await cache.apply_poll("b", as_polled(old), 3.0)
+
+    (record,) = cache.records()
+    assert (record.attempt, record.state, record.global_wms_id) == (2, WmsStates.RUNNING, "s#1.0#9")
+    assert [a.global_wms_id for a in record.attempts] == ["s#1.0#5", "s#1.0#9"]
+
+
+class ByWmsId:
+    """A service whose orders name runs by their WMS ids."""
+
+    def order_id(self, run: KnownRun) -> str:
+        return run.wms_id
+
+
+class ByGlobalId:
+    """A service whose orders name runs by their global ids."""
+
+    def order_id(self, run: KnownRun) -> str:
+        return run.key
+
+
+async def test_an_order_for_a_run_whose_id_was_reused_names_it_globally_or_is_refused() -> None:
+    cache = cache_of_reused_ids()
+    await cache.apply_poll("b", as_polled(shown(OLD, WmsStates.RUNNING), shown(NEW, WmsStates.RUNNING)), 1.0)
+    old, new = cache.record("rold00000"), cache.record("rnew00000")
+
+    assert cache.order_id(old, ByGlobalId()) == OLD  # type: ignore[arg-type]  # all that is asked of a service here
+    assert cache.order_id(new, ByGlobalId()) == NEW  # type: ignore[arg-type]
+    assert cache.order_id(new, ByWmsId()) == "1.0"  # type: ignore[arg-type]
+    with pytest.raises(Conflict, match=r"gave the id 1\.0 of run rold00000 to run rnew00000"):
+        cache.order_id(old, ByWmsId())  # type: ignore[arg-type]
 
 
 def test_a_state_that_was_confirmed_later_is_not_undone_by_what_was_seen_before_that() -> None:

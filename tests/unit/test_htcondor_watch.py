@@ -127,7 +127,7 @@ async def test_nothing_new_is_one_question_and_no_jobs() -> None:
     site.folder(7, "a_1", "b_1")
     assert told(await site.poll()) == {"7.0": ("RUNNING", 2)}
 
-    result = await site.poll(KnownRun(run_id="r", wms_id="7.0", cursor=site.last.run_cursors["7.0"]))
+    result = await site.poll(KnownRun(run_id="r", wms_id="7.0", cursor=site.last.run_cursors["here#7.0#1"]))
 
     assert told(result) == {"7.0": ("RUNNING", 0)}
     assert [call[0] for call in site.transport.calls] == ["condor_q"]
@@ -260,7 +260,7 @@ async def test_a_run_of_a_schedd_that_is_not_named_any_more_is_none_of_ours() ->
     site.folder(9, "a_1")
     elsewhere, ours = KnownRun(run_id="r1", wms_id="other#9.0#1"), KnownRun(run_id="r2", wms_id="here#9.0#1")
 
-    assert set(told(await site.poll(elsewhere, ours))) == {"here#9.0#1"}
+    assert [seen.key for seen in (await site.poll(elsewhere, ours)).observations] == ["here#9.0#1"]
     assert site.last.absent == ("other#9.0#1",)
 
 
@@ -342,7 +342,7 @@ async def test_a_poll_that_failed_makes_nobody_read_the_logs_again() -> None:
     site.queue = [ad(7)]
     site.folder(7, "a_1")
     await site.poll()
-    known = KnownRun(run_id="r7", wms_id="7.0", cursor=site.last.run_cursors["7.0"])
+    known = KnownRun(run_id="r7", wms_id="7.0", cursor=site.last.run_cursors["here#7.0#1"])
     answers = site.transport._reply
     site.transport._reply = lambda argv, data: answer(b"", 1, "no") if argv[0] == "condor_q" else answers(argv, data)
 
@@ -352,7 +352,7 @@ async def test_a_poll_that_failed_makes_nobody_read_the_logs_again() -> None:
     site.queue = []
     await site.poll()
     await site.poll()
-    assert site.watcher.files_of("7.0") is None
+    assert site.watcher.files_of("here#7.0#1") is None
 
 
 async def test_what_fails_for_all_comes_as_one_error() -> None:

@@ -98,11 +98,66 @@ def test_recycled_ids(later_s: float, path: str | None, owner: str | None, *, ex
     assert is_recycled(seen, run, attempt) is expected
 
 
-def test_id_without_times_is_not_recycled() -> None:
+def test_without_times_the_path_tells_whether_an_id_was_recycled() -> None:
     run = RunIdentity(run_id="r", backend_uid="b1", path=PATH)
 
-    assert not is_recycled(_sighting("1", path="/elsewhere"), run, Attempt(attempt=1, submit_time=1.0))
-    assert not is_recycled(_sighting("1", path="/elsewhere", submit_time=1e9), run, Attempt(attempt=1))
+    assert is_recycled(_sighting("1", path="/elsewhere"), run, Attempt(attempt=1, submit_time=1.0))
+    assert is_recycled(_sighting("1", path="/elsewhere", submit_time=1e9), run, Attempt(attempt=1))
+    assert not is_recycled(_sighting("1", path=PATH), run, Attempt(attempt=1, submit_time=1.0))
+    assert not is_recycled(_sighting("1"), run, Attempt(attempt=1))
+
+
+@pytest.mark.parametrize(
+    ("seen", "kept", "later_s", "expected"),
+    [
+        ("s#1.0#5", "s#1.0#5", YEAR_S, False),  # the global id settles it
+        ("s#1.0#7", "s#1.0#5", 0.0, True),
+        ("t#1.0#5", "s#1.0#5", 0.0, True),
+        ("s#1.0#7", None, 2.0, False),  # kept before global ids were: the time tells
+        ("s#1.0#7", None, 61.0, True),
+        (None, "s#1.0#5", 61.0, False),
+    ],
+)
+def test_a_global_id_tells_whether_an_id_was_recycled(
+    seen: str | None, kept: str | None, later_s: float, *, expected: bool
+) -> None:
+    run = RunIdentity(run_id="r", backend_uid="b1", path=PATH)
+    attempt = Attempt(attempt=1, wms_id="1.0", global_wms_id=kept, submit_time=5e8)
+
+    sighting = _sighting("1.0", global_wms_id=seen, path=PATH, submit_time=5e8 + later_s)
+
+    assert is_recycled(sighting, run, attempt) is expected
+
+
+def test_an_id_that_comes_with_another_global_id_is_another_run(connection: sqlite3.Connection) -> None:
+    (old,) = _see(connection, _sighting("1.0", global_wms_id="s#1.0#5", path="/a", submit_time=5.0))
+
+    new, again = _see(
+        connection,
+        _sighting("1.0", global_wms_id="s#1.0#9", path="/b", submit_time=9.0),
+        _sighting("1.0", global_wms_id="s#1.0#5", path="/a", submit_time=5.0),
+    )
+
+    assert new != old
+    assert again == old
+    assert [a.global_wms_id for a in _run(connection, old).attempts] == ["s#1.0#5"]
+    assert [a.global_wms_id for a in _run(connection, new).attempts] == ["s#1.0#9"]
+
+
+def test_the_same_id_of_a_new_scheduler_in_the_same_folder_is_the_next_attempt(connection: sqlite3.Connection) -> None:
+    (first,) = _see(connection, _sighting("1.0", global_wms_id="s#1.0#5", path="/a", submit_time=5.0))
+
+    (second,) = _see(connection, _sighting("1.0", global_wms_id="s#1.0#9", path="/a", submit_time=9.0))
+
+    assert second == first
+    assert [(a.attempt, a.global_wms_id) for a in _run(connection, first).attempts] == [(1, "s#1.0#5"), (2, "s#1.0#9")]
+
+
+def test_an_attempt_of_before_global_ids_learns_its_own(connection: sqlite3.Connection) -> None:
+    (run,) = _see(connection, _sighting("1.0", path="/a", submit_time=5.0))
+
+    assert _see(connection, _sighting("1.0", global_wms_id="s#1.0#5", path="/a", submit_time=5.0)) == [run]
+    assert [a.global_wms_id for a in _run(connection, run).attempts] == ["s#1.0#5"]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,32 @@ class Found(NamedTuple):
         """The id under which the run is known."""
         return self.ids.text(self.ad)
 
+    @property
+    def key(self) -> str:
+        """The id that no schedd gives twice; the WMS id of an ad that lacks it."""
+        return as_text(self.ad, "GlobalJobId") or self.wms_id
+
+    @property
+    def submitted_at(self) -> int:
+        """When it was submitted, by its schedd's clock (epoch seconds; 0 if the ad does not say)."""
+        return as_number(self.ad, "QDate") or 0
+
+    def itself(self) -> str:
+        """Return the constraint that this DAGMan job satisfies and no other, of no time."""
+        global_id = as_text(self.ad, "GlobalJobId")
+        exactly = "" if global_id is None else f" && GlobalJobId =?= {literal(global_id)}"
+        return f"ClusterId == {self.ids.cluster}{exactly}"
+
+    def lifetime(self) -> str:
+        """Return the constraint that jobs satisfy which were submitted while this DAGMan was there.
+
+        A cluster id is given again when a schedd begins a new spool: jobs of the later DAGMan with this cluster id
+        are not jobs of this one.
+        """
+        ended = as_number(self.ad, "EnteredCurrentStatus") if self.source == HISTORY else None
+        until = "" if ended is None else f" && QDate <= {ended}"
+        return f"QDate >= {self.submitted_at}{until}"
+
 
 class Finder:
     """Looks for runs.
@@ -99,7 +125,7 @@ class Finder:
                 for schedd in self._schedds
                 for ad in (await self._pool.history(schedd, constraint, "-limit", "1")).ads
             ]
-        return max(seen, key=lambda found: as_number(found.ad, "QDate") or 0, default=None)
+        return max(seen, key=lambda found: found.submitted_at, default=None)
 
     async def by_token(self, token: str, settled: Callable[[], float]) -> TokenAnswer:
         """Whether any schedd of the settings has a run or an attempt of that token.
@@ -119,7 +145,7 @@ class Finder:
                 continue
             found += [Found(ad, Ids.of(ad, schedd), QUEUE) for ad in ads]
         if found:
-            newest = max(found, key=lambda each: (as_number(each.ad, "QDate") or 0, each.ids.cluster))
+            newest = max(found, key=lambda each: (each.submitted_at, each.ids.cluster))
             return TokenAnswer(verdict="found", wms_id=newest.wms_id, path=as_text(newest.ad, "Iwd"))
         if silent:
             return TokenAnswer(verdict="cannot_tell", reason="; ".join(silent))
@@ -169,12 +195,12 @@ class Finder:
 
     async def members(self, found: Found) -> str:
         """The constraint of what a run has in the queue beside its DAGMan: jobs, groups, jobs of groups."""
-        cluster = found.ids.cluster
+        cluster, then = found.ids.cluster, found.lifetime()
         below = await self._pool.queue(
-            found.ids.schedd, f"JobUniverse == 7 && DAGManJobId =?= {cluster}", ("ClusterId",)
+            found.ids.schedd, f"JobUniverse == 7 && DAGManJobId =?= {cluster} && {then}", ("ClusterId",)
         )
         dags = [cluster, *(as_number(ad, "ClusterId") or 0 for ad in below.ads)]
-        constraint = f"member(DAGManJobId, {{{','.join(map(str, dags))}}})"
+        constraint = f"(member(DAGManJobId, {{{','.join(map(str, dags))}}}) && {then})"
         token = as_text(found.ad, "bps_token")
         if token is None:
             return f"({constraint})"
@@ -186,8 +212,9 @@ class Finder:
         if ids.schedd is None:
             return await self._look(ids)
         where = (ids.schedd,) if ids.schedd in self._schedds else (None, ids.schedd)
+        exactly = text if text.count("#") == 2 else None
         for schedd in where:
-            found = await self._look(Ids(schedd, ids.cluster))
+            found = await self._look(Ids(schedd, ids.cluster), exactly)
             if found is not None and f"{as_text(found.ad, 'GlobalJobId')}#".startswith(f"{text}#"):
                 return found
         return None
@@ -197,8 +224,10 @@ class Finder:
             return None
         return await self.newest_in(text.rstrip("/") or "/")
 
-    async def _look(self, ids: Ids) -> Found | None:
+    async def _look(self, ids: Ids, global_id: str | None = None) -> Found | None:
         constraint = f"ClusterId == {ids.cluster} && JobUniverse == 7"
+        if global_id is not None:  # a history may have several runs of one cluster id
+            constraint += f" && GlobalJobId =?= {literal(global_id)}"
         try:
             queue = await self._pool.queue(ids.schedd, constraint)
             if queue.ads:

@@ -73,16 +73,16 @@ class JobWatcher:
         self.reread = False
         """Whether the logs of a run that is not new were read from their beginning."""
 
-    def files_of(self, wms_id: str) -> RunFiles | None:
+    def files_of(self, key: str) -> RunFiles | None:
         """The files of a run that is watched."""
-        return self._files.get(wms_id)
+        return self._files.get(key)
 
-    def let_go(self, wms_id: str, cursor: str | None) -> bool:
+    def let_go(self, key: str, cursor: str | None) -> bool:
         """Forget the jobs of a run that is over, if they were all told up to ``cursor``; whether they were."""
-        files = self._files.get(wms_id)
+        files = self._files.get(key)
         if files is None or not files.is_finished or files.tracker.cursor != cursor:
             return False
-        del self._files[wms_id]
+        del self._files[key]
         return True
 
     async def sizes(self) -> dict[str, int]:
@@ -108,7 +108,7 @@ class JobWatcher:
         Parameters
         ----------
         runs : `~collections.abc.Mapping` [`str`, `~bpsd_adapters.htcondor.finder.Found`]
-            The runs by their ids.
+            The runs by their keys.
         told : `~collections.abc.Mapping` [`str`, `str`]
             How far each was told: its cursor.
         held : `Held`
@@ -128,64 +128,64 @@ class JobWatcher:
         unread: dict[str, str] = dict.fromkeys(runs.keys() - _newest(runs), "")
         unfinished: set[str] = set()
 
-        async def read(wms_id: str, found: Found) -> None:
+        async def read(key: str, found: Found) -> None:
             """Read on in its files; what cannot be read, or breaks us, is asked of the pool."""
             why, done = "", False
-            if self._quarantine.is_due(wms_id, READING):
+            if self._quarantine.is_due(key, READING):
                 try:
-                    with self._quarantine.guard(wms_id, READING):
-                        if await self._read(wms_id, found, clock, room, {} if found.source == HISTORY else sizes):
-                            unfinished.add(wms_id)
+                    with self._quarantine.guard(key, READING):
+                        if await self._read(key, found, clock, room, {} if found.source == HISTORY else sizes):
+                            unfinished.add(key)
                         done = True
                 except _UNREADABLE as exc:
                     why = str(exc)
             if not done:
-                self._files.pop(wms_id, None)
-                unread[wms_id] = why or self._quarantine.note(wms_id)
+                self._files.pop(key, None)
+                unread[key] = why or self._quarantine.note(key)
 
-        await each([read(wms_id, found) for wms_id, found in runs.items() if wms_id not in unread], RUNS_AT_ONCE)
-        asked = await self._ask({wms_id: runs[wms_id] for wms_id in runs if wms_id in unread}, told, clock)
-        observations, cursors = [], {wms_id: cursor for wms_id, (_, cursor) in asked.items()}
-        for wms_id, found in runs.items():
-            if not self._quarantine.is_due(wms_id, OBSERVING):
+        await each([read(key, found) for key, found in runs.items() if key not in unread], RUNS_AT_ONCE)
+        asked = await self._ask({key: runs[key] for key in runs if key in unread}, told, clock)
+        observations, cursors = [], {key: cursor for key, (_, cursor) in asked.items()}
+        for key, found in runs.items():
+            if not self._quarantine.is_due(key, OBSERVING):
                 continue
-            with self._quarantine.guard(wms_id, OBSERVING):
-                jobs_left = left.get(wms_id, 0)
-                if wms_id in unread:
-                    info, jobs = _why(found.ad, unread[wms_id]), asked[wms_id][0]
-                    seen = observe_run(found.ad, wms_id, found.source, jobs=jobs, left=jobs_left, info=info)
+            with self._quarantine.guard(key, OBSERVING):
+                jobs_left = left.get(key, 0)
+                if key in unread:
+                    info, jobs = _why(found.ad, unread[key]), asked[key][0]
+                    seen = observe_run(found.ad, found.wms_id, found.source, jobs=jobs, left=jobs_left, info=info)
                 else:
                     seen = await self._observe(
-                        wms_id, found, told.get(wms_id), held.of(found), jobs_left, unread=wms_id in unfinished
+                        key, found, told.get(key), held.of(found), jobs_left, unread=key in unfinished
                     )
-                    cursors[wms_id] = self._files[wms_id].tracker.cursor
+                    cursors[key] = self._files[key].tracker.cursor
                 observations.append(seen)
         return Looked(observations, cursors, bool(unfinished))
 
-    async def _read(self, wms_id: str, found: Found, clock: HostClock, room: Room, sizes: Mapping[str, int]) -> bool:
+    async def _read(self, key: str, found: Found, clock: HostClock, room: Room, sizes: Mapping[str, int]) -> bool:
         """Read on in a run's logs; whether there is more."""
-        files = self._files.get(wms_id)
+        files = self._files.get(key)
         if files is None:
             dag = dag_file(found.ad)
             assert dag is not None  # or it would not be the newest run of a folder
-            files = self._files[wms_id] = RunFiles(self._pool.transport, dag, clock, found.ids.cluster)
-            self.reread |= (as_number(found.ad, "QDate") or 0) < clock.now - OVERLAP_S
+            files = self._files[key] = RunFiles(self._pool.transport, dag, clock, found.ids.cluster)
+            self.reread |= found.submitted_at < clock.now - OVERLAP_S
         tracker = files.tracker
         more = await files.update(room, sizes)
         self.reread |= files.tracker is not tracker
         return more
 
     async def _observe(
-        self, wms_id: str, found: Found, cursor: str | None, held: Sequence[Ad], left: int, *, unread: bool
+        self, key: str, found: Found, cursor: str | None, held: Sequence[Ad], left: int, *, unread: bool
     ) -> RunObservation:
         """A run whose files are read."""
-        files = self._files[wms_id]
+        files = self._files[key]
         self._take_held(files, held)
         if found.source == HISTORY and not left and not unread:
             await files.finish(run_state(found.ad))
         return observe_run(
             found.ad,
-            wms_id,
+            found.wms_id,
             found.source,
             jobs=files.tracker.changed(cursor),
             total=len(files.tracker) if files.is_loaded else None,
@@ -209,22 +209,23 @@ class JobWatcher:
         """Of each run the jobs that changed, and how far it is told then: one question for all that were told of."""
         answers: dict[str, tuple[list[JobObservation], str]] = {}
         questions: dict[tuple[str | None, bool], dict[str, float]] = {}
-        for wms_id, found in runs.items():
-            cursor = told.get(wms_id) or ""
-            answers[wms_id] = [], cursor
+        for key, found in runs.items():
+            cursor = told.get(key) or ""
+            answers[key] = [], cursor
             since = _since(cursor)
             ended = (as_number(found.ad, "EnteredCurrentStatus") or 0) if found.source == HISTORY else clock.now
             if since <= ended + OVERLAP_S:
-                questions.setdefault((found.ids.schedd, since > 0), {})[wms_id] = since
+                questions.setdefault((found.ids.schedd, since > 0), {})[key] = since
 
         async def ask(schedd: str | None, since: Mapping[str, float]) -> None:
-            whose = {runs[wms_id].ids.cluster: wms_id for wms_id in since}
+            # A cluster id that was given again is the later run's, and so are the jobs that the pool shows under it.
+            whose = {runs[key].ids.cluster: key for key in sorted(since, key=lambda key: runs[key].submitted_at)}
             try:
                 ads = await self._pool.children(schedd, [*whose], min(since.values()))
             except (BackendUnavailable, BackendAuthError):
                 return
-            for wms_id in since:
-                answers[wms_id] = [], f"{_CHILDREN}{int(clock.now - OVERLAP_S)}"
+            for key in since:
+                answers[key] = [], f"{_CHILDREN}{int(clock.now - OVERLAP_S)}"
             for ad in ads:
                 job, run = observe_child(ad), whose.get(as_number(ad, "DAGManJobId") or 0)
                 if job is not None and run is not None:
@@ -251,11 +252,11 @@ def _why(ad: Ad, error: str) -> WmsSpecificInfo | None:
 def _newest(runs: Mapping[str, Found]) -> set[str]:
     """The newest run in each folder: the files there are its own."""
     best: dict[str, tuple[int, str]] = {}
-    for wms_id, found in runs.items():
+    for key, found in runs.items():
         file = dag_file(found.ad)
         if file is not None:
-            best[file] = max(best.get(file, (-1, "")), (as_number(found.ad, "QDate") or 0, wms_id))
-    return {wms_id for _, wms_id in best.values()}
+            best[file] = max(best.get(file, (-1, "")), (found.submitted_at, key))
+    return {key for _, key in best.values()}
 
 
 async def each(calls: Sequence[Coroutine[Any, Any, None]], at_once: int) -> None:

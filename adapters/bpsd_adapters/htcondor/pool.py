@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["IS_DAG", "IS_RUN", "Answer", "Pool"]
+__all__ = ["IS_DAG", "IS_RUN", "Answer", "Gone", "Pool"]
 
 import time
 from collections.abc import Callable, Sequence
@@ -52,6 +52,31 @@ class Answer(NamedTuple):
     cost_bytes: int
 
 
+class Gone(NamedTuple):
+    """A run that left the queue, with what is known of its identity."""
+
+    cluster: int
+    token: str | None = None
+    global_id: str | None = None
+
+    def term(self) -> str:
+        """Return its part of a constraint."""
+        which = f"ClusterId == {self.cluster}"
+        if self.global_id is not None:
+            which += f" && GlobalJobId =?= {literal(self.global_id)}"
+        elif self.token is not None:
+            which += f" && bps_token =?= {literal(self.token)}"
+        return f"({which})"
+
+    def is_it(self, ad: Ad) -> bool:
+        """Return whether an ad is that run's."""
+        return (
+            as_number(ad, "ClusterId") == self.cluster
+            and self.token in (None, as_text(ad, "bps_token"))
+            and self.global_id in (None, as_text(ad, "GlobalJobId"))
+        )
+
+
 class Pool:
     """One pool.
 
@@ -95,10 +120,9 @@ class Pool:
         here = await self._columns(["condor_q", *_name(schedd), "-allusers", "-constraint", changed])
         return [*here.ads, *gone.ads]
 
-    async def gone(self, schedd: str | None, runs: Sequence[tuple[int, str | None]]) -> list[dict[str, Any]]:
-        """The runs of these clusters and tokens in the history, which is read until all are found, or to its end."""
-        terms = (f"ClusterId == {cluster}" + (f" && {_has(token)}" if token else "") for cluster, token in runs)
-        which = f"ProcId == 0 && ({' || '.join(terms)})"
+    async def gone(self, schedd: str | None, runs: Sequence[Gone]) -> list[dict[str, Any]]:
+        """Return these runs as the history has them; it is read until all are found, or to its end."""
+        which = f"ProcId == 0 && ({' || '.join(run.term() for run in runs)})"
         return (await self.history(schedd, which, "-limit", f"{len(runs)}")).ads
 
     async def ended(self, schedd: str | None, since: float) -> Answer:
@@ -106,10 +130,17 @@ class Pool:
         return await self.history(schedd, self._runs, "-since", f"EnteredCurrentStatus < {int(since)}")
 
     async def left_behind(self, schedd: str | None, runs: Sequence[Ad]) -> dict[int, int]:
-        """How many jobs of runs are in the queue, by the runs' clusters; of very many not all are counted."""
-        clusters = {as_number(ad, "ClusterId") or 0 for ad in runs}
+        """Return how many jobs of ended runs are in the queue, by the runs' clusters; of very many not all are counted.
+
+        What was submitted after the end of a run is of another run, to which the cluster id was given again.
+        """
+        ended = {as_number(ad, "ClusterId") or 0: as_number(ad, "EnteredCurrentStatus") for ad in runs}
+        clusters = ended.keys()
         tokens = {token: as_number(ad, "ClusterId") or 0 for ad in runs if (token := as_text(ad, "bps_token"))}
-        constraint = f"member(DAGManJobId, {{{','.join(map(str, sorted(clusters)))}}})"
+        constraint = " || ".join(
+            f"(DAGManJobId =?= {cluster}" + ("" if end is None else f" && QDate <= {end}") + ")"
+            for cluster, end in sorted(ended.items())
+        )
         if tokens:
             constraint += f" || (DAGManJobId =!= undefined && member(bps_token, {{{','.join(map(literal, tokens))}}}))"
         seen = await self.queue(schedd, constraint, ("DAGManJobId", "bps_token"), limit=LEFT_BEHIND_MOST)
@@ -192,10 +223,6 @@ class Pool:
         except ValueError as exc:
             raise BackendUnavailable(f"{argv[0]} on {self.transport.host} gave a garbled answer: {exc}") from exc
         return Answer(ads, time.monotonic() - began, len(done.stdout))
-
-
-def _has(token: str) -> str:
-    return f"bps_token =?= {literal(token)}"
 
 
 def _name(schedd: str | None) -> list[str]:

@@ -25,7 +25,7 @@ from bpsd.errors import (
 )
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.logs import LogEvent
-from bpsd.models import PollRequest, PollResult, Question, TokenAnswer, WmsRunReport
+from bpsd.models import KnownRun, PollRequest, PollResult, Question, TokenAnswer, WmsRunReport
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters.htcondor import scripts
 from bpsd_adapters.htcondor.classads import Ad, JobStatus, as_number, as_text
@@ -238,7 +238,7 @@ class HTCondorService(WmsService):
         """
         found = await self._finder.run(wms_id)
         extra = _FORCEX.sub(" ", pass_thru or "").strip()
-        constraint = all_of_them(f"ClusterId == {found.ids.cluster}", extra)
+        constraint = all_of_them(found.itself(), extra)
         if found.source == HISTORY:
             if as_number(found.ad, "JobStatus") == JobStatus.COMPLETED:
                 return False, f"run {wms_id} is over already"
@@ -265,7 +265,7 @@ class HTCondorService(WmsService):
         """Act on jobs of a run in a certain state, in calls that a command line can carry."""
         found = await self._finder.run(wms_id)
         members = await self._finder.members(found)
-        whole = f"({members} && {which}) || (ClusterId == {found.ids.cluster} && {dagman})"
+        whole = f"({members} && {which}) || ({found.itself()} && {dagman})"
         named = [f"{members} && {which} && {names}" for names in named_jobs(jobs)]
         for constraint in named or [whole]:
             agreed, message = await self._act(tool, found.ids.schedd, constraint)
@@ -338,9 +338,9 @@ class HTCondorService(WmsService):
             if not named:
                 return [], f"no schedd knows a run {wms_workflow_id}"
             newest = await self._finder.newest_in(as_text(named[0].ad, "Iwd") or "") or named[0]
-            if newest.wms_id != named[0].wms_id:
+            if newest.key != named[0].key:
                 message = f"run {named[0].wms_id} was restarted as {newest.wms_id}"
-            wms_workflow_id = newest.wms_id
+            wms_workflow_id = newest.key
         reports, amiss = await super().report(wms_workflow_id, user, hist, pass_thru, is_global, return_exit_codes)
         return reports, "\n".join(filter(None, (message, amiss)))
 
@@ -364,7 +364,7 @@ class HTCondorService(WmsService):
         """See `WmsService.read_output`. Runs of ``bps submit`` have one file for both streams."""
         run = await self._finder.run(wms_id)
         dag = dag_file(run.ad)
-        files = self._watcher.files_of(wms_id)
+        files = self._watcher.files_of(run.key)
         if files is None and dag is not None:
             files = RunFiles(self._transport, dag, HostClock(), run.ids.cluster)
             try:
@@ -386,6 +386,10 @@ class HTCondorService(WmsService):
                 data = await self._transport.read(path, begin, limit)
                 return OutputPiece(data=data, offset=begin, size=found.size, path=path)
         raise JobNotFound(f"job {job} of run {wms_id} has no {stream} yet in {folder}")
+
+    def order_id(self, run: KnownRun) -> str:
+        """See `WmsService.order_id`: the global id, which no schedd gives twice."""
+        return run.key
 
     def resolve_id(self, text: str) -> tuple[str, ...]:
         """See `WmsService.resolve_id`."""

@@ -21,7 +21,7 @@ from bpsd_adapters.htcondor.finder import Found
 from bpsd_adapters.htcondor.hostclock import HostClock
 from bpsd_adapters.htcondor.jobs import OBSERVING, OVERLAP_S, Held, JobWatcher, Looked, each
 from bpsd_adapters.htcondor.observe import HISTORY, QUEUE, Ids, observe_run
-from bpsd_adapters.htcondor.pool import Answer, Pool
+from bpsd_adapters.htcondor.pool import Answer, Gone, Pool
 from bpsd_adapters.htcondor.runfiles import Room, RunFiles
 from bpsd_adapters.quarantine import Quarantine
 
@@ -60,13 +60,13 @@ class _Seen(msgspec.Struct):
         return self.queue is not None and self.history is not None
 
     def runs(self) -> dict[str, Found]:
-        """One that left the queue in between is in both: then it has left it."""
+        """Return the runs by their keys. One that left the queue in between is in both answers: then it has left it."""
         runs = {}
         for source, answer in ((QUEUE, self.queue), (HISTORY, self.history)):
             for ad in answer.ads if answer is not None else ():
                 if as_number(ad, "JobUniverse") in (7, None):
                     found = Found(ad, Ids.of(ad, self.schedd), source)
-                    runs[found.wms_id] = found
+                    runs[found.key] = found
         return runs
 
     def born_held(self) -> list[Ad]:
@@ -141,24 +141,24 @@ class Watcher:
         self._denied: dict[str, float] = {}
         self._polls = 0
         self._over: dict[str, str] = {}
-        """Runs of the history that were told to their end, and how far they were told then."""
+        """Runs of the history, by key, that were reported to their end, with their cursors of then."""
 
         self._told: dict[str, str] = {}
         self._told_with = ""
 
-    def files_of(self, wms_id: str) -> RunFiles | None:
-        """The files of a run that is watched."""
-        return self._jobs.files_of(wms_id)
+    def files_of(self, key: str) -> RunFiles | None:
+        """Return the files of a run that is watched."""
+        return self._jobs.files_of(key)
 
     async def look(self, found: Found) -> RunObservation:
         """One run in full, now."""
         clock = await self.clock()
-        runs = {found.wms_id: found}
+        runs = {found.key: found}
         while True:
             looked = await self._jobs.look(runs, {}, Held((), {}), {}, clock, Room(), {})
             if not looked.observations:
                 raise BackendUnavailable(
-                    f"run {found.wms_id} cannot be shown: {self._quarantine.note(found.wms_id)}",
+                    f"run {found.wms_id} cannot be shown: {self._quarantine.note(found.key)}",
                     advice="the daemon's log has the traceback",
                 )
             if not looked.more:
@@ -193,8 +193,13 @@ class Watcher:
         await each([*asks, measure()], len(asks) + 1)
         if all(one.refused is not None for one in seen):
             raise BackendAuthError(str(seen[0].refused))
-        runs = {wms_id: found for one in seen for wms_id, found in one.runs().items()}
+        runs: dict[str, Found] = {}
+        for one in seen:
+            for key, found in one.runs().items():
+                runs.setdefault(key, found)  # a schedd that is named twice shows its runs twice
+        request = msgspec.structs.replace(request, known=_with_keys(request.known, runs))
         absent = await self._look_up(request.known, runs, {one.schedd for one in seen if one.is_complete})
+        request = msgspec.structs.replace(request, known=_with_keys(request.known, runs))
         room = Room(self._read_bytes, max(began + request.deadline_s / 2, time.monotonic() + READING_S))
         looked = await self._look(request, runs, seen, clock, room, sizes)
         read = dict(cursor.since)
@@ -230,17 +235,17 @@ class Watcher:
         """What is in the runs."""
         if not self._read_bytes:
             summed_up = []
-            for wms_id, found in runs.items():
-                with self._quarantine.guard(wms_id, OBSERVING):
-                    summed_up.append(observe_run(found.ad, wms_id, found.source))
+            for key, found in runs.items():
+                with self._quarantine.guard(key, OBSERVING):
+                    summed_up.append(observe_run(found.ad, found.wms_id, found.source))
             return Looked(summed_up, {}, False)
         # What the last poll told of runs that are over by now is known, if that poll is known at all.
         told: dict[str, str | None] = dict(self._told if request.cursor == self._told_with else {})
-        told.update((run.wms_id, run.cursor) for run in request.known)
+        told.update((run.key, run.cursor) for run in request.known)
         self._over = self._past(request.known, runs, told, clock.now - OVERLAP_S)
         held = Held(runs.values(), {one.schedd: one.born_held() for one in seen})
         left = await self._left_behind(request.known, runs)
-        others = {wms_id: found for wms_id, found in runs.items() if wms_id not in self._over}
+        others = {key: found for key, found in runs.items() if key not in self._over}
         looked = await self._jobs.look(others, told, held, left, clock, room, sizes)
         return looked._replace(cursors={**self._over, **looked.cursors})
 
@@ -251,33 +256,33 @@ class Watcher:
 
         While the first look at a long history takes many polls, the jobs of those are not to be kept.
         """
-        live = {run.wms_id for run in known}
+        live = {run.key for run in known}
         return {
-            wms_id: cursor
-            for wms_id, found in runs.items()
-            if (cursor := told.get(wms_id)) is not None
+            key: cursor
+            for key, found in runs.items()
+            if (cursor := told.get(key)) is not None
             and found.source == HISTORY
             and (as_number(found.ad, "EnteredCurrentStatus") or before) < before
-            and wms_id not in live
-            and (self._over.get(wms_id) == cursor or self._jobs.let_go(wms_id, cursor))
+            and key not in live
+            and (self._over.get(key) == cursor or self._jobs.let_go(key, cursor))
         }
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def _live(self, known: Sequence[KnownRun]) -> dict[str | None, set[int]]:
-        """The clusters of known runs, by schedd; without those that everybody denied."""
-        live: dict[str | None, set[int]] = {}
+    def _live(self, known: Sequence[KnownRun]) -> dict[str | None, set[str]]:
+        """Return the keys of known runs, by schedd; without those that every source denied."""
+        live: dict[str | None, set[str]] = {}
         for run in known:
             ids = self._parsed(run.wms_id)
-            if ids is not None and run.wms_id not in self._denied:
-                live.setdefault(ids.schedd, set()).add(ids.cluster)
+            if ids is not None and run.key not in self._denied:
+                live.setdefault(ids.schedd, set()).add(run.key)
         return live
 
-    async def _ask(self, seen: _Seen, since: float, live: Collection[int]) -> None:
+    async def _ask(self, seen: _Seen, since: float, live: Collection[str]) -> None:
         """The queue first: what left it is then in the history, which is read if a run is missed, or now and then."""
         held_since = self._held_since.get(seen.schedd, 0.0)
         seen.queue = await self._source(seen, QUEUE, lambda: self._pool.runs(seen.schedd, held_since))
-        there = {as_number(ad, "ClusterId") for ad in seen.queue.ads} if seen.queue is not None else set()
+        there = {name for ad in seen.queue.ads for name in _names(ad, seen.schedd)} if seen.queue is not None else set()
         last = self._histories.get(seen.schedd)
         now = time.monotonic()
         if last is not None and now - last.at < HISTORY_EVERY_S and last.since <= since and there.issuperset(live):
@@ -322,30 +327,30 @@ class Watcher:
     ) -> tuple[str, ...]:
         """Known runs that are in neither: their history is read as far as it goes, once; then nobody knows them."""
         now = time.monotonic()
-        self._denied = {run.wms_id: at for run in known if (at := self._denied.get(run.wms_id)) is not None}
-        missing: dict[str | None, dict[str, tuple[int, str | None]]] = {}
+        self._denied = {run.key: at for run in known if (at := self._denied.get(run.key)) is not None}
+        missing: dict[str | None, dict[str, Gone]] = {}
         absent = []
         for run in known:
             ids = self._parsed(run.wms_id)
-            if run.wms_id in runs or ids is None or ids.schedd not in complete:
+            if run.key in runs or ids is None or ids.schedd not in complete:
                 continue
-            if now - self._denied.get(run.wms_id, -DENIED_S) < DENIED_S:
-                absent.append(run.wms_id)
+            if now - self._denied.get(run.key, -DENIED_S) < DENIED_S:
+                absent.append(run.key)
             elif len(those := missing.setdefault(ids.schedd, {})) < LOOKED_UP_AT_ONCE:  # the rest in the next polls
-                those[run.wms_id] = (ids.cluster, run.token)
+                those[run.key] = Gone(ids.cluster, run.token, run.global_wms_id)
         for schedd, those in missing.items():
             try:
                 ads = await self._pool.gone(schedd, [*those.values()])
             except (BackendUnavailable, BackendAuthError):
                 continue
-            for wms_id, (cluster, token) in those.items():
-                same = [ad for ad in ads if as_number(ad, "ClusterId") == cluster and _may_be(ad, wms_id)]
-                same = [ad for ad in same if token in (None, as_text(ad, "bps_token"))]
-                if same:
-                    runs[wms_id] = Found(same[0], Ids(schedd, cluster), HISTORY)
+            for key, gone in those.items():
+                ad = next((ad for ad in ads if gone.is_it(ad) and _may_be(ad, key)), None)
+                if ad is not None:
+                    found = Found(ad, Ids(schedd, gone.cluster), HISTORY)
+                    runs[found.key] = found
                 else:
-                    self._denied[wms_id] = now
-                    absent.append(wms_id)
+                    self._denied[key] = now
+                    absent.append(key)
         return tuple(absent)
 
     def _parsed(self, wms_id: str) -> Ids | None:
@@ -357,24 +362,44 @@ class Watcher:
         """Live runs whose DAGMan was removed, and how many of their jobs are in the queue all the same."""
         removed: dict[str | None, dict[str, Found]] = {}
         for run in known:
-            found = runs.get(run.wms_id)
+            found = runs.get(run.key)
             if found is None or found.source != HISTORY or run.state in TERMINAL:
                 continue
             if run_state(found.ad) is WmsStates.DELETED:
-                removed.setdefault(found.ids.schedd, {})[run.wms_id] = found
+                removed.setdefault(found.ids.schedd, {})[run.key] = found
         left: dict[str, int] = {}
         for schedd, those in removed.items():
             try:
                 counted = await self._pool.left_behind(schedd, [found.ad for found in those.values()])
             except (BackendUnavailable, BackendAuthError):
                 continue  # that the run is over is known; what else is there, the next poll cannot tell either
-            left |= {wms_id: counted.get(found.ids.cluster, 0) for wms_id, found in those.items()}
+            left |= {key: counted.get(found.ids.cluster, 0) for key, found in those.items()}
         return left
 
 
-def _may_be(ad: Ad, wms_id: str) -> bool:
-    """Whether the ad is of the schedd that the id names, if it names one: every schedd counts by itself."""
-    return "#" not in wms_id or (as_text(ad, "GlobalJobId") or "").partition("#")[0] == wms_id.partition("#")[0]
+def _with_keys(known: Sequence[KnownRun], runs: Mapping[str, Found]) -> tuple[KnownRun, ...]:
+    """Return the known runs with the global ids of those that the pool shows for the first time."""
+    by_id: dict[str, Found] = {}
+    for found in runs.values():
+        by_id[found.wms_id] = max(by_id.get(found.wms_id, found), found, key=lambda each: each.submitted_at)
+
+    def completed(run: KnownRun) -> KnownRun:
+        found = by_id.get(run.wms_id) if run.global_wms_id is None else None
+        if found is None or run.token not in (None, as_text(found.ad, "bps_token")):
+            return run
+        return msgspec.structs.replace(run, global_wms_id=found.key)
+
+    return tuple(map(completed, known))
+
+
+def _names(ad: Ad, schedd: str | None) -> tuple[str, str]:
+    """Return what a run may be known by: its global id, or its WMS id before that was seen."""
+    return as_text(ad, "GlobalJobId") or "", Ids.of(ad, schedd).text(ad)
+
+
+def _may_be(ad: Ad, key: str) -> bool:
+    """Whether the ad is of the schedd that the key names, if it names one: every schedd counts by itself."""
+    return "#" not in key or (as_text(ad, "GlobalJobId") or "").partition("#")[0] == key.partition("#")[0]
 
 
 def _where(name: str, schedd: str | None) -> str:

@@ -87,9 +87,9 @@ class Bulk:
             )
         backend = deps.backend(record.backend)
         with anyio.fail_after(backend.settings.polling.deadline_s):
-            piece = await backend.service.read_output(
-                record.wms_id, params.job, params.stream, params.offset, params.limit
-            )
+            service = backend.service
+            wms_id = deps.cache.order_id(record, service)
+            piece = await service.read_output(wms_id, params.job, params.stream, params.offset, params.limit)
         data, text = _fitting_text(piece.data, at_end=piece.offset + len(piece.data) >= piece.size)
         return LogsResult(
             run=record.run_id,

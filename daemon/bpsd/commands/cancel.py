@@ -26,7 +26,7 @@ class Cancel:
             message = ""
             try:
                 service = desk.service
-                agreed, message = await desk.call("cancelling", service.cancel, record.wms_id, pass_thru)
+                agreed, message = await desk.call("cancelling", service.cancel, desk.order_id(record), pass_thru)
             except RunNotFound as exc:
                 if record.state is WmsStates.UNKNOWN:  # every source that could know it has denied it: none to ask
                     return Failed(_unknown(record, exc))

@@ -19,13 +19,13 @@ class Hold:
     async def perform(self, desk: Desk, command: CommandRecord) -> Outcome:
         """Ask the WMS once."""
         record = desk.cache.get(command.run_id)
-        wms_id = record.wms_id if record is not None else ""
         chosen = self.choose(desk, command)
         if chosen is None:
             return Done(note="nothing of it is held for that any more")
         if not chosen.whole and not chosen.jobs:
             return Failed(Conflict(f"run {command.run_id} was not {self.participle}: {chosen.note}"))
         try:
+            wms_id = desk.order_id(record) if record is not None else ""
             agreed, message = await self._ask_for(desk, command, wms_id, chosen)
         except (BackendUnavailable, BackendAuthError) as exc:
             return Again(str(exc))

@@ -77,6 +77,10 @@ class Desk:
         """The open service; `BackendUnavailable` if it is not."""
         return self.backend.service
 
+    def order_id(self, record: RunRecord) -> str:
+        """Return the id by which an order names a run (see `bpsd.cache.Cache.order_id`)."""
+        return self.cache.order_id(record, self.service)
+
     async def call(self, what: str, ask: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Ask the WMS (``await ask(*args)``), at most N at once and no longer than the deadline.
 

@@ -19,11 +19,13 @@ class Restart:
     async def perform(self, desk: Desk, command: CommandRecord) -> Outcome:
         """Ask the WMS for the next attempt."""
         record = desk.cache.get(command.run_id)
-        wms_id = record.wms_id if record is not None else command.args.get("wms_id", "")
         try:
             service = desk.service
+            wms_id = desk.order_id(record) if record is not None else command.args.get("wms_id", "")
         except BackendUnavailable as exc:
             return Again(str(exc))
+        except Conflict as exc:
+            return Failed(exc)
         try:
             new_id, _, message = await desk.call(
                 "restarting", partial(service.restart, wms_id, attempt_token=_attempt_token(command))

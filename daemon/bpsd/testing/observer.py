@@ -59,7 +59,8 @@ class Observer:
                 attempt=run.attempt,
                 state=run.state,
                 submit_time=run.submit_time,
-                cursor=self.cursors.get(run.wms_id),
+                global_wms_id=run.global_wms_id,
+                cursor=self.cursors.get(run.global_wms_id or run.wms_id),
             )
             for run in self.runs.values()
             if run.live
