@@ -399,7 +399,9 @@ class Cache:
         return run_id
 
     def _of_key(self, backend: str, key: str) -> str | None:
-        """Return our id of a run of a backend by its global id, or else by its WMS id."""
+        """Return our id of a run of a backend by our id, its global id, or else its WMS id."""
+        if key in self._hot and self._hot[key].record.backend == backend:
+            return key
         for run_id in self._names.of_global_id(key):
             if self._hot[run_id].record.backend == backend:
                 return run_id

@@ -313,8 +313,9 @@ class PollResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a poll saw.
 
     ``cursor`` and ``run_cursors`` (by ``key``) are stored in the transaction that stores the observations.
-    ``absent`` lists known runs (``key``) that *no* source knows, and may name a run only if every source that
-    could know it answered completely. ``more`` asks for another poll at once: there was more than fits one result.
+    ``absent`` lists known runs (``key``, or ``run_id`` where the WMS gave the id to another run) that *no* source
+    knows, and may name a run only if every source that could know it answered completely. ``more`` asks for another
+    poll at once: there was more than fits one result.
     ``clock_offset_s`` is how far the WMS's clock is ahead of ours, where the adapter can tell.
     """
 

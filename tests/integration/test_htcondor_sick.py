@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ import pytest
 from bpsd.client.failures import RemoteError
 from bpsd.client.sync import Client
 from bpsd.testing.observer import document, shell_job
-from tests.integration.condorbed import SECOND_SCHEDD, CondorBed
-from tests.integration.daemons import RunningDaemon, until
+from tests.integration.condorbed import FIRST_SCHEDD, SECOND_SCHEDD, CondorBed
+from tests.integration.daemons import FAST, RunningDaemon, until
 
 pytestmark = pytest.mark.timeout(600)
 PATIENCE_S = 180.0
@@ -114,12 +115,15 @@ def without(twin: CondorBed, *daemons: str) -> Iterator[None]:
         twin.script("start")  # waits until all of it answers
 
 
-def make_jobs(bed: CondorBed, count: int) -> int:
-    """Use up so many cluster ids; returns the last one."""
+def make_jobs(bed: CondorBed, count: int, *schedd: str) -> int:
+    """Use up so many cluster ids of a schedd (``-name``, NAME); returns the last one."""
     each = "executable = /bin/{}\nhold = true\nqueue\n"  # another executable begins another cluster
     text = "".join(each.format(("true", "false")[n % 2]) for n in range(count))
-    make = 'printf %s "$1" >ids.sub && condor_submit -terse ids.sub && condor_rm -constraint HoldReasonCode==15'
-    said = bed.run("sh", "-c", make, "sh", text)
+    make = (
+        'printf %s "$1" >ids.sub; shift; condor_submit -terse "$@" ids.sub'
+        ' && condor_rm "$@" -constraint HoldReasonCode==15'
+    )
+    said = bed.run("sh", "-c", make, "sh", text, *schedd)
     return max(int(line.partition(".")[0]) for line in said.splitlines() if line[0].isdecimal())
 
 
@@ -238,3 +242,92 @@ def test_history_is_rotated_away(site: Site) -> None:
         assert "history" in row["note"]
         row = site.row(seen)
         assert (row["state"], row["source"], row["ended_at"]) == ("SUCCEEDED", "history", ended["ended_at"])
+
+
+def run_of_others(bed: CondorBed, name: str, schedd: str = FIRST_SCHEDD) -> str:
+    """Submit a DAG of one long job without bpsd, as ``bps submit`` does; returns its global id."""
+    script = """
+set -e
+mkdir -p "$HOME/others/$1"; cd "$HOME/others/$1"
+printf 'executable = /bin/sleep\\narguments = 600\\nlog = a.log\\nqueue\\n' >a.sub
+echo 'JOB a a.sub' >run.dag
+condor_submit_dag -f -no_submit run.dag >/dev/null
+cluster=$(condor_submit -terse -name "$2" -append 'My.bps_isjob = "True"' -append "My.bps_run = \\"$1\\"" \\
+    run.dag.condor.sub)
+condor_q -name "$2" -af GlobalJobId -constraint "ClusterId == ${cluster%%.*}" | head -n 1
+"""
+    return bed.run("sh", "-c", script, "sh", name, schedd).strip()
+
+
+def find(site: Site, global_wms_id: str, backend: str = "twin") -> dict[str, Any] | None:
+    """Return the row of a run of a backend that runs now, by its global id."""
+    rows = site.client.report()["runs"]
+    found = [row for row in rows if row["global_wms_id"] == global_wms_id and row["state"] == "RUNNING"]
+    return next((row for row in found if row["backend"] == backend), None)
+
+
+def begin_again(bed: CondorBed) -> None:
+    """Empty the pool's queues and histories: its schedds count from 1 again."""
+    for mode in ("stop", "wipe", "start"):
+        done = bed.script(mode)
+        assert done.returncode == 0, f"{mode}: {done.stdout}{done.stderr}"
+
+
+def test_the_schedd_counts_from_1_again(site: Site) -> None:
+    """The id of a lost run goes to another person's run: two runs, and no order for the one reaches the other."""
+    begin_again(site.twin)
+    old_global = run_of_others(site.twin, "old")
+    old = until(lambda: find(site, old_global), "the first run is seen", PATIENCE_S)
+    begin_again(site.twin)
+    cluster = int(old["wms_id"].partition(".")[0])
+    if cluster > 1:
+        make_jobs(site.twin, cluster - 1)
+
+    new_global = run_of_others(site.twin, "new")
+    new = until(lambda: find(site, new_global), "the other run is seen", PATIENCE_S)
+
+    assert new["wms_id"] == old["wms_id"]
+    assert new["id"] != old["id"]
+    assert new["name"] == "new"
+    lost = site.until_state(old["id"], "UNKNOWN")
+    assert (lost["last_known"], lost["name"], lost["global_wms_id"]) == ("RUNNING", "old", old_global)
+    assert site.client.status(new["wms_id"], backend="twin")["id"] == new["id"]
+    for verb in ("cancel", "hold", "release", "restart"):
+        command = site.client.wait_command(getattr(site.client, verb)(old["id"])["id"], timeout_s=90)
+        assert command["state"] == "FAILED", command
+    queue = site.twin.run("condor_q", "-allusers", "-af", "GlobalJobId", "JobStatus").split("\n")
+    assert [line.split()[1] for line in queue if line.startswith(f"{new_global} ")] == ["2"]
+    assert site.row(new["id"])["state"] == "RUNNING"
+    command = site.client.wait_command(site.client.cancel(new["id"])["id"], timeout_s=90)
+    assert command["state"] == "DONE", command
+
+
+def test_another_schedd_in_the_configuration(site: Site) -> None:
+    """After ``schedd:`` changed, the run of the old schedd is not the run with its id on the new one."""
+    begin_again(site.twin)
+    old_global = run_of_others(site.twin, "first")
+    old = until(lambda: find(site, old_global), "the first run is seen", PATIENCE_S)
+    number = int(old["wms_id"].partition(".")[0])
+    if number > 1:
+        make_jobs(site.twin, number - 1, "-name", SECOND_SCHEDD)
+    new_global = run_of_others(site.twin, "second", SECOND_SCHEDD)
+    assert new_global.split("#")[:2] == [SECOND_SCHEDD, old["wms_id"]]
+    settings = {"type": "htcondor", **site.twin.settings(command_deadline_s=5.0, schedd=SECOND_SCHEDD)}
+
+    site.daemon.configure({**FAST, **SETTINGS, "backends": {"twin": settings}})
+    assert site.daemon.process is not None
+    site.daemon.process.send_signal(signal.SIGHUP)
+    new = until(lambda: find(site, new_global, "twin"), "the run of the other schedd is seen", PATIENCE_S)
+
+    assert (new["wms_id"], new["name"]) == (old["wms_id"], "second")
+    assert new["id"] != old["id"]
+    assert site.until_state(old["id"], "UNKNOWN")["last_known"] == "RUNNING"
+    site.client.cancel(old["id"])
+
+    def left() -> list[str]:
+        return site.twin.run("condor_q", "-allusers", "-af", "GlobalJobId").split()
+
+    until(lambda: old_global not in left(), "the cancel reached the schedd of the old run", PATIENCE_S)
+    there = site.twin.run("condor_q", "-name", SECOND_SCHEDD, "-allusers", "-af", "GlobalJobId", "JobStatus")
+    assert f"{new_global} 2" in there.splitlines()
+    assert site.row(new["id"])["state"] == "RUNNING"

@@ -171,6 +171,39 @@ def bridged(pool: Any, quarantine: Quarantine | None = None) -> BridgedRuns:
     )
 
 
+class Reborn:
+    """A plugin whose WMS counts from 1 again: its run 1 is a later one than ours."""
+
+    async def ask(self, call: str, deadline_s: float, **arguments: Any) -> Any:
+        if call == "entries":
+            return {"now": 9000.0, "newest": 0.0, "entries": []}
+        report = WmsRunReport(wms_id="1.0", global_wms_id="s#1.0#900", path="/new", state=WmsStates.RUNNING)
+        return [msgspec.to_builtins([report], str_keys=True), ""]
+
+
+@pytest.mark.parametrize(
+    ("known", "absent"),
+    [
+        ({"global_wms_id": "s#1.0#100"}, ("rold",)),
+        ({"global_wms_id": "s#1.0#900", "path": "/old"}, ()),  # the global id settles it
+        ({"path": "/old"}, ("rold",)),
+        ({"path": "/new"}, ()),
+        ({}, ()),
+    ],
+)
+async def test_a_run_whose_id_the_plugin_reports_for_another_run_is_absent(
+    known: dict[str, str], absent: tuple[str, ...]
+) -> None:
+    link = Reborn()
+    runs = bridged(link)
+    run = KnownRun(run_id="rold", wms_id="1.0", state=WmsStates.RUNNING, **known)  # type: ignore[arg-type]
+
+    result = await runs.poll(PollRequest(known=(run,)))
+
+    assert result.absent == absent
+    assert [seen.key for seen in result.observations] == ["s#1.0#900"]
+
+
 @pytest.mark.parametrize("error", [WorkerError("no", "ValueError", "no", ""), BackendUnavailable("it hangs")])
 async def test_jobs_that_could_not_be_asked_for_are_asked_for_again(error: Exception) -> None:
     """Also of a run that is over, so that nothing of it changes any more."""

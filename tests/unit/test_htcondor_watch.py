@@ -253,6 +253,30 @@ async def test_a_history_that_denied_a_run_is_not_read_for_it_in_every_poll(monk
     assert len(site.asked("condor_history")) == 1
 
 
+async def test_an_id_that_the_schedd_gave_again_is_another_run() -> None:
+    """The older run is looked for by its global id; its jobs and its end are not those of the run in the queue."""
+    site = Site()
+    site.queue = [ad(1, GlobalJobId="here#1.0#900", QDate=900, Iwd="/r/1")]
+    site.folder(1, "a_1")
+    old = KnownRun(run_id="rold", wms_id="1.0", global_wms_id="here#1.0#100")
+
+    result = await site.poll(old)
+
+    assert [seen.key for seen in result.observations] == ["here#1.0#900"]
+    assert result.absent == ("here#1.0#100",)
+    (asked,) = [call for call in site.asked("condor_history") if "ClusterId == 1" in call[2]]
+    assert 'GlobalJobId =?= "here#1.0#100"' in asked[2]
+
+    site.watcher._denied.clear()
+    site.old = [ended(1, GlobalJobId="here#1.0#900"), ended(1, GlobalJobId="here#1.0#100", QDate=100, Iwd="/r/2")]
+    result = await site.poll(old)
+
+    states = {seen.key: seen.state for seen in result.observations}
+    assert states == {"here#1.0#900": WmsStates.RUNNING, "here#1.0#100": WmsStates.SUCCEEDED}
+    assert set(result.run_cursors) == set(states)
+    assert not result.absent
+
+
 async def test_a_run_of_a_schedd_that_is_not_named_any_more_is_none_of_ours() -> None:
     """Every schedd counts by itself: ours has a run of the same number."""
     site = Site()

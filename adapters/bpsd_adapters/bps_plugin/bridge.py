@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["SOURCE", "BridgedRuns", "as_observation", "convert_reports", "counted", "settled"]
 
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -124,6 +124,14 @@ def _jobs(report: WmsRunReport) -> list[JobObservation]:
     return observations
 
 
+def _is_another(seen: RunObservation, run: KnownRun) -> bool:
+    """Return whether what the plugin reports under a run's id is another run: its ids may begin again."""
+    for one, other in ((seen.global_wms_id, run.global_wms_id), (seen.token, run.token), (seen.path, run.path)):
+        if one is not None and other is not None:
+            return one != other
+    return False
+
+
 def _shows(seen: RunObservation) -> tuple[Any, ...]:
     """What of a summary tells that jobs changed."""
     return seen.state, seen.attempt, tuple((seen.job_state_counts or {}).values())
@@ -223,8 +231,17 @@ class BridgedRuns:
                     error="; ".join(errors[:3]),
                 ),
             ),
-            absent=() if errors else tuple(w for w in unseen if w in known and self._may_be_absent(known[w])),
+            absent=() if errors else tuple(self._absent(known, seen, unseen)),
         )
+
+    def _absent(
+        self, known: Mapping[str, KnownRun], seen: Mapping[str, RunObservation], unseen: Sequence[str]
+    ) -> Iterator[str]:
+        """Return the known runs that the plugin does not know, also under an id that it gave to another run since."""
+        for wms_id, run in known.items():
+            given_away = wms_id in seen and _is_another(seen[wms_id], run)
+            if (wms_id in unseen or given_away) and self._may_be_absent(run):
+                yield run.run_id
 
     def _forget(self, wms_ids: Set[str], over: Set[str]) -> None:
         """Drop what is kept of runs that nobody speaks of any more."""
