@@ -423,7 +423,7 @@ class Cache:
         changes += folded
         self._names.add(hot.record)
         if seen.global_wms_id is not None:
-            self._names.add_global_id(run_id, seen.global_wms_id[: self._text_chars])
+            self._names.add_global_id(run_id, seen.global_wms_id[: self.text_chars])
         if cursor is not None:
             hot.cursor = cursor
             batch.run_cursors[(backend, run_id)] = cursor

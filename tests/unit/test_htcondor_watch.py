@@ -470,7 +470,7 @@ async def test_an_unexpected_error_in_one_run_stays_with_that_run(
     assert "ZeroDivisionError: poisoned" in notes["7.0"]
     assert "poisoned" not in notes["8.0"]
     monkeypatch.undo()
-    site.quarantine.retry_now("7.0")
+    site.quarantine.retry_now("here#7.0#1")
     result = await site.poll(*known, cursor=None)
     assert told(result) == {"7.0": ("SUCCEEDED", 1), "8.0": ("SUCCEEDED", 1)}
     assert "7.0" not in site.quarantine
