@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
@@ -29,6 +29,7 @@ from bpsd.runnames import RunNames
 from bpsd.runs import Change, RunRecord, decode_record, encode_record
 from bpsd.slices import Pause, in_pieces, in_turns
 from bpsd.store import Batch, Loaded, StoredRun, TimelineEvent
+from bpsd.writebehind import Handover
 
 RUNS_PER_BATCH = 100
 """Runs that are handed to the store at once: making its rows of them is a slice of its own."""
@@ -53,44 +54,6 @@ Listener = Callable[[Event, Sequence[JobObservation]], None]
 """Gets every event at once, with the jobs that moved; must not block and must not raise."""
 
 _ROW_TAIL = b',"observed_at":null,"source":""}'
-
-
-class _Handing:
-    """Batches on their way to the store: what was put into one gets there, however the work on it ends."""
-
-    def __init__(self, put: Callable[[Batch], Awaitable[None]]) -> None:
-        self._put = put
-        self.batch = Batch()
-
-    async def flush(self) -> None:
-        """Hand over what there is."""
-        full, self.batch = self.batch, Batch()
-        await self._put(full)
-
-    async def make_room(self, run_id: str) -> None:
-        """Have a batch that may take a piece of this run's jobs: each holds one of a run at most."""
-        if run_id in self.batch.jobs_append:
-            await self.flush()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.flush()
-
-
-def _known(r: RunRecord, cursor: str | None) -> KnownRun:
-    return KnownRun(
-        run_id=r.run_id,
-        wms_id=r.wms_id,
-        global_wms_id=r.global_wms_id,
-        token=r.token,
-        path=r.path,
-        attempt=r.attempt,
-        state=r.state,
-        submit_time=r.submit_time,
-        cursor=cursor,
-    )
 
 
 class Cache:
@@ -270,7 +233,7 @@ class Cache:
         for hot in tuple(self._hot.values()):
             r = hot.record
             if r.backend == backend and r.wms_id and r.live:
-                known.append(_known(r, hot.cursor))
+                known.append(r.as_known(hot.cursor))
             await pause.if_due()
         return tuple(known)
 
@@ -282,7 +245,7 @@ class Cache:
         Conflict
             If all that is known of the run is an id that its WMS gave to another run since.
         """
-        order_id = service.order_id(_known(record, None))
+        order_id = service.order_id(record.as_known())
         holder = self._names.of_wms_id(record.backend, record.wms_id)
         if order_id == record.wms_id and holder not in (None, record.run_id):
             raise Conflict(
@@ -320,7 +283,7 @@ class Cache:
         changed = 0
         touched: list[str] = []
         pause = Pause()
-        async with _Handing(self._put) as out:
+        async with Handover(self._put) as out:
             for first in range(0, len(result.observations), RUNS_PER_BATCH):
                 some = result.observations[first : first + RUNS_PER_BATCH]
                 for run_id, seen in zip(await self._run_ids(backend, some), some, strict=True):
@@ -354,7 +317,7 @@ class Cache:
         await self._encode_rows(touched)
         return changed
 
-    async def _fold(self, hot: HotRun, out: _Handing) -> None:
+    async def _fold(self, hot: HotRun, out: Handover) -> None:
         """Replace the changes of a run's jobs in the store by a snapshot, if they are many."""
         if hot.appended_bytes > max(SNAPSHOT_BYTES, hot.snapshot_bytes):
             await out.flush()

@@ -15,7 +15,7 @@ import msgspec
 from bpsd import wire
 from bpsd.jobtable import JobTable
 from bpsd.messages import AttemptRow, RunRow
-from bpsd.models import TERMINAL, JobObservation, RunObservation, WmsStates
+from bpsd.models import TERMINAL, JobObservation, KnownRun, RunObservation, WmsStates
 from bpsd.reducer import JOURNAL_SOURCE, RunKey, Verdict, judge_run
 
 _INFO_FIELDS = (
@@ -311,6 +311,20 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
         self.job_state_counts = _states(jobs.state_counts())
         self.job_summary = {label: _states(counts) for label, counts in jobs.label_counts().items()}
         self.exit_codes = self._exit_codes(jobs)
+
+    def as_known(self, cursor: str | None = None) -> KnownRun:
+        """Return the run as a poll or an order names it to its adapter."""
+        return KnownRun(
+            run_id=self.run_id,
+            wms_id=self.wms_id,
+            global_wms_id=self.global_wms_id,
+            token=self.token,
+            path=self.path,
+            attempt=self.attempt,
+            state=self.state,
+            submit_time=self.submit_time,
+            cursor=cursor,
+        )
 
     # -- showing -----------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,11 @@ batches one by one (a test proves it).
 
 from __future__ import annotations
 
-__all__ = ["Batch", "Pending", "StoredRun", "TimelineEvent"]
+__all__ = ["Batch", "Handover", "Pending", "StoredRun", "TimelineEvent"]
 
 import sqlite3
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -76,6 +76,30 @@ class Batch(msgspec.Struct, kw_only=True):
     cursors: dict[str, str | None] = {}
     run_cursors: dict[tuple[str, str], str | None] = {}
     forget: list[str] = []
+
+
+class Handover:
+    """Batches on their way to the store: what was put into one reaches it, also if the work on it is cancelled."""
+
+    def __init__(self, put: Callable[[Batch], Awaitable[None]]) -> None:
+        self._put = put
+        self.batch = Batch()
+
+    async def flush(self) -> None:
+        """Hand over what there is."""
+        full, self.batch = self.batch, Batch()
+        await self._put(full)
+
+    async def make_room(self, run_id: str) -> None:
+        """Have a batch that may take a piece of this run's jobs: each holds one of a run at most."""
+        if run_id in self.batch.jobs_append:
+            await self.flush()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.flush()
 
 
 ROW_BYTES = 300
