@@ -14,6 +14,7 @@ __all__ = ["ROWS_PER_PART", "JobTable", "encode_changes"]
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -30,6 +31,7 @@ _FAULTS = frozenset({WmsStates.FAILED, WmsStates.HELD, WmsStates.DELETED})
 _NO_CODE = -(2**31)
 _NO_ATTEMPT = -1
 _MOST = 2**31 - 1
+_MOST_CAUSES = 10_000
 _MOST_SHORT = 2**15 - 1
 
 
@@ -280,6 +282,18 @@ class JobTable:
     def exit_codes(self) -> dict[str, dict[int, int]]:
         """Per label, how often each non-zero exit code stands behind a failed, held or deleted job."""
         return {label: dict(sorted(codes.items())) for label, codes in zip(self._labels, self._codes, strict=True)}
+
+    def causes(self) -> dict[str, dict[str, int]]:
+        """Per label, how often each note, or exit code where there is no note, stands behind a faulty job."""
+        found = {label: {str(code): n for code, n in codes.items()} for label, codes in self.exit_codes().items()}
+        for row, note in islice(self._notes.items(), _MOST_CAUSES):
+            if self._state[row] != WmsStates.FAILED:
+                continue
+            causes, code = found[self._labels[self._label_of[row]]], str(self._code[row])
+            causes[note] = causes.get(note, 0) + 1
+            if causes.get(code):
+                causes[code] -= 1
+        return {label: {cause: n for cause, n in causes.items() if n} for label, causes in found.items()}
 
     def row(self, row: int) -> JobRow:
         """One job as a client sees it."""

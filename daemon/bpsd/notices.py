@@ -88,7 +88,7 @@ class Message(msgspec.Struct, kw_only=True):
 # -- what happened ---------------------------------------------------------------------------------------------------
 
 
-def notices_of(event: Event, record: RunRecord | None, exit_codes: Mapping[str, Mapping[str, int]]) -> list[Notice]:
+def notices_of(event: Event, record: RunRecord | None, causes: Mapping[str, Mapping[str, int]]) -> list[Notice]:
     """What an event says that somebody may want to be told.
 
     Parameters
@@ -97,13 +97,13 @@ def notices_of(event: Event, record: RunRecord | None, exit_codes: Mapping[str, 
         What happened.
     record : `~bpsd.runs.RunRecord` or `None`
         The run that it happened to.
-    exit_codes : `~collections.abc.Mapping`
-        Of its failed jobs, by label: the number of jobs by exit code.
+    causes : `~collections.abc.Mapping`
+        Of its failed jobs, by label: the number of jobs by note or exit code.
     """
     if event.kind == "backend.state":
         return _of_backend(event)
     if event.kind == "run.state" and record is not None and not record.muted:
-        return _of_run(event, record, exit_codes)
+        return _of_run(event, record, causes)
     return []
 
 
@@ -124,7 +124,7 @@ def _of_backend(event: Event) -> list[Notice]:
     ]
 
 
-def _of_run(event: Event, record: RunRecord, exit_codes: Mapping[str, Mapping[str, int]]) -> list[Notice]:
+def _of_run(event: Event, record: RunRecord, causes: Mapping[str, Mapping[str, int]]) -> list[Notice]:
     state, before = event.data.get("state"), event.data.get("before")
     lost = state == "UNKNOWN" and event.data.get("source") == "absence"
     told: list[tuple[NotificationKind, bool, str]] = []
@@ -135,7 +135,7 @@ def _of_run(event: Event, record: RunRecord, exit_codes: Mapping[str, Mapping[st
     if state == "SUCCEEDED":
         told += [("failed", True, ""), ("finished", False, "")]
     elif state == "FAILED":
-        told.append(("failed", False, cause_of(record.note, exit_codes)))
+        told.append(("failed", False, cause_of(record.note, causes)))
     elif state == "HELD":
         told.append(("held", False, _likened(record.note)))
     elif lost:
@@ -163,21 +163,22 @@ def _of_run(event: Event, record: RunRecord, exit_codes: Mapping[str, Mapping[st
     ]
 
 
-def cause_of(note: str, exit_codes: Mapping[str, Mapping[str, int]]) -> str:
+def cause_of(note: str, causes: Mapping[str, Mapping[str, int]]) -> str:
     """Why a run failed, so that runs which failed alike have the same cause."""
-    parts = [f"{label}: {_endings(codes)}" for label, codes in exit_codes.items() if codes]
+    parts = [f"{label}: {_endings(found)}" for label, found in causes.items() if found]
     if parts:
         more = "; ..." if len(parts) > MAX_CAUSE_LABELS else ""
         return redact_text("; ".join(parts[:MAX_CAUSE_LABELS]) + more)[:CAUSE_CHARS]
     return _likened(note)
 
 
-def _endings(codes: Iterable[str]) -> str:
-    """Return ``exit code 1, 2, signal 11 (SIGSEGV)``."""
-    ordered = sorted(codes, key=lambda code: (len(code), code))
-    signals = {code: wire.signal_of(int(code)) for code in ordered if code.isascii() and code.isdigit()}
-    plain = ", ".join(code for code in ordered if not signals.get(code))
-    return ", ".join([*([f"exit code {plain}"] if plain else []), *filter(None, signals.values())])
+def _endings(causes: Iterable[str]) -> str:
+    """Return ``exit code 1, 2, signal 11 (SIGSEGV), walltime of 2 s exceeded`` of exit codes and notes."""
+    ordered = sorted(causes, key=lambda cause: (len(cause), cause))
+    signals = {cause: wire.signal_of(int(cause)) for cause in ordered if cause.isascii() and cause.isdigit()}
+    plain = ", ".join(cause for cause, signal in signals.items() if not signal)
+    notes = [cause for cause in ordered if cause not in signals]
+    return ", ".join([*([f"exit code {plain}"] if plain else []), *filter(None, signals.values()), *notes])
 
 
 def _likened(text: str) -> str:

@@ -33,6 +33,7 @@ from bpsd.models import JobObservation, made_ready
 from bpsd.notices import Digest, Memory, Notice, Remembered, compose, notices_of
 from bpsd.outlets import Notifications, Route
 from bpsd.poller import Backend
+from bpsd.runs import RunRecord
 from bpsd.store import TimelineEvent
 
 REPLAY_EVENTS = 20_000
@@ -188,10 +189,16 @@ class Notifier:
     def _hear(self, event: Event, lanes: Any) -> None:
         record = self._cache.get(event.run) if event.run is not None else None
         failed = record is not None and event.data.get("state") == "FAILED"
-        exit_codes = record.as_row(None, full=True).exit_codes if failed and record is not None else None
-        for notice in notices_of(event, record, exit_codes or {}):
+        for notice in notices_of(event, record, self._causes(record) if failed and record is not None else {}):
             for lane in lanes:
                 lane.offer(notice, self._settings.again_after_s)
+
+    def _causes(self, record: RunRecord) -> dict[str, dict[str, int]]:
+        """Why jobs of a run failed; once its jobs have left the memory, their exit codes alone."""
+        jobs = self._cache.jobs(record.run_id)
+        if len(jobs):
+            return jobs.causes()
+        return record.as_row(None, full=True).exit_codes or {}
 
     async def _catch_up(self, lanes: list[_Lane], until: int) -> None:
         """Tell of what happened since each route was last told everything."""

@@ -247,7 +247,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
         self.changed_at = seen.source_time or began
         if seen.state in TERMINAL and seen.end_time is None:
             self.end_time = self.changed_at
-        return [Change("run.state", {"state": seen.state.name, "before": before.name, "source": seen.source})]
+        return [_state_change(seen.state, before, seen.source, seen.note or "")]
 
     def _details(self, seen: RunObservation, text_chars: int, *, agrees: bool) -> bool:
         changed = False
@@ -301,9 +301,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             self.changed_at = now
             if state in TERMINAL:
                 self.end_time = now
-            changes.append(
-                Change("run.state", {"state": state.name, "before": before_state.name, "source": JOURNAL_SOURCE})
-            )
+            changes.append(_state_change(state, before_state, JOURNAL_SOURCE, note))
         return changes
 
     def keep_summary(self, jobs: JobTable) -> None:
@@ -411,6 +409,18 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             label: {str(code): codes.count(code) for code in sorted(set(codes))}
             for label, codes in (self.exit_code_summary or {}).items()
         }
+
+
+_TELL_WHY = frozenset({WmsStates.FAILED, WmsStates.HELD, WmsStates.DELETED})
+_EVENT_NOTE_CHARS = 4000
+
+
+def _state_change(state: WmsStates, before: WmsStates, source: str, note: str) -> Change:
+    """A change of state as an event; where a person asks for the reason, with the reason."""
+    data = {"state": state.name, "before": before.name, "source": source}
+    if note and state in _TELL_WHY:
+        data["note"] = note[:_EVENT_NOTE_CHARS]
+    return Change("run.state", data)
 
 
 def _flag(state: WmsStates, counts: Mapping[str, int]) -> str:

@@ -141,3 +141,39 @@ async def test_a_watch_through_a_killed_daemon(daemon: RunningDaemon) -> None:
     assert kinds[0] == "Snapshot"
     assert kinds.index(Away.__name__) < kinds.index(Back.__name__)
     until(lambda: daemon.process is not None and daemon.process.poll() is None, "it is there")
+
+
+def test_why_jobs_failed_is_said_wherever_a_person_looks(daemon: RunningDaemon) -> None:
+    plain, gone = daemon.folder / "no-program", daemon.folder / "gone"
+    plain.write_text("#!/bin/sh\n")
+    plain.chmod(0o755)
+    gone.mkdir()
+    shell = {"executable": "/bin/sh"}
+    jobs = [
+        true_job("spoil_1") | shell | {"arguments": f"-c 'chmod 644 {plain}; rmdir {gone}'"},
+        true_job("late_1") | shell | {"arguments": "-c 'sleep 60'", "request_walltime": "00:00:01"},
+        true_job("denied_1", parents=("spoil_1",)) | {"executable": str(plain)},
+        true_job("nowhere_1", parents=("spoil_1",)) | {"working_directory": str(gone)},
+        true_job("segv_1") | shell | {"arguments": "-c 'kill -SEGV $$'"},
+    ]
+    causes = {
+        "late_1": "walltime of 1 s exceeded",
+        "denied_1": f"cannot start: permission denied: {plain} is not an executable file",
+        "nowhere_1": f"cannot start: no such file or directory: {gone}",
+        "segv_1": "signal 11 (SIGSEGV)",
+    }
+    flow = daemon.folder / "flow.json"
+    flow.write_bytes(document(*jobs, name="broken"))
+    run = bpsctl(daemon.socket, "submit", "-q", str(flow)).out.strip()
+    assert bpsctl(daemon.socket, "wait", run).code == 1
+
+    tails = bpsctl(daemon.socket, "logs", run, "--failed").out
+    rows = json.loads(bpsctl(daemon.socket, "jobs", run, "--json").out)["jobs"]
+    report = bpsctl(daemon.socket, "report", run).out
+    events = bpsctl(daemon.socket, "events", run).out
+    assert {row["name"]: row["note"] for row in rows if row["note"]} == causes
+    for name, cause in causes.items():
+        assert f" failed, {cause}: {name}\n" in tails
+    named = report.partition("Note: ")[2].partition("\n")[0]
+    assert sum(f"{name} ({cause})" in named for name, cause in causes.items()) >= 3  # it names the first few
+    assert named in events

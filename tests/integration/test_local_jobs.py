@@ -296,7 +296,7 @@ async def test_a_program_that_went_away_fails_its_job(tmp_path: Path) -> None:
 
         assert run.state is S.FAILED
         row = local.job(run.wms_id, "b")
-        assert row.note == f"executable: there is no program {program}"
+        assert row.note == f"cannot start: there is no program {program}"
         assert row.attempt == 2
 
 

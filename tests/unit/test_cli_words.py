@@ -202,6 +202,36 @@ def test_like_failures_stand_together() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("job", "head"),
+    [
+        ({"exit_code": 143, "note": "walltime of 2 s exceeded"}, "walltime of 2 s exceeded"),
+        ({"exit_code": None, "note": "cannot start: permission denied: /x"}, "cannot start: permission denied: /x"),
+        ({"exit_code": -11}, "signal 11 (SIGSEGV)"),
+        ({"exit_code": 3}, "exit code 3"),
+    ],
+)
+def test_the_head_of_a_group_says_why_its_jobs_failed(job: dict[str, Any], head: str) -> None:
+    (group,) = tails.grouped([({"name": "isr_1", "label": "isr", **job}, "")])
+
+    assert tails.group_lines(group) == [f"== 1 job of isr failed, {head}: isr_1", "(it printed nothing)"]
+
+
+MISTAKES = "the workflow wf.yaml has 2 mistakes:\n  wf.yaml: line 3: jobs[0].a: x\n  wf.yaml: jobs[1]: y"
+ON_ONE_LINE = "the workflow wf.yaml has 2 mistakes: wf.yaml: line 3: jobs[0].a: x; wf.yaml: jobs[1]: y"
+
+
+def test_all_mistakes_of_a_rejected_workflow_are_in_its_events() -> None:
+    command = {
+        "kind": "command.state",
+        "data": {"verb": "submit", "command": "c1", "state": "FAILED", "note": MISTAKES},
+    }
+    run = {"kind": "run.state", "data": {"state": "FAILED", "note": f"not submitted: {MISTAKES}"}}
+
+    assert describe.event_text(command) == f"submit c1 FAILED: {ON_ONE_LINE}"
+    assert describe.event_text(run) == f"FAILED: not submitted: {ON_ONE_LINE}"
+
+
 def test_a_large_group_names_only_some() -> None:
     group = {"label": "isr", "exit_code": None, "jobs": [f"isr_{n}" for n in range(12)], "text": "x"}
 

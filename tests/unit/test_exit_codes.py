@@ -71,3 +71,19 @@ def test_htcondor_needs_no_post_script_for_a_plain_exit_code() -> None:
 
     assert "SCRIPT POST" not in text
     assert "retry_until = 3" in text
+
+
+def test_the_causes_of_a_label_are_notes_and_the_exit_codes_of_the_jobs_without_one() -> None:
+    table = JobTable()
+    failed = [(143, "walltime of 2 s exceeded"), (143, ""), (3, ""), (None, "cannot start: permission denied: /x")]
+    table.apply(
+        1,
+        [
+            JobObservation(name=f"j{n}", label="isr", state=WmsStates.FAILED, exit_code=code, note=note)
+            for n, (code, note) in enumerate(failed)
+        ],
+    )
+
+    assert table.causes() == {
+        "isr": {"walltime of 2 s exceeded": 1, "143": 1, "3": 1, "cannot start: permission denied: /x": 1}
+    }

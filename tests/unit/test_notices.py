@@ -91,6 +91,11 @@ def test_changes_of_a_backend() -> None:
         ("1 of 5 jobs failed: isr_2", {"isr": {"1": 1}}, "isr: exit code 1"),
         ("", {"isr": {"137": 1, "2": 40}}, "isr: exit code 2, signal 9 (SIGKILL)"),
         ("", {name: {"1": 1} for name in "abcd"}, "a: exit code 1; b: exit code 1; c: exit code 1; ..."),
+        (
+            "2 of 9 jobs failed",
+            {"isr": {"walltime of 2 s exceeded": 1, "3": 1}},
+            "isr: exit code 3, walltime of 2 s exceeded",
+        ),
         ("no room in /scratch/her/0123 (4 of 17 jobs)", {}, "no room in # (# of # jobs)"),
         ("", {"isr": {}}, ""),
     ],

@@ -167,6 +167,8 @@ class Commander:
             self._found[key] = _find_program(*key)
         found = self._found[key]
         if found is None:
+            if "/" in key[0] and Path(folder, key[0]).exists():
+                raise CommandError("executable", f"permission denied: {Path(folder, key[0])} is not an executable file")
             where = f"in {folder}" if "/" in key[0] else f"in PATH ({key[1]})"
             raise CommandError(
                 "executable", f"there is no program {key[0]} {'' if key[0][:1] == '/' else where}".rstrip()

@@ -300,7 +300,7 @@ class Driver:
         try:
             command = self._commander.command(one.job, own)
         except CommandError as exc:
-            self._ended(one.node, ref, None, None, f"{exc.field}: {exc}")
+            self._ended(one.node, ref, None, None, f"cannot start: {exc}")
             return
         job = RunningJob(
             ref,

@@ -202,7 +202,7 @@ class RunningJob:
         try:
             self._spawn(now)
         except OSError as exc:
-            self._say(f"cannot start: {exc}")
+            self._say(f"cannot start: {(exc.strerror or str(exc)).lower()}: {exc.filename or self._command.program}")
             return True
         return False
 

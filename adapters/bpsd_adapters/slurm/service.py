@@ -359,7 +359,7 @@ class SlurmService(WmsService):
         if self._settings.check_executables and found.programs:
             for program in await self._cluster.absent_programs(list(found.programs)):
                 where = found.programs.get(program, ())
-                found.add((*where, "executable"), f"there is no program {program} on {self._transport.host}")
+                found.add((*where, "executable"), f"there is no executable file {program} on {self._transport.host}")
         for options, where in found.options[:OPTION_SETS_TRIED]:
             said = await self._cluster.would_refuse(options)
             if said:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["command_cells", "command_outcome", "event_line", "event_text"]
 
-from bpsd.cli.render import clean, clock
+from bpsd.cli.render import clean, clock, joined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,13 +52,7 @@ def event_text(event: Row) -> str:
 
 
 def _why(data: Row) -> str:
-    return f": {_first_line(data['note'])}" if data.get("note") else ""
-
-
-def _first_line(text: str) -> str:
-    """What fits a line: of a list of mistakes the sentence before it (``commands ID`` and ``--json`` tell all)."""
-    head, _, rest = text.partition("\n")
-    return clean(head).rstrip(":") if rest else clean(head)
+    return f": {joined(data['note'])}" if data.get("note") else ""
 
 
 def command_cells(row: Row) -> tuple[object, ...]:
@@ -72,7 +66,7 @@ def command_cells(row: Row) -> tuple[object, ...]:
         row["backend"],
         row["user"],
         clock(row["accepted_at"]),
-        _first_line(said),
+        joined(said),
     )
 
 
@@ -87,7 +81,7 @@ _DONE = {
 
 def command_outcome(row: Row) -> str:
     """What became of a command, in words."""
-    note = clean(row.get("note") or "")
+    note = joined(row.get("note") or "")
     error = clean((row.get("error") or {}).get("message") or "") or note
     state = row["state"]
     if state == "DONE":

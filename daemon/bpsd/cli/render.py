@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["age", "clean", "clip", "clock", "columns_of", "duration", "long_age", "plural", "table"]
+__all__ = ["age", "clean", "clip", "clock", "columns_of", "duration", "joined", "long_age", "plural", "table"]
 
 import time
 
@@ -23,6 +23,12 @@ def clean(text: object) -> str:
     if line.isascii() and line.isprintable():
         return line
     return "".join(c if c.isprintable() else (" " if c in "\t\n\r" else f"\\x{ord(c):02x}") for c in line)
+
+
+def joined(text: object) -> str:
+    """A text of several lines (a sentence and a list of mistakes) as one line."""
+    head, *rest = [clean(line.strip()) for line in str(text).splitlines() if line.strip()] or [""]
+    return f"{head} {'; '.join(rest)}" if rest else head
 
 
 def columns_of(text: str) -> int:

@@ -144,7 +144,8 @@ def detail_lines(row: Row, now: float) -> list[str]:
         ago = f" {long_age(now - row['last_known_at'])} ago" if row.get("last_known_at") is not None else ""
         lines.append(f"Last known: {row['last_known']}{ago}")
     if row.get("note"):
-        lines.append(f"Note: {clean(row['note'])}")
+        head, *rest = str(row["note"]).splitlines() or [""]
+        lines += [f"Note: {clean(head)}", *(clean(line) for line in rest)]
     if row.get("info"):
         lines += [clean(line) for line in str(row["info"]).splitlines()]
     attempts = row.get("attempts") or []

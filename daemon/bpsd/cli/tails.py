@@ -101,16 +101,25 @@ def _cause(text: str) -> str:
 
 
 def grouped(found: Iterable[tuple[Row, str]]) -> list[Row]:
-    """Put jobs with the same label, exit code and last words together, the largest group first.
+    """Put jobs with the same label, exit code, note and last words together, the largest group first.
 
-    Each group has ``label``, ``exit_code``, ``cause``, ``jobs`` (their names) and ``text``, the tail of the first.
+    Each group has ``label``, ``exit_code``, ``note``, ``cause`` (the last words), ``jobs`` (their names) and ``text``,
+    the tail of the first.
     """
     groups: dict[tuple[object, ...], Row] = {}
     for job, text in found:
-        key = (job["label"], job.get("exit_code"), _cause(text))
+        why = _cause(job.get("note") or "")
+        key = (job["label"], job.get("exit_code"), why, _cause(text))
         group = groups.setdefault(
             key,
-            {"label": job["label"], "exit_code": job.get("exit_code"), "cause": key[2], "jobs": [], "text": text},
+            {
+                "label": job["label"],
+                "exit_code": job.get("exit_code"),
+                "note": job.get("note") or "",
+                "cause": key[3],
+                "jobs": [],
+                "text": text,
+            },
         )
         group["jobs"].append(job["name"])
     return sorted(groups.values(), key=lambda group: -len(group["jobs"]))
@@ -119,8 +128,9 @@ def grouped(found: Iterable[tuple[Row, str]]) -> list[Row]:
 def group_lines(group: Row) -> list[str]:
     """A group for people: how many of what failed how, who they are, and what the first one said."""
     names = group["jobs"]
-    code = "" if group["exit_code"] is None else f", {wire.ending(group['exit_code'])}"
+    why = clean(group.get("note") or "") or ("" if group["exit_code"] is None else wire.ending(group["exit_code"]))
+    why = f", {why}" if why else ""
     shown = ", ".join(clean(name) for name in names[:MOST_NAMES])
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     said = printable(group["text"]).rstrip("\n").split("\n") if group["text"] else ["(it printed nothing)"]
-    return [f"== {plural(len(names), 'job')} of {clean(group['label'])} failed{code}: {shown}{more}", *said]
+    return [f"== {plural(len(names), 'job')} of {clean(group['label'])} failed{why}: {shown}{more}", *said]

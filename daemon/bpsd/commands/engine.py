@@ -352,7 +352,8 @@ class CommandEngine:
         told = {**error.data(), "message": message}
         await self._set(entry, "FAILED", error=told, note=str(error))
         if command.verb == "submit":
-            await self._not_submitted(command, WmsStates.FAILED, f"not submitted: {message}")
+            why = redact_text(str(error), lines=True) if isinstance(error, WorkflowInvalid) else message
+            await self._not_submitted(command, WmsStates.FAILED, f"not submitted: {why}")
 
     async def _expire(self, entry: _Entry) -> None:
         await self._set(entry, "EXPIRED", note=f"not tried: {entry.command.note or 'its time was over'}")

@@ -6,6 +6,7 @@ __all__ = ["EPILOG", "arguments", "detail_lines", "run"]
 
 from bpsd.cli.describe import command_cells, command_outcome
 from bpsd.cli.options import add_json, add_one_backend, command_states, count, moment, run_name
+from bpsd.cli.problems import problem_lines
 from bpsd.cli.render import clean, clock, table
 
 TYPE_CHECKING = False
@@ -86,4 +87,5 @@ def detail_lines(row: Row) -> list[str]:
         ("Result", ", ".join(f"{name} {value}" for name, value in (row.get("result") or {}).items() if value)),
         ("Advice", (row.get("error") or {}).get("advice")),
     ]
-    return [f"{name + ':':<10}{clean(value)}" for name, value in facts if value]
+    error = row.get("error") or {}
+    return [f"{name + ':':<10}{clean(value)}" for name, value in facts if value] + problem_lines(error)

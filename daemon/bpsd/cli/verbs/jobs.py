@@ -7,7 +7,7 @@ __all__ = ["arguments", "run"]
 import time
 
 from bpsd.cli.options import DEFAULT_LIMIT, add_json, add_one_backend, add_run, count, nearest, states
-from bpsd.cli.render import clean, clock, duration, table
+from bpsd.cli.render import clean, clock, duration, joined, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,5 +126,5 @@ def _cells(job: dict[str, Any], now: float) -> tuple[object, ...]:
         job.get("host"),
         clock(job.get("started_at")),
         "" if took is None else duration(took),
-        job.get("note"),
+        joined(job.get("note") or "") or None,
     )

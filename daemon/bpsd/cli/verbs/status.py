@@ -7,7 +7,7 @@ __all__ = ["EPILOG", "arguments", "lines_of", "run"]
 import time
 
 from bpsd.cli.options import add_json, add_one_backend, add_run, seconds
-from bpsd.cli.render import clean, long_age
+from bpsd.cli.render import clean, joined, long_age
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def lines_of(row: dict[str, Any], now: float, state: str) -> list[str]:
     what = [state]
     if row["state"] == "UNKNOWN" and row.get("last_known"):
         ago = f" {long_age(now - row['last_known_at'])} ago" if row.get("last_known_at") is not None else ""
-        why = f"; {clean(row['note'])}" if row.get("note") else ""
+        why = f"; {joined(row['note'])}" if row.get("note") else ""
         what.append(f"(was {row['last_known']}{ago}{why})")
     what.append(row["id"])
     if clean(row["name"]) != row["id"]:
@@ -54,7 +54,7 @@ def lines_of(row: dict[str, Any], now: float, state: str) -> list[str]:
         what.append(f"attempt {row['attempt']}")
     lines = ["  ".join(what), "  " + _where(row, now)]
     if row.get("note") and not (row["state"] == "UNKNOWN" and row.get("last_known")):
-        lines.append(f"  {clean(row['note'])}")
+        lines += [f"  {clean(line)}" for line in str(row["note"]).splitlines()]
     if row.get("stale"):
         reason = f": {clean(row['error'])}" if row.get("error") else ""
         lines.append(f"  the backend does not answer, so this may have changed{reason}")
