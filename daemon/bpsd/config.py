@@ -115,15 +115,30 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the daemon takes from outside at most."""
 
-    clients: Annotated[int, Meta(ge=1, description="connections at once")] = 512
-    clients_per_user: Annotated[int, Meta(ge=1, description="connections at once of one user")] = 256
+    clients: Annotated[int, Meta(ge=1, description="maximum number of connections (default 1024)")] = 1024
+    clients_per_user: Annotated[
+        int, Meta(ge=1, description="maximum number of connections of one user (default 256)")
+    ] = 256
+    clients_reserved: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="further connections, beyond clients and clients_per_user, for root, the daemon's owner and "
+            "rights.admin (default 32)",
+        ),
+    ] = 32
     requests_in_flight: Annotated[int, Meta(ge=1, description="unanswered requests on one connection")] = 64
     greet_timeout_s: Annotated[
         float, Meta(ge=0.1, description="a new client that sends nothing for so long is let go")
     ] = 60.0
     idle_timeout_s: Annotated[
-        float, Meta(ge=0, description="a client that sends nothing and watches nothing for so long is let go; 0: never")
-    ] = 0.0
+        float,
+        Meta(
+            ge=0,
+            description="close a connection that sends no request, waits for no answer and watches nothing for this "
+            "time (default 900; 0: never)",
+        ),
+    ] = 900.0
     read_timeout_s: Annotated[float, Meta(ge=0.1, description="the longest that half a message may stay half")] = 30.0
     write_timeout_s: Annotated[
         float, Meta(ge=0.1, description="a client that reads nothing of what waits for it for so long is let go")
@@ -131,6 +146,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     write_buffer_bytes: Annotated[
         int, Meta(ge=wire.MAX_MESSAGE_BYTES, description="what may wait for one client before it gets no more")
     ] = 8 * 1024 * 1024
+    uploads_per_user: Annotated[
+        int, Meta(ge=1, description="maximum number of unfinished uploads of one user (default 16)")
+    ] = 16
     watchers_per_connection: Annotated[int, Meta(ge=1, description="watches on one connection")] = 16
     spool_bytes_per_user: Annotated[
         int, Meta(ge=1024, description="documents of one user that wait to be submitted, together")

@@ -1,8 +1,9 @@
 """The spool: documents that are too big for one message, brought in pieces and named by their sha256.
 
 Each user has a folder of their own, so that nobody can name, read or fill up what is another's. A piece is on the disk
-before it is acknowledged; an upload that was cut off goes on where it ended, also after a restart. What is whole was
-compared with its name. Nothing is removed that is pinned; the rest goes when it is old.
+before it is acknowledged; an upload that a restart of the daemon cut off goes on where it ended. What is whole was
+compared with its name. A document belongs to the connections that brought it: it goes with the last of them, unless a
+command needs it. Nothing is removed that is pinned; the rest goes when it is old.
 
 ::
 
@@ -38,9 +39,6 @@ T = TypeVar("T")
 THREADS = 4
 """Threads that may work on the disk at once."""
 
-MAX_UPLOADS_PER_USER = 16
-"""Documents that one user may have on the way at once."""
-
 READ_BYTES = 1024 * 1024
 """How much of a file is hashed at a time, when an upload goes on after a restart."""
 
@@ -69,12 +67,18 @@ class Spool:
         What one user may have here, including what is announced of uploads under way.
     max_blob_bytes : `int`
         The largest document.
+    uploads_per_user : `int`
+        Unfinished uploads of one user at once.
     """
 
-    def __init__(self, folder: Path, quota_bytes_per_user: int, max_blob_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, quota_bytes_per_user: int, max_blob_bytes: int, uploads_per_user: int = 16
+    ) -> None:
         self._folder = folder
         self._quota_bytes = quota_bytes_per_user
         self._max_blob_bytes = max_blob_bytes
+        self._uploads_per_user = uploads_per_user
+        self._owners: dict[tuple[str, int], set[object]] = {}  # of documents (sha256, uid); on the loop only
         self._uploads: dict[int, dict[str, _Upload]] = defaultdict(dict)
         # One user's requests go one at a time: what is on the disk and what we know of it change together.
         self._locks: dict[int, anyio.Lock] = defaultdict(anyio.Lock)
@@ -83,9 +87,31 @@ class Spool:
     def __repr__(self) -> str:
         return f"<Spool {str(self._folder)!r}, {sum(map(len, self._uploads.values()))} uploads under way>"
 
-    def set_limits(self, quota_bytes_per_user: int, max_blob_bytes: int) -> None:
+    def set_limits(self, quota_bytes_per_user: int, max_blob_bytes: int, uploads_per_user: int) -> None:
         """Use other limits from now on; what is here stays."""
         self._quota_bytes, self._max_blob_bytes = quota_bytes_per_user, max_blob_bytes
+        self._uploads_per_user = uploads_per_user
+
+    def own(self, owner: object, sha256: str, uid: int) -> None:
+        """Keep a document of this user, whole or not, until `release` was called for every owner."""
+        self._owners.setdefault((sha256, uid), set()).add(owner)
+
+    def forget(self, owner: object) -> list[tuple[str, int]]:
+        """Let an owner go but leave the files; return the documents that have no owner any more."""
+        left = []
+        for document, owners in list(self._owners.items()):
+            owners.discard(owner)
+            if not owners:
+                del self._owners[document]
+                left.append(document)
+        return left
+
+    async def release(self, owner: object, pinned: Callable[[], Collection[tuple[str, int]]]) -> None:
+        """Let an owner go, and remove each document that was its alone and is not ``pinned``."""
+        for sha256, uid in self.forget(owner):
+            async with self._locks[uid]:
+                if (sha256, uid) not in self._owners and (sha256, uid) not in pinned():
+                    await self._in_thread(lambda sha256=sha256, uid=uid: self._remove(sha256, uid))  # type: ignore[misc]
 
     async def put(self, sha256: str, size: int, offset: int, data: bytes, uid: int) -> int:
         """Take a piece of a document.
@@ -202,12 +228,12 @@ class Spool:
                 limit="max_blob_bytes",
                 value=self._max_blob_bytes,
             )
-        if len(self._uploads[uid]) >= MAX_UPLOADS_PER_USER:
+        if len(self._uploads[uid]) >= self._uploads_per_user:
             raise LimitExceeded(
-                f"{MAX_UPLOADS_PER_USER} documents of yours are on the way already",
-                advice="let them come to an end first",
+                f"you have {len(self._uploads[uid])} unfinished uploads, as many as limits.uploads_per_user allows",
+                advice="finish them, or close the connections that began them",
                 limit="uploads_per_user",
-                value=MAX_UPLOADS_PER_USER,
+                value=self._uploads_per_user,
             )
         part = self._part(uid, sha256)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -256,6 +282,11 @@ class Spool:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+    def _remove(self, sha256: str, uid: int) -> None:
+        self._uploads[uid].pop(sha256, None)
+        self._part(uid, sha256).unlink(missing_ok=True)
+        self._path(uid, sha256).unlink(missing_ok=True)
 
     def _size_of_whole(self, uid: int, sha256: str) -> int | None:
         try:

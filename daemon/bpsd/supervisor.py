@@ -35,7 +35,7 @@ from bpsd.api.workflows import Workflows
 from bpsd.cache import Cache
 from bpsd.commandlog import OPEN_STATES
 from bpsd.commands.engine import VERBS, CommandEngine
-from bpsd.config import BackendConfig, Config
+from bpsd.config import BackendConfig, Config, Limits
 from bpsd.errors import BpsdError, CannotStart, ConfigInvalid, WorkflowInvalid
 from bpsd.interface import ServiceContext, WmsService
 from bpsd.journal import CommandRecord, Journal, Sighting
@@ -236,7 +236,10 @@ class Daemon:
         loaded = await self._store.load(self._clock() - config.history.hot_days * DAY_S)
         for run_id in self._cache.load(loaded):
             self._log.warning(LogEvent.RUN_UNREADABLE, run=run_id)
-        self._spool = Spool(self._state / "spool", config.limits.spool_bytes_per_user, config.limits.workflow_bytes)
+        limits = config.limits
+        self._spool = Spool(
+            self._state / "spool", limits.spool_bytes_per_user, limits.workflow_bytes, limits.uploads_per_user
+        )
         self._workflows = Workflows(self._state / "workflows")
 
     async def _identify(self, backend: str, seen: Sequence[RunObservation]) -> Sequence[str]:
@@ -266,7 +269,7 @@ class Daemon:
 
     async def _serve(self, listener: Listener) -> None:
         gc.set_threshold(*GC_THRESHOLDS)
-        self._make_room(self._config.limits.clients)
+        self._make_room(self._config.limits)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         async with anyio.create_task_group() as self._group:
             self._engine = CommandEngine(
@@ -398,6 +401,7 @@ class Daemon:
             spool=self._spool,
             workflows=self._workflows,
             figures=self._figures,
+            clients=lambda: self._server.use,
             policy=self._policy,
             names_unknown=self._names_unknown,
             clock=self._clock,
@@ -405,8 +409,8 @@ class Daemon:
             log=self._log,
         )
 
-    def _make_room(self, clients: int) -> None:
-        limit, wanted = make_room(clients)
+    def _make_room(self, limits: Limits) -> None:
+        limit, wanted = make_room(limits.clients + limits.clients_reserved)
         if limit < wanted:
             self._log.warning(LogEvent.OPEN_FILES_LIMITED, limit=limit, wanted=wanted)
 
@@ -556,9 +560,9 @@ class Daemon:
         self._deps.config = new
         self._set_level(new.logs.level)
         self._cache.text_chars = new.limits.text_chars
-        self._spool.set_limits(new.limits.spool_bytes_per_user, new.limits.workflow_bytes)
+        self._spool.set_limits(new.limits.spool_bytes_per_user, new.limits.workflow_bytes, new.limits.uploads_per_user)
         self._journal.keep(backups=new.history.backups, days=new.history.keep_days)
-        self._make_room(new.limits.clients)
+        self._make_room(new.limits)
         self._server.set_limits(new.limits)
         await self._know_people()
         self._use_people()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -234,6 +235,36 @@ def test_the_reason_for_hanging_up_is_told(socket_path: Path) -> None:
     try:
         with Client(str(socket_path)) as client, pytest.raises(ConnectionLost, match=r"the daemon ends \[stopping\]"):
             client.ping()
+    finally:
+        listener.close()
+        thread.join(10)
+
+
+def test_a_connection_that_was_closed_for_being_idle_is_replaced(socket_path: Path) -> None:
+    """Also before a method that must not be sent twice: nothing was sent on the old connection."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(socket_path))
+    listener.listen()
+    goodbye = b'{"jsonrpc":"2.0","method":"goodbye","params":{"code":"deadline_exceeded","message":"idle"}}\n'
+    closed = threading.Event()
+
+    def serve() -> None:
+        for last in (goodbye, b""):
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(FakeDaemon(socket_path)._hello())
+                request = json.loads(connection.recv(65536))
+                answer = {"jsonrpc": "2.0", "id": request["id"], "result": {"method": request["method"]}}
+                connection.sendall(json.dumps(answer).encode() + b"\n" + last)
+            closed.set()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with Client(str(socket_path)) as client:
+            client.ping()
+            assert closed.wait(20)
+            assert client.call("hold", run="r1") == {"method": "hold"}
     finally:
         listener.close()
         thread.join(10)

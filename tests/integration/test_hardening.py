@@ -90,7 +90,10 @@ def _polls_on(client: Client, polls: int) -> bool:
 
 
 def test_a_flood_of_refused_clients_is_counted_and_not_all_told(state_dir: Path) -> None:
-    with RunningDaemon(state_dir, TOY, limits={"clients_per_user": 3}) as daemon, daemon.client() as client:
+    with (
+        RunningDaemon(state_dir, TOY, limits={"clients_per_user": 3, "clients_reserved": 0}) as daemon,
+        daemon.client() as client,
+    ):
         client.ping()
         with ExitStack() as crowd:
             for _ in range(2):

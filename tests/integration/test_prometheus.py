@@ -82,7 +82,7 @@ class World:
                 "retry_max_s": 0.2,
                 "give_up_s": 1.0,
             },
-            "limits": {"clients_per_user": 10},
+            "limits": {"clients_per_user": 10, "clients_reserved": 0},
         }
         self.daemon = RunningDaemon(folder, BACKENDS, **self.settings)
         self.node = NodeExporter(folder, self.figures)

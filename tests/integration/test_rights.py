@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +111,36 @@ def test_runs_of_an_account_are_whose_the_configuration_says(daemon: RunningDaem
         reload(daemon, backends={**BACKENDS, "a": {"type": "scripted", "accounts": {"svc": str(SOMEBODY)}}})
 
         somebody.cancel(run["id"])
+
+
+def test_idle_connections_of_others_lock_nobody_out(folder: Path) -> None:
+    """Two users take every connection that they may have; root comes in, sees who it was, and so does an admin."""
+    admin, limits = 65531, {"clients": 8, "clients_per_user": 4, "clients_reserved": 4}
+    rights = {"admin": {"users": [str(admin)]}}
+    with RunningDaemon(folder, BACKENDS, mode="system", limits=limits, rights=rights) as daemon, ExitStack() as stack:
+        for uid in (65532, SOMEBODY):
+            for _ in range(4):
+                with as_user(uid):
+                    stack.enter_context(daemon.client()).ping()
+            with as_user(uid), pytest.raises(ClientError, match="limits"), daemon.client() as one_more:
+                one_more.ping()
+        with daemon.client() as root:
+            health = root.health()
+            (check,) = [check for check in health["checks"] if check["name"] == "clients"]
+            assert (check["status"], health["status"]) == (2, 2)
+            assert "#65532 4, #65533 4" in check["message"].replace("#65533 4, #65532 4", "#65532 4, #65533 4")
+        with as_user(admin), daemon.client() as somebody:
+            somebody.ping()
+
+
+def test_unfinished_uploads_end_with_their_connection(folder: Path) -> None:
+    backends = {**BACKENDS, "a": {"type": "scripted", "submitters": {"users": ["*"]}}}
+    with RunningDaemon(folder, backends, mode="system", rights={"others": ["read"]}) as daemon:
+        with as_user(SOMEBODY), daemon.client() as somebody:
+            for number in range(16):
+                somebody.blob_put(f"{number:064x}", 100, 0, "QQ==")
+            refused("limit_exceeded", somebody.blob_put, "f" * 64, 100, 0, "QQ==")
+            spool = daemon.state / "spool" / str(SOMEBODY)
+        until(lambda: not [*spool.iterdir()], "the uploads are gone")
+        with as_user(SOMEBODY), daemon.client() as somebody:
+            somebody.submit_document(document(true_job("x")), backend="a")

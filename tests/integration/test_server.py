@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from structlog.testing import CapturingLogger
 from bpsd import messages, wire
 from bpsd.config import Limits
 from bpsd.errors import RunNotFound
-from bpsd.peers import Peer, Policy, Right, UserNames
+from bpsd.peers import Members, Peer, Policy, Right, UserNames
 from bpsd.protocol import event_line
 from bpsd.server import Call, Connection, MethodSpec, SocketServer, open_listener, service
 from bpsd.server.figures import COUNTERS, HELP
@@ -471,6 +471,10 @@ async def test_a_client_that_asks_nothing_is_let_go(socket_path: Path) -> None:
         assert await client.farewell() == "deadline_exceeded"
 
 
+def test_idle_connections_end_by_default() -> None:
+    assert 0 < Limits().idle_timeout_s <= 3600
+
+
 @pytest.mark.parametrize(("idle_timeout_s", "stays"), [(0.0, True), (10.0, False)])
 async def test_an_idle_client_is_let_go_if_the_limits_say_so(
     socket_path: Path, idle_timeout_s: float, stays: bool
@@ -492,7 +496,7 @@ async def test_a_client_that_waits_or_watches_is_not_idle(socket_path: Path) -> 
     gate = Gate()
 
     def watch(call: Call, params: Any) -> object:
-        call.connection.on_close(lambda: None)
+        call.connection.watching += 1
         return messages.PingResult(time=1.0)
 
     methods = {"logs": MethodSpec(gate, "none"), "watch": MethodSpec(watch, "none")}
@@ -599,7 +603,7 @@ async def test_a_client_that_shuts_its_half_gets_its_answers(socket_path: Path) 
 
 async def test_a_watcher_that_shuts_its_half_goes_on_watching_until_it_leaves(socket_path: Path) -> None:
     def watch(call: Call, params: Any) -> object:
-        call.connection.on_close(lambda: None)
+        call.connection.watching += 1
         return messages.PingResult(time=1.0)
 
     async with serving(socket_path, {"watch": MethodSpec(watch, "none")}) as served:
@@ -656,7 +660,7 @@ async def test_requests_in_flight_are_bounded(socket_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", ["clients", "clients_per_user"])
 async def test_too_many_clients_are_turned_away(socket_path: Path, log: CapturingLogger, limit: str) -> None:
-    limits: dict[str, Any] = {limit: 2}
+    limits: dict[str, Any] = {limit: 2, "clients_reserved": 0}
     async with (
         serving(socket_path, log=log, **limits) as served,
         connected(socket_path) as first,
@@ -673,6 +677,90 @@ async def test_too_many_clients_are_turned_away(socket_path: Path, log: Capturin
 
         async with connected(socket_path) as fourth:
             assert "result" in await fourth.ask("ping")
+
+
+async def test_connections_are_reserved_for_the_owner_and_admins(
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 connections of each of two users that do nothing, and admins come in all the same."""
+    admin, limits = 5, {"clients": 6, "clients_per_user": 3, "clients_reserved": 3}
+    everybody = frozenset[Right]({"read"})
+    policy = Policy(owner_uid=os.getuid(), others=everybody, admins=Members(uids=frozenset({admin})))
+    methods = METHODS | {"watch": MethodSpec(watching, "none")}
+    async with serving(socket_path, methods, policy=policy, **limits) as served, AsyncExitStack() as stack:
+        for uid in (3, 3, 3, 4, 4, 4):
+            pretend(monkeypatch, uid)
+            client = await stack.enter_async_context(connected(socket_path))
+            await client.ask("watch")  # they are not idle
+        for uid in (3, 4, 6):
+            pretend(monkeypatch, uid)
+            async with connecting(socket_path) as turned_away:
+                assert await turned_away.farewell() == "limit_exceeded"
+        for uid in (admin, os.getuid(), admin):
+            pretend(monkeypatch, uid)
+            client = await stack.enter_async_context(connected(socket_path))
+            assert "result" in await client.ask("ping")
+        async with connecting(socket_path) as one_more:
+            assert await one_more.farewell() == "limit_exceeded"
+
+        assert served.server.use.clients == 9
+        assert served.server.use.limit == 6
+        assert [*served.server.use.by_user.values()][:2] == [3, 3]
+
+
+async def test_a_user_with_few_connections_displaces_an_idle_one_of_a_user_with_many(
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy(owner_uid=os.getuid(), others=frozenset({"read"}))
+    methods = METHODS | {"watch": MethodSpec(watching, "none")}
+    async with serving(socket_path, methods, policy=policy, clients=4) as served, AsyncExitStack() as stack:
+        pretend(monkeypatch, 3)
+        clients = [await stack.enter_async_context(connected(socket_path)) for _ in range(4)]
+        for client in clients:
+            await client.ask("ping")
+        await clients[0].ask("watch")
+        for connection in served.connections():
+            connection.check(time.monotonic())
+
+        pretend(monkeypatch, 4)
+        for _ in range(2):
+            other = await stack.enter_async_context(connected(socket_path))
+            assert "result" in await other.ask("ping")
+            await eventually(lambda: len(served.connections()) == 4)
+        async with connecting(socket_path) as turned_away:  # now both have two
+            assert await turned_away.farewell() == "limit_exceeded"
+
+        assert "result" in await clients[0].ask("ping")
+        assert served.server.figures.clients_dropped == 2
+
+
+async def test_what_a_callback_of_the_end_returns_is_awaited(socket_path: Path, log: CapturingLogger) -> None:
+    ended: list[str] = []
+
+    def hold(call: Call, params: Any) -> object:
+        async def end(name: str) -> None:
+            await anyio.lowlevel.checkpoint()
+            ended.append(name)
+
+        async def fail() -> None:
+            await anyio.lowlevel.checkpoint()
+            raise ValueError
+
+        call.connection.on_close(fail)
+        call.connection.on_close(lambda: end("released"))
+        return messages.PingResult(time=1.0)
+
+    async with serving(socket_path, {"ping": MethodSpec(hold, "none")}, log=log):
+        async with connected(socket_path) as client:
+            await client.ask("ping")
+        await eventually(lambda: ended)
+    assert len(logged(log, "close_callback_broke")) == 1
+
+
+def watching(call: Call, params: Any) -> object:
+    """A method after which the client is not idle."""
+    call.connection.watching += 1
+    return messages.PingResult(time=1.0)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
@@ -750,7 +838,7 @@ async def test_a_slow_name_server_keeps_only_whom_it_should_name(
 
 async def test_limits_can_change_on_the_way(socket_path: Path) -> None:
     async with serving(socket_path) as served, connected(socket_path):
-        served.server.set_limits(Limits(clients=1))
+        served.server.set_limits(Limits(clients=1, clients_reserved=0))
 
         async with connecting(socket_path) as second:
             assert await second.farewell() == "limit_exceeded"

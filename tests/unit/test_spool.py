@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpsd import spool as spool_module
 from bpsd.errors import BlobNotFound, Conflict, InvalidParams, LimitExceeded, StorageError
 from bpsd.spool import Spool
 from tests.disks import DISKS, small_disk
@@ -285,17 +284,56 @@ async def test_quota_counts_uploads_of_an_earlier_daemon_once(folder: Path) -> N
     assert await spool.put(NAME, len(DATA), 9_000, DATA[9_000:], ALICE) == len(DATA)
 
 
-async def test_uploads_at_once_are_bounded(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_module, "MAX_UPLOADS_PER_USER", 2)
+async def test_uploads_at_once_are_bounded(spool: Spool) -> None:
+    spool.set_limits(10 * MIB, MIB, uploads_per_user=2)
     await spool.put("1" * 64, 100, 0, b"x", ALICE)
     await _put(spool)
     await spool.put("2" * 64, 100, 0, b"", ALICE)
 
-    with pytest.raises(LimitExceeded, match="2 documents of yours are on the way"):
+    with pytest.raises(LimitExceeded, match=r"2 unfinished uploads, .* limits\.uploads_per_user"):
         await spool.put("3" * 64, 100, 0, b"x", ALICE)
     await spool.put("3" * 64, 100, 0, b"x", BOB)
     await spool.collect(3600)  # what was only asked for is forgotten
     await spool.put("3" * 64, 100, 0, b"x", ALICE)
+
+
+# -- owners ----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_connection_brought_goes_with_it(spool: Spool, folder: Path) -> None:
+    spool.set_limits(10 * MIB, MIB, uploads_per_user=16)
+    pinned = {(_name(b"submitted"), ALICE)}
+    for number in range(16):
+        name = f"{number:064x}"
+        spool.own("her connection", name, ALICE)
+        await spool.put(name, 100, 0, b"x", ALICE)
+    for data in (b"whole", b"submitted", b"shared"):
+        spool.own("her connection", _name(data), ALICE)
+        with pytest.raises(LimitExceeded):
+            await spool.put(_name(data), len(data), 0, data, ALICE)
+    await spool.release("her connection", lambda: pinned)
+    assert _files(folder) == {}
+
+    for data in (b"whole", b"submitted", b"shared"):
+        spool.own("her connection", _name(data), ALICE)
+        await _put(spool, data)
+    spool.own("another", _name(b"shared"), ALICE)
+    spool.own("his", _name(b"whole"), BOB)
+    await _put(spool, b"whole", BOB)
+    await spool.release("her connection", lambda: pinned)
+
+    left = {f"{ALICE}/{_name(b'submitted')}", f"{ALICE}/{_name(b'shared')}", f"{BOB}/{_name(b'whole')}"}
+    assert set(_files(folder)) == left
+    assert await spool.usage(ALICE) == len(b"submitted") + len(b"shared")
+
+
+async def test_an_owner_may_be_forgotten_without_its_documents(spool: Spool, folder: Path) -> None:
+    spool.own("her connection", NAME, ALICE)
+    await spool.put(NAME, len(DATA), 0, DATA[:4000], ALICE)
+
+    assert spool.forget("her connection") == [(NAME, ALICE)]
+
+    assert await Spool(folder, 10 * MIB, MIB).put(NAME, len(DATA), 0, b"", ALICE) == 4000
 
 
 # -- collecting ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ __all__ = ["Bulk"]
 
 import base64
 import binascii
+from collections.abc import Awaitable
 
 import anyio
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from bpsd import wire
 from bpsd.api.deps import Deps
 from bpsd.api.paging import PAGE_BYTES
+from bpsd.api.uploads import Uploads
 from bpsd.errors import InvalidParams, JobNotFound, WorkflowInvalid, nearest
 from bpsd.messages import (
     BlobPut,
@@ -29,16 +31,20 @@ from bpsd.server import Call
 class Bulk:
     """The methods that move documents and output."""
 
-    def __init__(self, deps: Deps) -> None:
-        self._deps = deps
+    def __init__(self, deps: Deps, uploads: Uploads) -> None:
+        self._deps, self._uploads = deps, uploads
 
-    async def put(self, call: Call, params: BlobPut) -> BlobPutResult:
-        """A piece of a document; answered when it is durable."""
+    def put(self, call: Call, params: BlobPut) -> Awaitable[BlobPutResult]:
+        """A piece of a document, which belongs to the connection; answered when it is durable."""
+        self._uploads.own(call, params.sha256)
+        return self._put(call.peer.uid, params)
+
+    async def _put(self, uid: int, params: BlobPut) -> BlobPutResult:
         try:
             data = base64.b64decode(params.data, validate=True)
         except binascii.Error as exc:
             raise InvalidParams(f"blob.put: data is not base64: {exc}") from exc
-        have = await self._deps.spool.put(params.sha256, params.size, params.offset, data, call.peer.uid)
+        have = await self._deps.spool.put(params.sha256, params.size, params.offset, data, uid)
         return BlobPutResult(have=have, complete=have >= params.size)
 
     async def validate(self, call: Call, params: ValidateParams) -> ValidateResult:

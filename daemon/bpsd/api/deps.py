@@ -19,6 +19,7 @@ from bpsd.journal import Journal
 from bpsd.peers import Policy
 from bpsd.poller import Backend
 from bpsd.runs import RunRecord, decode_record
+from bpsd.server import ClientsUse
 from bpsd.slices import in_turns
 from bpsd.spool import Spool
 from bpsd.store import Store
@@ -46,6 +47,7 @@ class Deps:
     spool: Spool
     workflows: Workflows
     figures: Callable[[], dict[str, float]]
+    clients: Callable[[], ClientsUse]
     policy: Policy
     clock: Callable[[], float]
     started_at: float

@@ -10,13 +10,16 @@ import anyio.to_thread
 
 from bpsd.api.deps import Deps
 from bpsd.messages import HealthCheck, HealthResult, Nothing
-from bpsd.server import Call
+from bpsd.server import Call, ClientsUse
 
 MIN_FREE_BYTES = 256 * 1024 * 1024
 """Less room than that in the state folder is a warning; a tenth of it is critical."""
 
 MAX_LOOP_LAG_S = 1.0
 """The loop was held up for longer than this lately: a warning."""
+
+MOST_USERS = 5
+"""Users named in one check."""
 
 OK, WARNING, CRITICAL = 0, 1, 2
 _WORDS = ("OK", "WARNING", "CRITICAL")
@@ -40,6 +43,7 @@ class Health:
             self._store(),
             self._config(),
             self._people(),
+            _clients(self._deps.clients()),
             _disk(free),
             _loop(figures),
         ]
@@ -123,6 +127,25 @@ class Health:
                 message=f"the configuration gives rights to whom nobody knows here: {', '.join(unknown[:5])}",
             )
         return HealthCheck(name="people", status=OK, message="everybody whom the configuration names is known")
+
+
+def _clients(use: ClientsUse) -> HealthCheck:
+    text = f"{use.clients} of {use.limit} connections are in use (limits.clients)"
+    most = ", ".join(f"{user} {count}" for user, count in [*use.by_user.items()][:MOST_USERS])
+    if use.clients >= use.limit:
+        return HealthCheck(
+            name="clients", status=CRITICAL, message=f"{text}, and new clients are turned away; most have: {most}"
+        )
+    full = [user for user, count in use.by_user.items() if count >= use.limit_per_user]
+    if full:
+        names = ", ".join(full[:MOST_USERS])
+        return HealthCheck(
+            name="clients",
+            status=WARNING,
+            message=f"{names}: {use.limit_per_user} connections are in use (limits.clients_per_user), and their new "
+            "clients are turned away",
+        )
+    return HealthCheck(name="clients", status=OK, message=text)
 
 
 def _disk(free: int) -> HealthCheck:

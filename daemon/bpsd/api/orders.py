@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Orders", "command_row"]
 
 import secrets
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from bpsd import wire
 from bpsd.api.deps import Deps
 from bpsd.api.paging import fitting
+from bpsd.api.uploads import Uploads
 from bpsd.errors import Conflict, InvalidParams, LimitExceeded, PermissionDenied, RunNotFound
 from bpsd.holds import select_held
 from bpsd.journal import CommandRecord
@@ -35,13 +37,21 @@ from bpsd.server import Call
 class Orders:
     """The methods that write the journal."""
 
-    def __init__(self, deps: Deps) -> None:
-        self._deps = deps
+    def __init__(self, deps: Deps, uploads: Uploads) -> None:
+        self._deps, self._uploads = deps, uploads
 
     # -- submit ------------------------------------------------------------------------------------------------------
 
-    async def submit(self, call: Call, params: SubmitParams) -> CommandRow:
+    def submit(self, call: Call, params: SubmitParams) -> Awaitable[CommandRow]:
         """Validate, accept durably, and leave the rest to the engine."""
+        self._uploads.own(call, params.blob)
+        return self._submit(call, params)
+
+    async def _submit(self, call: Call, params: SubmitParams) -> CommandRow:
+        async with self._uploads.in_use(call, params.blob):
+            return await self._accept(call, params)
+
+    async def _accept(self, call: Call, params: SubmitParams) -> CommandRow:
         deps = self._deps
         known = await deps.journal.by_token(params.token)
         if known is not None:

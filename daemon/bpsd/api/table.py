@@ -14,14 +14,16 @@ from bpsd.api.holds import Holds
 from bpsd.api.muting import Muting
 from bpsd.api.orders import Orders
 from bpsd.api.reads import Reads
+from bpsd.api.uploads import Uploads
 from bpsd.api.watches import Watches
 from bpsd.server import MethodSpec
 
 
 def method_table(deps: Deps) -> Mapping[str, MethodSpec]:
     """All methods (the keys are `bpsd.wire.METHODS`)."""
-    reads, orders, bulk, watches, health = Reads(deps), Orders(deps), Bulk(deps), Watches(deps), Health(deps)
-    muting = Muting(deps)
+    uploads = Uploads(deps)
+    reads, orders, bulk = Reads(deps), Orders(deps, uploads), Bulk(deps, uploads)
+    watches, health, muting = Watches(deps), Health(deps), Muting(deps)
     return {
         "ping": MethodSpec(reads.ping, "none"),
         "version": MethodSpec(reads.version, "read"),

@@ -84,6 +84,7 @@ class Watches:
         missed = self._missed(params.since)
         seq = deps.cache.seq
         mine.ends[number] = self._feeds.join(subject, watcher)
+        call.connection.watching = len(mine.ends)
         if missed is not None:
             # They go out after the answer: the client knows the number of its subscription first.
             call.after_reply(partial(self._feeds.replay, subject, watcher, missed))
@@ -120,6 +121,7 @@ class Watches:
         if end is None:
             raise InvalidParams(f"this connection has no watch {params.watch}")
         end()
+        call.connection.watching -= 1
         return PingResult(time=self._deps.clock())
 
     def _forget(self, connection: Connection) -> None:

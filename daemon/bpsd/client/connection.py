@@ -157,6 +157,8 @@ class Connection:
         TimedOut
             No answer came in time.
         """
+        if self._socket is not None and self._was_closed():
+            self.close()
         fresh = self._socket is None
         self.connect()
         try:
@@ -166,6 +168,18 @@ class Connection:
                 raise
         self.connect()
         return self._exchange(method, params, timeout_s)
+
+    def _was_closed(self) -> bool:
+        """Return whether the daemon has ended the connection, as it does with idle ones; nothing is read."""
+        assert self._socket is not None
+        try:
+            self._socket.settimeout(0)
+            waiting = self._socket.recv(65536, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return not waiting or b'"method":"goodbye"' in waiting
 
     def _exchange(self, method: str, params: Row, timeout_s: float) -> Row:
         self._id += 1

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 __all__ = [
     "Call",
+    "ClientsUse",
     "Connection",
     "Listener",
     "MethodSpec",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 from bpsd.server.connection import Connection
-from bpsd.server.figures import SocketFigures
+from bpsd.server.figures import ClientsUse, SocketFigures
 from bpsd.server.listener import Listener, open_listener, turn_away
 from bpsd.server.methods import Call, MethodSpec
 from bpsd.server.service import SocketServer

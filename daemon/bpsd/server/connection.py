@@ -136,6 +136,8 @@ class Connection(asyncio.BufferedProtocol):
         self.rights = rights
         self.lost = 0
         """Notifications that were dropped because the client was too slow."""
+        self.watching = 0
+        """Subscriptions: a connection that has any is never idle."""
         self._core = core
         self._protocol = ServerProtocol()
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until connection_made
@@ -181,8 +183,23 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def on_close(self, callback: Callable[[], object]) -> None:
-        """Have ``callback`` called when the connection ends. A connection that holds something is never idle."""
+        """Have ``callback`` called when the connection ends. What it returns is awaited if it can be."""
         self._on_close.append(callback)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it ends because the daemon does."""
+        return self._finishing is not None and self._finishing.code == "stopping"
+
+    def idle_s(self, now: float) -> float | None:
+        """Return for how long nothing was asked, or `None` if the client waits for an answer or watches something."""
+        if self._over or self._messages != self._heard or self._protocol.in_flight or self.watching:
+            return None
+        return now - self._heard_at
+
+    def close_idle(self, reason: str) -> None:
+        """Close it in favour of another user's connection."""
+        self._drop("limit_exceeded", reason)
 
     # -- for the server ----------------------------------------------------------------------------------------------
 
@@ -314,10 +331,18 @@ class Connection(asyncio.BufferedProtocol):
             scope.cancel()
         for callback in self._on_close:
             try:
-                callback()
+                result = callback()
+                if inspect.isawaitable(result):
+                    self._core.spawn(self._finish_closing, result, name=f"end of client {self.id}")
             except Exception:  # the boundary: one holder's mistake must not keep the others from letting go
                 self._core.log.exception(LogEvent.CLOSE_CALLBACK_BROKE, connection=self.id)
         self._core.closed(self)
+
+    async def _finish_closing(self, result: Awaitable[object]) -> None:
+        try:
+            await result
+        except Exception:  # the boundary, as in connection_lost
+            self._core.log.exception(LogEvent.CLOSE_CALLBACK_BROKE, connection=self.id)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -437,7 +462,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._finishing:
             self.end(self._finishing)
-        elif self._eof and not self._waits_for_turn and not self._on_close:
+        elif self._eof and not self._waits_for_turn and not self.watching:
             self._over = True
             self._transport.close()
 
@@ -481,7 +506,7 @@ class Connection(asyncio.BufferedProtocol):
     def _is_silent(self, now: float) -> float:
         """The limit that a client without requests has exceeded, or 0."""
         limits = self._core.limits
-        if self._messages != self._heard or self._protocol.in_flight or self._on_close:
+        if self._messages != self._heard or self._protocol.in_flight or self.watching:
             self._heard, self._heard_at = self._messages, now
         limit = limits.idle_timeout_s if self._messages else limits.greet_timeout_s
         return limit if limit and now - self._heard_at >= limit else 0.0

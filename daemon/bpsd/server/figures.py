@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["COUNTERS", "HELP", "SocketFigures"]
+__all__ = ["COUNTERS", "HELP", "ClientsUse", "SocketFigures"]
 
 import msgspec
 
@@ -24,6 +24,15 @@ class SocketFigures(msgspec.Struct):
     def as_dict(self) -> dict[str, float]:
         """Name to value."""
         return {name: float(getattr(self, name)) for name in self.__struct_fields__}
+
+
+class ClientsUse(msgspec.Struct, frozen=True, kw_only=True):
+    """The connections in use now, their limits, and the users who have them, the largest number first."""
+
+    clients: int = 0
+    limit: int = 0
+    limit_per_user: int = 0
+    by_user: dict[str, int] = {}
 
 
 HELP = {

@@ -23,7 +23,7 @@ from bpsd.logs import LogEvent
 from bpsd.messages import PARAMS, Goodbye, Hello
 from bpsd.peers import Peer, Policy, Right, UserNames, peer_of, rights_of
 from bpsd.server.connection import Connection, Core
-from bpsd.server.figures import SocketFigures
+from bpsd.server.figures import ClientsUse, SocketFigures
 from bpsd.server.listener import Listener, say_goodbye
 from bpsd.server.methods import MethodSpec
 
@@ -209,11 +209,39 @@ class SocketServer:
         limits = self._core.limits
         if not rights:
             return Goodbye(code="permission_denied", message=_not_for(peer))
-        if self._clients_of.total() >= limits.clients:
-            return _too_many("clients", limits.clients)
-        if self._clients_of[peer.uid] >= limits.clients_per_user:
+        reserved = limits.clients_reserved if "admin" in rights else 0
+        if self._clients_of[peer.uid] >= limits.clients_per_user + reserved:
             return _too_many("clients_per_user", limits.clients_per_user)
+        if self._clients_of.total() >= limits.clients + reserved and not self._make_room(peer.uid):
+            return _too_many("clients", limits.clients)
         return None
+
+    def _make_room(self, uid: int) -> bool:
+        """Close the idlest connection of the user with the most, if that user has more than the one who comes."""
+        most, count = self._clients_of.most_common(1)[0]
+        if count <= self._clients_of[uid] + 1:
+            return False
+        now = time.monotonic()
+        idle = [
+            (c.idle_s(now) or 0.0, c) for c in self._connections if c.peer.uid == most and c.idle_s(now) is not None
+        ]
+        if not idle:
+            return False
+        _, connection = max(idle, key=lambda entry: entry[0])
+        connection.close_idle("it was idle, and another user needed a connection (limits.clients)")
+        return True
+
+    @property
+    def use(self) -> ClientsUse:
+        """Who uses the connections now."""
+        limits = self._core.limits
+        users = Counter({self._names.known(uid) or f"#{uid}": count for uid, count in self._clients_of.items()})
+        return ClientsUse(
+            clients=self._clients_of.total(),
+            limit=limits.clients,
+            limit_per_user=limits.clients_per_user,
+            by_user=dict(users.most_common()),
+        )
 
     def _turn_away(self, connected: socket.socket, peer: Peer, goodbye: Goodbye) -> None:
         self._core.figures.clients_refused += 1
