@@ -13,12 +13,12 @@ __all__ = ["Cache", "Listener", "Recalled"]
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
-from bpsd.errors import Conflict, RunAmbiguous, RunNotFound, nearest
+from bpsd.errors import Conflict, RunAmbiguous, RunNotFound
 from bpsd.hotrun import HotRun
 from bpsd.interface import WmsService
 from bpsd.jobtable import JobTable, encode_changes
@@ -26,6 +26,7 @@ from bpsd.messages import Event
 from bpsd.models import JobObservation, KnownRun, PollResult, RunObservation
 from bpsd.reducer import absence_is_proof
 from bpsd.runnames import RunNames
+from bpsd.runorder import RunOrder, Scan
 from bpsd.runs import Change, RunRecord, decode_record, encode_record
 from bpsd.slices import Pause, in_pieces, in_turns
 from bpsd.store import Batch, Loaded, StoredRun, TimelineEvent
@@ -46,6 +47,8 @@ INDEX_IDLE_S = 120.0
 
 TRANSIENT_KINDS = frozenset({"run.progress", "job.state"})
 """Events for watchers only: the timeline would drown in them."""
+
+T = TypeVar("T")
 
 Recalled = tuple[StoredRun, bytes | None, Sequence[bytes]]
 """A run in the store, with the snapshot of its jobs and the changes since."""
@@ -89,7 +92,7 @@ class Cache:
         self._clock = clock
         self._hot: dict[str, HotRun] = {}
         self._names = RunNames()
-        self._order: list[str] | None = None
+        self._order = RunOrder()
         self._counts: dict[str, dict[str, int]] = {}
         self._tail: tuple[float | None, str] = (None, "")
         self._tail_bytes = _ROW_TAIL
@@ -121,7 +124,8 @@ class Cache:
                 damaged.append(stored.run_id)
                 continue
             hot.shelved = not record.live
-            self._insert(hot)
+            self._add(hot)
+        self._order.load((run_id, hot.record.since) for run_id, hot in self._hot.items())
         self._cursors.update(loaded.cursors)
         self.seq = loaded.last_seq
         return damaged
@@ -151,11 +155,21 @@ class Cache:
         """The jobs of a hot run; `KeyError` if it is not hot."""
         return self._hot[run_id].jobs
 
-    def records(self) -> Iterable[RunRecord]:
-        """All hot runs, the newest first."""
-        if self._order is None:
-            self._order = sorted(self._hot, key=lambda run_id: (-self._hot[run_id].record.since, run_id))
-        return (self._hot[run_id].record for run_id in self._order)
+    def records(self) -> Iterator[RunRecord]:
+        """All hot runs, the newest first; those that go meanwhile are left out."""
+        return (self._hot[run_id].record for run_id in self._order.run_ids() if run_id in self._hot)
+
+    def scan(self, take: Callable[[RunRecord], T | None], *, after: str | None = None) -> Scan[T | None]:
+        """Take something of all hot runs, or of those behind the hot run ``after``, as they are now; newest first.
+
+        ``take`` gives `None` for a run that is not wanted. It is a context manager, and an iterator inside it.
+        """
+
+        def of_run(run_id: str) -> T | None:
+            hot = self._hot.get(run_id)
+            return None if hot is None else take(hot.record)
+
+        return self._order.scan(of_run, after)
 
     def by_token(self, token: str) -> RunRecord | None:
         """The hot run that bpsd submitted under ``token``."""
@@ -181,12 +195,14 @@ class Cache:
                 advice="name the backend (--backend), or use one of the ids that begin with r",
                 candidates=[{"id": r.run_id, "backend": r.backend, "wms_id": r.wms_id, "name": r.name} for r in found],
             )
-        near = nearest(text, self._names.latest())
         raise RunNotFound(
             f"no run is called {text}" + (f" on backend {backend}" if backend else ""),
-            advice=f"did you mean {' or '.join(near)}?" if near else "`bpsctl list` shows what there is",
-            nearest=near,
+            advice="`bpsctl list` shows what there is",
         )
+
+    def latest_names(self) -> list[str]:
+        """Names of the latest runs: what a mistyped one may have meant."""
+        return self._names.latest()
 
     def candidates(self, text: str, backend: str | None = None) -> list[RunRecord]:
         """All hot runs that a person may call ``text``."""
@@ -382,6 +398,7 @@ class Cache:
             hot.record.wms_id = seen.wms_id
             self._insert(hot)
             changes.append(Change("run.seen", {"wms_id": seen.wms_id, "name": seen.run}))
+        self._order.about_to_change(run_id)
         folded, moved = hot.record.fold(seen, began, hot.jobs, self.text_chars)
         changes += folded
         self._names.add(hot.record)
@@ -400,6 +417,7 @@ class Cache:
         if run_id is None:
             return 0
         hot = self._hot[run_id]
+        self._order.about_to_change(run_id)
         changes = hot.record.vanish(began, sources)
         if not changes:
             return 0
@@ -421,6 +439,7 @@ class Cache:
             hot = HotRun(RunRecord(run_id=run_id, backend=backend, first_seen_at=now, source="journal"))
             self._insert(hot)
             changes.append(Change("run.seen", {}))
+        self._order.about_to_change(run_id)
         changes += edit(hot.record)
         self._names.add(hot.record)
         batch = Batch()
@@ -479,21 +498,22 @@ class Cache:
 
         Of runs that are over the jobs go sooner: after `INDEX_IDLE_S`.
         """
-        gone = [
-            run_id
-            for run_id, hot in self._hot.items()
-            if not hot.record.live and (hot.record.end_time or hot.record.changed_at or 0.0) < ended_before
-        ]
-        for run_id in gone:
-            self._remove(run_id)
+        pause = Pause()
         idle = time.monotonic() - INDEX_IDLE_S
-        for hot in self._hot.values():
-            if hot.moved_at < idle and hot.record.live:
+        gone = 0
+        for run_id, hot in list(self._hot.items()):
+            if self._hot.get(run_id) is not hot:
+                continue
+            if not hot.record.live and (hot.record.end_time or hot.record.changed_at or 0.0) < ended_before:
+                self._remove(run_id)
+                gone += 1
+            elif hot.moved_at < idle and hot.record.live:
                 hot.jobs.forget_index()
             elif hot.moved_at < idle and len(hot.jobs):
                 hot.jobs, hot.shelved = JobTable(), True
                 self._count(hot)
-        return len(gone)
+            await pause.if_due()
+        return gone
 
     # -- bookkeeping -------------------------------------------------------------------------------------------------
 
@@ -502,6 +522,7 @@ class Cache:
         self._count(hot)
         hot.moved_at = time.monotonic()
         record = hot.record
+        self._order.place(record.run_id, record.since)
         if moved:
             self._keep_jobs(hot, moved, batch)
         if len(hot.jobs) and not record.live:
@@ -556,15 +577,19 @@ class Cache:
             listener(event, moved)
 
     def _insert(self, hot: HotRun) -> None:
+        self._add(hot)
+        self._order.place(hot.record.run_id, hot.record.since)
+
+    def _add(self, hot: HotRun) -> None:
         self._hot[hot.record.run_id] = hot
-        self._order = None
         self._count(hot)
         self._names.add(hot.record)
 
     def _remove(self, run_id: str) -> None:
+        self._order.about_to_change(run_id)
         hot = self._hot.pop(run_id)
         record = hot.record
-        self._order = None
+        self._order.remove(run_id)
         self._count(hot, gone=True)
         self._names.remove(record)
 

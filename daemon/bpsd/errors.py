@@ -38,6 +38,8 @@ and ``advice``: what the reader can do now. ``fields`` are for machines and appe
 from __future__ import annotations
 
 __all__ = [
+    "MAX_NEAREST_CHARS",
+    "NEAREST_CUTOFF",
     "BackendAuthError",
     "BackendUnavailable",
     "BlobNotFound",
@@ -77,8 +79,11 @@ from typing import Any, ClassVar
 
 from bpsd import wire
 
-MAX_NEAREST_CHARS = 255
+MAX_NEAREST_CHARS = 100
 """A longer word is compared with nothing: it is no slip of the hand, and comparing costs its square."""
+
+NEAREST_CUTOFF = 0.6
+"""How much two words must have in common (`difflib.SequenceMatcher.ratio`)."""
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -88,7 +93,7 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
     """
     if len(word) > MAX_NEAREST_CHARS:
         return []
-    return difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
+    return difflib.get_close_matches(word, list(known), n=count, cutoff=NEAREST_CUTOFF)
 
 
 class BpsdError(Exception):

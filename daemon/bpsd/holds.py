@@ -9,7 +9,7 @@ __all__ = ["Held", "HoldGroups", "Selection", "group_of", "held_in", "reason_of"
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -86,31 +86,39 @@ def group_of(reason: str) -> str:
     return f"h{hashlib.sha256(reason.encode()).hexdigest()[:8]}"
 
 
-def held_in(record: RunRecord, jobs: JobTable) -> Iterator[Held]:
-    """What is on hold in a run; nothing if it is over."""
+def held_in(record: RunRecord, jobs: JobTable) -> Iterator[Held | None]:
+    """Go over a run for what is on hold in it, with `None` for each job that is not: a caller can pause anywhere.
+
+    Nothing is on hold in a run that is over.
+    """
     if not record.live:
         return
     if record.state is WmsStates.HELD:
         yield _held(None, record.label or "", record.note, record.changed_at)
     if len(jobs):
         if jobs.in_state(WmsStates.HELD):
-            for number in jobs.select(frozenset({WmsStates.HELD}), None):
-                job = jobs.row(number)
-                yield _held(job.name, job.label, job.note, jobs.since(number))
+            for number in jobs.scan(frozenset({WmsStates.HELD}), None):
+                yield None if number is None else _held_job(jobs, number)
     elif count := record.counts(jobs).get("HELD", 0):
         yield _held(None, record.label or "", NOT_SINGLY, record.changed_at, count)
+
+
+def _held_job(jobs: JobTable, number: int) -> Held:
+    job = jobs.row(number)
+    return _held(job.name, job.label, job.note, jobs.since(number))
 
 
 def _held(job: str | None, label: str, note: str, time: float | None, number: int = 1) -> Held:
     return Held(job, label, note, group_of(reason_of(note)), time, number)
 
 
-def select_held(record: RunRecord, jobs: JobTable, label: str | None, group: str | None) -> Selection | None:
-    """What of a run a release by label and group is about; `None` if nothing.
+def select_held(
+    record: RunRecord, everything: Sequence[Held], label: str | None, group: str | None
+) -> Selection | None:
+    """What of a run a release by label and group is about, of ``everything`` that is held in it; `None` if nothing.
 
     The run's own label stands for all of its jobs. What cannot be chosen one by one is chosen with its run.
     """
-    everything = list(held_in(record, jobs))
     chosen = [
         held
         for held in everything
@@ -137,12 +145,17 @@ class HoldGroups:
         self._label, self._group = label, group
         self._groups: dict[str, HoldGroup] = {}
         self._runs: dict[str, set[str]] = {}
+        self._all_runs: set[str] = set()
 
-    def add(self, record: RunRecord, jobs: JobTable) -> None:
-        """Take in a run."""
-        for held in held_in(record, jobs):
-            if self._group in (None, held.group) and (self._label is None or self._label in (held.label, record.label)):
-                self._count(record, held)
+    @property
+    def run_count(self) -> int:
+        """How many runs have something on hold."""
+        return len(self._all_runs)
+
+    def add(self, record: RunRecord, held: Held) -> None:
+        """Take in something that a run has on hold."""
+        if self._group in (None, held.group) and (self._label is None or self._label in (held.label, record.label)):
+            self._count(record, held)
 
     def _count(self, record: RunRecord, held: Held) -> None:
         group = self._groups.get(held.group)
@@ -152,6 +165,7 @@ class HoldGroups:
         group.held += held.number
         runs = self._runs[held.group]
         runs.add(record.run_id)
+        self._all_runs.add(record.run_id)
         if record.run_id in group.runs or len(group.runs) < MAX_RUNS:
             group.runs[record.run_id] = group.runs.get(record.run_id, 0) + held.number
         group.run_count = len(runs)

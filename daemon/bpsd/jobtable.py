@@ -331,15 +331,23 @@ class JobTable:
 
     def select(self, states: frozenset[WmsStates], label: str | None) -> Iterator[int]:
         """The rows in one of ``states`` (empty: any) with ``label`` (`None`: any), in order."""
+        return (row for row in self.scan(states, label) if row is not None)
+
+    def scan(self, states: frozenset[WmsStates], label: str | None) -> Iterator[int | None]:
+        """Go over all rows as `select` does, with `None` for each that is not chosen: a caller can pause anywhere.
+
+        Rows that come meanwhile are left out.
+        """
         number = None
         if label is not None:
             if label not in self._labels:
                 return
             number = self._labels.index(label)
         wanted = {int(state) for state in states}
-        for row, (state, label_number) in enumerate(zip(self._state, self._label_of, strict=True)):
-            if (not wanted or state in wanted) and (number is None or label_number == number):
-                yield row
+        state_of, label_of = self._state, self._label_of
+        for row in range(len(self)):
+            fits = (not wanted or state_of[row] in wanted) and (number is None or label_of[row] == number)
+            yield row if fits else None
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 

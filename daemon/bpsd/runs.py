@@ -43,6 +43,10 @@ _TEXT_FIELDS = frozenset(
 )
 
 
+MAX_COUNT_DIGITS = 16
+"""A longer number of jobs in a run summary is nonsense (and `int` refuses one of 4,300 digits)."""
+
+
 class Change(NamedTuple):
     """Something worth an event: its kind and data (see `bpsd.messages.Event`)."""
 
@@ -345,7 +349,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
         expected: dict[str, int] = {}
         for part in (self.run_summary or "").split(";"):
             label, colon, count = part.rpartition(":")
-            if colon and count.isdigit():
+            if colon and count.isascii() and count.isdigit() and len(count) < MAX_COUNT_DIGITS:
                 expected[label] = int(count)
         return expected
 

@@ -47,7 +47,7 @@ def watcher(connection: FakeConnection, number: int = 1) -> Watcher:
 
 
 def feeds_of(cache: Cache, uids: dict[str, int] | None = None) -> Feeds:
-    def is_mine(record: RunRecord, uid: int) -> bool:
+    def is_mine(record: RunRecord, uid: int, user: str) -> bool:
         return (uids or {}).get(record.run_id) == uid
 
     return Feeds(cache, is_mine)

@@ -83,6 +83,19 @@ def test_any_text_has_a_bounded_reason(note: str) -> None:
     assert holds.group_of(reason) == holds.group_of(holds.reason_of(note))
 
 
+def everything(record: RunRecord, jobs: JobTable) -> list[holds.Held]:
+    return [held for held in holds.held_in(record, jobs) if held is not None]
+
+
+def count(groups: holds.HoldGroups, record: RunRecord, jobs: JobTable) -> None:
+    for held in everything(record, jobs):
+        groups.add(record, held)
+
+
+def select(record: RunRecord, jobs: JobTable, label: str | None, group: str | None) -> holds.Selection | None:
+    return holds.select_held(record, everything(record, jobs), label, group)
+
+
 def test_groups_count_jobs_runs_and_labels() -> None:
     groups = holds.HoldGroups()
     jobs = table(
@@ -91,10 +104,10 @@ def test_groups_count_jobs_runs_and_labels() -> None:
         ("b_1", "coadd", WmsStates.HELD, TRANSFER),
         ("c_1", "coadd", WmsStates.RUNNING, ""),
     )
-    groups.add(record(), jobs)
+    count(groups, record(), jobs)
     over = record()
     over.state = WmsStates.FAILED
-    groups.add(over, jobs)
+    count(groups, over, jobs)
 
     first, second = groups.rows()
 
@@ -107,8 +120,8 @@ def test_a_run_on_hold_counts_and_so_do_jobs_that_nobody_can_name() -> None:
     groups = holds.HoldGroups()
     held = record(note="held: quota (code 1.0)", changed_at=7.0)
     held.state = WmsStates.HELD
-    groups.add(held, JobTable())
-    groups.add(record(job_state_counts={WmsStates.HELD: 4, WmsStates.RUNNING: 1}), JobTable())
+    count(groups, held, JobTable())
+    count(groups, record(job_state_counts={WmsStates.HELD: 4, WmsStates.RUNNING: 1}), JobTable())
 
     unnamed, itself = groups.rows()
 
@@ -124,15 +137,15 @@ def test_a_label_and_a_group_choose() -> None:
     )
     memory = holds.group_of(holds.reason_of(MEMORY))
 
-    assert holds.select_held(record(), jobs, "isr", None) == (False, ("a_1", "a_2"), False, "")
-    assert holds.select_held(record(), jobs, None, memory) == (False, ("a_1", "b_1"), False, "")
-    assert holds.select_held(record(), jobs, "isr", memory) == (False, ("a_1",), False, "")
-    assert holds.select_held(record(), jobs, "none", None) is None
-    everything = holds.select_held(record(label="DRP"), jobs, "DRP", None)
-    assert everything is not None
-    assert (everything.whole, len(everything.jobs), everything.itself) == (True, 3, False)
+    assert select(record(), jobs, "isr", None) == (False, ("a_1", "a_2"), False, "")
+    assert select(record(), jobs, None, memory) == (False, ("a_1", "b_1"), False, "")
+    assert select(record(), jobs, "isr", memory) == (False, ("a_1",), False, "")
+    assert select(record(), jobs, "none", None) is None
+    whole = select(record(label="DRP"), jobs, "DRP", None)
+    assert whole is not None
+    assert (whole.whole, len(whole.jobs), whole.itself) == (True, 3, False)
     counted = holds.HoldGroups("isr", memory)
-    counted.add(record(), jobs)
+    count(counted, record(), jobs)
     assert [group.held for group in counted.rows()] == [1]
 
 
@@ -142,8 +155,8 @@ def test_a_run_on_hold_among_jobs_held_for_other_reasons_is_not_released_with_th
     held.state = WmsStates.HELD
     quota = holds.group_of(holds.reason_of("held: quota"))
 
-    chosen = holds.select_held(held, jobs, None, quota)
-    alone = holds.select_held(held, table(("a_1", "isr", WmsStates.HELD, MEMORY)), None, quota)
+    chosen = select(held, jobs, None, quota)
+    alone = select(held, table(("a_1", "isr", WmsStates.HELD, MEMORY)), None, quota)
 
     assert chosen is not None
     assert (chosen.whole, chosen.jobs, chosen.itself) == (False, ("a_2",), True)

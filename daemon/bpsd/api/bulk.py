@@ -7,6 +7,7 @@ __all__ = ["Bulk"]
 import base64
 import binascii
 from collections.abc import Awaitable
+from itertools import islice
 
 import anyio
 import msgspec
@@ -15,7 +16,7 @@ from bpsd import wire
 from bpsd.api.deps import Deps
 from bpsd.api.paging import PAGE_BYTES
 from bpsd.api.uploads import Uploads
-from bpsd.errors import InvalidParams, JobNotFound, WorkflowInvalid, nearest
+from bpsd.errors import InvalidParams, JobNotFound, WorkflowInvalid
 from bpsd.messages import (
     BlobPut,
     BlobPutResult,
@@ -26,6 +27,10 @@ from bpsd.messages import (
     ValidateResult,
 )
 from bpsd.server import Call
+from bpsd.slices import nearest_of
+
+MOST_NEARBY = 1000
+"""Jobs of a run among which the nearest to a mistyped name is looked for."""
 
 
 class Bulk:
@@ -80,7 +85,7 @@ class Bulk:
         deps = self._deps
         record, jobs, _ = await deps.find(params.run, params.backend)
         if jobs is not None and len(jobs) and jobs.find(params.job) is None:
-            near = nearest(params.job, jobs.names())
+            near = await nearest_of(params.job, islice(jobs.names(), MOST_NEARBY))
             raise JobNotFound(
                 f"run {record.run_id} has no job {params.job}",
                 advice=f"did you mean {' or '.join(near)}?" if near else "`bpsctl jobs` lists them",

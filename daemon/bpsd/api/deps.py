@@ -5,10 +5,11 @@ from __future__ import annotations
 __all__ = ["Deps"]
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from bpsd.api.scans import Scans
 from bpsd.api.workflows import Workflows
 from bpsd.cache import Cache
 from bpsd.commands.engine import CommandEngine
@@ -20,7 +21,7 @@ from bpsd.peers import Policy
 from bpsd.poller import Backend
 from bpsd.runs import RunRecord, decode_record
 from bpsd.server import ClientsUse
-from bpsd.slices import in_turns
+from bpsd.slices import Pause, in_turns, nearest_of
 from bpsd.spool import Spool
 from bpsd.store import Store
 
@@ -55,6 +56,7 @@ class Deps:
     refused: str = ""
     needs_restart: Sequence[str] = ()
     names_unknown: Sequence[str] = ()
+    scans: Scans = field(default_factory=Scans)
 
     def backend(self, name: str | None) -> Backend:
         """The backend called ``name``, or the only one.
@@ -137,7 +139,7 @@ class Deps:
                 candidates=[{"id": s.run_id, "backend": s.backend, "wms_id": s.wms_id, "name": s.name} for s in called],
             )
         if not stored:
-            raise unknown
+            raise await self._not_found(text, unknown)
         # A name is no id: many runs share it, and the beginning of one may be a slip of the hand.
         ids = [s.run_id for s in stored[:MOST_NAMESAKES]]
         raise RunNotFound(
@@ -145,6 +147,30 @@ class Deps:
             advice=f"runs whose name is or begins so: {', '.join(ids)}; say which by its id",
             nearest=ids,
         ) from unknown
+
+    async def _not_found(self, text: str, unknown: RunNotFound) -> RunNotFound:
+        near = await nearest_of(text, self.cache.latest_names())
+        if not near:
+            return unknown
+        return RunNotFound(unknown.message, advice=f"did you mean {' or '.join(near)}?", nearest=near)
+
+    async def hot(self, texts: Sequence[str], backend: str | None = None) -> list[RunRecord]:
+        """The hot runs that a person calls so, in slices; `RunNotFound` has the nearest names.
+
+        Raises
+        ------
+        RunNotFound, RunAmbiguous
+            If not exactly one hot run answers to each.
+        """
+        pause = Pause()
+        found = []
+        for text in texts:
+            try:
+                found.append(self.cache.resolve(text, backend))
+            except RunNotFound as unknown:
+                raise await self._not_found(text, unknown) from None
+            await pause.if_due()
+        return found
 
     async def cold_jobs(self, run_id: str) -> JobTable | None:
         """The jobs of a run as the store keeps them."""

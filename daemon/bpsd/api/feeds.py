@@ -37,23 +37,26 @@ GATHER_S = 0.05
 BLOCK_BYTES = 256 * 1024
 """A feed with this much to send does not wait."""
 
-IsMine = Callable[[RunRecord, int], bool]
-"""Whether a run belongs to a user."""
+IsMine = Callable[[RunRecord, int, str], bool]
+"""Whether a run belongs to a user, by uid and name."""
 
 
 class Subject(NamedTuple):
-    """The filter of a watcher; empty sets and no ``uid`` mean everything. ``jobs``: with an event for changed jobs."""
+    """The filter of a watcher; empty sets mean everything.
+
+    ``mine``: only runs of this user, by uid and name. ``jobs``: with an event for changed jobs.
+    """
 
     runs: frozenset[str]
     backends: frozenset[str]
-    uid: int | None
+    mine: tuple[int, str] | None
     jobs: bool
 
     def holds(self, run: str | None, backend: str | None, record: RunRecord | None, is_mine: IsMine) -> bool:
         """Whether an event about this run (`None`: about none) or this backend belongs to it."""
         if (self.runs and run not in self.runs) or (self.backends and backend not in self.backends):
             return False
-        return self.uid is None or (record is not None and is_mine(record, self.uid))
+        return self.mine is None or (record is not None and is_mine(record, *self.mine))
 
 
 class _Encoded:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 __all__ = ["Holds"]
 
+from itertools import islice
+
 import msgspec
 
+from bpsd.api.conditions import Condition
 from bpsd.api.deps import Deps
-from bpsd.api.paging import fitting
-from bpsd.api.reads import Reads
-from bpsd.errors import InvalidParams
-from bpsd.holds import HoldGroups
+from bpsd.api.paging import fitting, holding, position
+from bpsd.holds import HoldGroups, held_in
 from bpsd.messages import HoldsParams, HoldsResult
 from bpsd.runs import RunRecord
 from bpsd.server import Call
@@ -20,38 +21,44 @@ from bpsd.slices import Pause
 class Holds:
     """Answers from memory, in slices."""
 
-    def __init__(self, deps: Deps, reads: Reads) -> None:
-        self._deps, self._reads = deps, reads
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
 
-    async def holds(self, call: Call, params: HoldsParams) -> HoldsResult:
+    async def holds(self, call: Call, params: HoldsParams) -> msgspec.Raw:
         """The groups, the largest first."""
-        cache = self._deps.cache
-        self._deps.check_backends(params.backend)
-        groups, pause = HoldGroups(params.label, params.group), Pause()
-        for record in self._runs(call, params):
-            if record.run_id in cache:
-                groups.add(record, cache.jobs(record.run_id))
-            await pause.if_due()
-        rows = groups.rows()
-        start = 0
-        if params.after is not None:
-            if not params.after.isdigit():
-                raise InvalidParams(f"holds: after is {params.after!r}, expected the next of the page before")
-            start = int(params.after)
-        page, more = fitting(rows[start:], params.limit)
-        return HoldsResult(
-            groups=page,
+        deps = self._deps
+        deps.check_backends(params.backend)
+        start = position("holds", params.after) or 0
+        groups, pause, seq = HoldGroups(params.label, params.group), Pause(), deps.cache.seq
+        async with deps.scans.turn(call.peer.uid):
+            for record in await self._runs(call, params):
+                jobs = deps.cache.jobs(record.run_id) if record.run_id in deps.cache else None
+                for held in held_in(record, jobs) if jobs is not None else ():
+                    if held is not None:
+                        groups.add(record, held)
+                    await pause.if_due()
+                await pause.if_due()
+            rows = groups.rows()
+            page, _ = await fitting(islice(rows, start, None), params.limit)
+        answer = HoldsResult(
+            groups=[],
             held=sum(group.held for group in rows),
-            run_count=len({run for group in rows for run in group.runs}),
-            seq=cache.seq,
-            time=self._deps.clock(),
-            next=str(start + len(page)) if more else None,
+            run_count=groups.run_count,
+            seq=seq,
+            time=deps.clock(),
+            next=str(start + len(page.rows)) if page.full else None,
         )
+        return holding(answer, "groups", page.rows)
 
-    def _runs(self, call: Call, params: HoldsParams) -> list[RunRecord]:
+    async def _runs(self, call: Call, params: HoldsParams) -> list[RunRecord]:
         """The live runs that may have something on hold; a label chooses among their jobs, not among them."""
         if params.runs:
-            backend = params.backend[0] if params.backend else None
-            return [self._deps.cache.resolve(run, backend) for run in params.runs]
+            return await self._deps.hot(params.runs, params.backend[0] if params.backend else None)
         conditions = msgspec.structs.replace(params, label=None, active=True)
-        return [record for record in self._deps.cache.records() if self._reads.matches(conditions, call, record)]
+        condition, pause = Condition(conditions, call.peer, self._deps.clock()), Pause()
+        found = []
+        for record in self._deps.cache.records():
+            if condition(record):
+                found.append(record)
+            await pause.if_due()
+        return found

@@ -12,10 +12,10 @@ import msgspec
 
 from bpsd import wire
 from bpsd.api.deps import Deps
-from bpsd.api.paging import fitting
+from bpsd.api.paging import fitting, holding
 from bpsd.api.uploads import Uploads
 from bpsd.errors import Conflict, InvalidParams, LimitExceeded, PermissionDenied, RunNotFound
-from bpsd.holds import select_held
+from bpsd.holds import held_in, select_held
 from bpsd.journal import CommandRecord
 from bpsd.logs.events import LogEvent
 from bpsd.logs.redaction import redact_text
@@ -32,6 +32,7 @@ from bpsd.models import WmsStates
 from bpsd.peers import Peer, claimed_command_line, may_command, may_submit
 from bpsd.runs import RunRecord
 from bpsd.server import Call
+from bpsd.slices import found_in
 
 
 class Orders:
@@ -156,7 +157,8 @@ class Orders:
         record = await self._live_run(params, "release")
         if params.label is None and params.group is None:
             return await self._order("release", call, params, record)
-        chosen = select_held(record, self._deps.cache.jobs(record.run_id), params.label, params.group)
+        everything = await found_in(held_in(record, self._deps.cache.jobs(record.run_id)))
+        chosen = select_held(record, everything, params.label, params.group)
         if chosen is None:
             raise Conflict(
                 f"nothing of run {record.run_id} is held {_for(params)}",
@@ -224,7 +226,7 @@ class Orders:
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
-    async def commands(self, call: Call, params: CommandsParams) -> CommandsResult:
+    async def commands(self, call: Call, params: CommandsParams) -> object:
         """Commands, the newest first."""
         deps = self._deps
         if params.id is not None:
@@ -245,8 +247,9 @@ class Orders:
         )
         if not page and params.backend is not None:
             deps.check_backends([params.backend])  # one that is gone has left its commands; a mistyped one has none
-        rows, more = fitting(map(command_row, page), params.limit)
-        return CommandsResult(commands=rows, next=rows[-1].id if more else None)
+        rows, last = await fitting(map(command_row, page), params.limit)
+        following = last.id if rows.full and last is not None else None
+        return holding(CommandsResult(commands=[], next=following), "commands", rows.rows)
 
     async def wait(self, call: Call, params: CommandsWait) -> CommandRow:
         """Wait for the end of a command."""

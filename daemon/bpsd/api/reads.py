@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["Reads", "is_mine"]
+__all__ = ["Reads"]
 
-import fnmatch
 import os
 import platform
-import pwd
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable
 
 import anyio
 import msgspec
 
 from bpsd import __version__, wire
+from bpsd.api.conditions import SECONDS_PER_DAY, Condition, JobCondition
 from bpsd.api.deps import Deps
-from bpsd.api.paging import PAGE_BYTES, fitting, holding
+from bpsd.api.paging import Page, holding, position
 from bpsd.errors import InvalidParams, RunNotFound
 from bpsd.jobtable import JobTable
 from bpsd.messages import (
@@ -24,7 +22,6 @@ from bpsd.messages import (
     BackendPingResult,
     BackendsParams,
     BackendsResult,
-    Filters,
     JobsParams,
     JobsResult,
     ListParams,
@@ -36,16 +33,14 @@ from bpsd.messages import (
     RefreshResult,
     ReportParams,
     ReportResult,
-    RunRow,
     StatusParams,
     StatusResult,
     VersionResult,
 )
-from bpsd.models import WmsStates
 from bpsd.runs import RunRecord, decode_record
 from bpsd.server import Call
+from bpsd.slices import Pause
 
-SECONDS_PER_DAY = 86_400.0
 _COLD = "history:"
 
 
@@ -115,66 +110,75 @@ class Reads:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def list_runs(self, call: Call, params: ListParams) -> object:
-        """Ids of runs; answered at once unless history is asked for."""
+    async def list_runs(self, call: Call, params: ListParams) -> msgspec.Raw:
+        """Ids of runs, as they were when the answer was begun."""
         self._deps.check_backends(params.backend)
-        if params.after is not None and params.after.startswith(_COLD):
-            return self._cold_list(params, call)
-        page, more = fitting(map(_list_row, self._after(params, call, params.after)), self._limit(params))
-        following = page[-1].id if more else _COLD if self._reaches_back(params) else None
-        return ListResult(runs=page, seq=self._deps.cache.seq, next=following)
+        seq = self._deps.cache.seq
+        rows, following = await self._rows(params, call, lambda record: msgspec.json.encode(_list_row(record)), None)
+        return holding(ListResult(runs=[], seq=seq, next=following), "runs", rows)
 
-    async def _cold_list(self, params: ListParams, call: Call) -> msgspec.Raw:
-        rows, following = await self._cold_rows(params, call, _list_row)
-        return holding(ListResult(runs=[], seq=self._deps.cache.seq, next=following), "runs", rows)
-
-    def report(self, call: Call, params: ReportParams) -> object:
-        """Rows of runs; answered at once unless history or a fresh poll is asked for."""
+    async def report(self, call: Call, params: ReportParams) -> object:
+        """Rows of runs, as they were when the answer was begun (or when it was polled, with ``max_age_s``)."""
         self._deps.check_backends(params.backend)
-        if params.run is not None or params.max_age_s is not None or self._reaches_back(params):
-            return self._report_slowly(call, params)
-        return self._hot_page(call, params)
+        if params.max_age_s is not None:
+            await self._freshen(params.run, params.backend, params.max_age_s)
+        if params.run is not None:
+            return await self._one(params)
+        cache = self._deps.cache
+        seq = cache.seq
+        return self._page(seq, *await self._rows(params, call, lambda record: cache.row(record.run_id), _cold_row))
+
+    async def _rows(
+        self,
+        params: ListParams | ReportParams,
+        call: Call,
+        hot: Callable[[RunRecord], bytes],
+        cold: Callable[[RunRecord], bytes] | None,
+    ) -> tuple[list[bytes], str | None]:
+        """A page of encoded rows, and the ``after`` of the next one: first what is hot, then what has cooled."""
+        condition = Condition(params, call.peer, self._deps.clock())
+        async with self._deps.scans.turn(call.peer.uid):
+            if params.after is not None and params.after.startswith(_COLD):
+                return await self._cold_rows(params, condition, cold or hot)
+            return await self._hot_rows(params, condition, hot)
 
     def _reaches_back(self, params: ListParams | ReportParams) -> bool:
-        if params.after is not None and params.after.startswith(_COLD):
-            return True
         return params.hist is not None and params.hist > self._deps.config.history.hot_days and not params.active
 
-    def _hot_page(self, call: Call, params: ReportParams) -> msgspec.Raw:
-        cache = self._deps.cache
-        rows: list[bytes] = []
-        size, last, limit = 0, "", self._limit(params)
-        following: str | None = None
-        for record in self._after(params, call, params.after):
-            row = cache.row(record.run_id)
-            size += len(row) + 1
-            if rows and (len(rows) == limit or size > PAGE_BYTES):
-                following = last
-                break
-            rows.append(row)
-            last = record.run_id
-        if following is None and self._reaches_back(params):
-            following = _COLD
-        return self._page(rows, following)
+    async def _hot_rows(
+        self, params: ListParams | ReportParams, condition: Condition, encoded: Callable[[RunRecord], bytes]
+    ) -> tuple[list[bytes], str | None]:
+        page, last, pause = Page(self._limit(params)), "", Pause()
 
-    def _page(self, rows: list[bytes], following: str | None) -> msgspec.Raw:
+        def take(record: RunRecord) -> tuple[str, bytes] | None:
+            return (record.run_id, encoded(record)) if condition(record) else None
+
+        self._check_anchor(params.after)
+        with self._deps.cache.scan(take, after=params.after) as scan:
+            for taken in scan:
+                if taken is not None:
+                    if not page.add(taken[1]):
+                        return page.rows, last
+                    last = taken[0]
+                await pause.if_due()
+        return page.rows, _COLD if self._reaches_back(params) else None
+
+    def _check_anchor(self, after: str | None) -> None:
+        if after is not None and after not in self._deps.cache:
+            raise InvalidParams(
+                f"the run {after}, after which the page begins, is not there any more",
+                advice="begin again with the first page",
+            )
+
+    def _page(self, seq: int, rows: list[bytes], following: str | None) -> msgspec.Raw:
         around = ReportResult(
             runs=[],
-            seq=self._deps.cache.seq,
+            seq=seq,
             time=self._deps.clock(),
             next=following,
             backends={backend.name: backend.row() for backend in self._deps.backends.values()},
         )
         return holding(around, "runs", rows)
-
-    async def _report_slowly(self, call: Call, params: ReportParams) -> object:
-        if params.max_age_s is not None:
-            await self._freshen(params.run, params.backend, params.max_age_s)
-        if params.run is not None:
-            return await self._one(params)
-        if params.after is not None and params.after.startswith(_COLD):
-            return await self._cold_page(params, call)
-        return self._hot_page(call, params)
 
     async def _one(self, params: ReportParams) -> ReportResult:
         deps = self._deps
@@ -192,35 +196,21 @@ class Reads:
             backends={b.name: b.row() for b in deps.backends.values() if b.name == record.backend},
         )
 
-    async def _cold_page(self, params: ReportParams, call: Call) -> msgspec.Raw:
-        def as_row(record: RunRecord) -> RunRow:
-            row = record.as_row(None)
-            row.source = "history"
-            return row
-
-        return self._page(*await self._cold_rows(params, call, as_row))
-
     async def _cold_rows(
-        self, params: ListParams | ReportParams, call: Call, as_row: Callable[[RunRecord], object]
+        self, params: ListParams | ReportParams, condition: Condition, encoded: Callable[[RunRecord], bytes]
     ) -> tuple[list[bytes], str | None]:
-        """A page of what has cooled, encoded, and the ``after`` of the next one."""
         assert params.after is not None
-        anchor, limit = params.after.removeprefix(_COLD) or None, self._limit(params)
+        anchor, limit, pause = params.after.removeprefix(_COLD) or None, self._limit(params), Pause()
         since = self._deps.clock() - (params.hist or 0.0) * SECONDS_PER_DAY
         stored = await self._deps.store.history(ended_after=since, backends=params.backend, limit=limit, after=anchor)
-        rows: list[bytes] = []
-        size, full = 0, len(stored) == limit
+        page = Page(limit)
         for entry in stored:
             record = decode_record(entry.doc)
-            if record.run_id not in self._deps.cache and self.matches(params, call, record):
-                data = msgspec.json.encode(as_row(record))
-                size += len(data) + 1
-                if rows and size > PAGE_BYTES:
-                    full = True
-                    break
-                rows.append(data)
+            if record.run_id not in self._deps.cache and condition(record) and not page.add(encoded(record)):
+                break
             anchor = record.run_id
-        return rows, f"{_COLD}{anchor}" if full else None
+            await pause.if_due()
+        return page.rows, f"{_COLD}{anchor}" if page.full or len(stored) == limit else None
 
     def status(self, call: Call, params: StatusParams) -> object:
         """The state of one run; from memory unless it is cold or a fresh poll is asked for."""
@@ -278,84 +268,45 @@ class Reads:
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def jobs(self, call: Call, params: JobsParams) -> object:
-        """A page of jobs of one run."""
-        try:
-            record = self._deps.cache.resolve(params.run, params.backend)
-        except RunNotFound:
-            return self._jobs_slowly(params)
-        jobs = self._deps.cache.jobs(record.run_id)
-        if not len(jobs) and not record.live:
-            return self._jobs_slowly(params)
-        return self._jobs_page(params, record, jobs, hot=True)
+    async def jobs(self, call: Call, params: JobsParams) -> msgspec.Raw:
+        """A page of jobs of one run; each is as it was when it was found to fulfil the conditions."""
+        deps = self._deps
+        after, condition = position("jobs", params.after), JobCondition(params)
+        async with deps.scans.turn(call.peer.uid):
+            record, jobs, hot = await deps.find(params.run, params.backend)
+            answer = JobsResult(
+                run=record.run_id,
+                jobs=[],
+                total=0,
+                seq=deps.cache.seq,
+                observed_at=deps.cache.observed_at(record),
+                source=record.source if hot else "history",
+            )
+            page = await self._jobs_page(answer, jobs or JobTable(), condition, after, self._limit(params))
+        return holding(answer, "jobs", page.rows)
 
-    async def _jobs_slowly(self, params: JobsParams) -> JobsResult:
-        record, jobs, hot = await self._deps.find(params.run, params.backend)
-        return self._jobs_page(params, record, jobs if jobs is not None else JobTable(), hot=hot)
-
-    def _jobs_page(self, params: JobsParams, record: RunRecord, jobs: JobTable, *, hot: bool) -> JobsResult:
-        names = jobs.names()
-        rows = list(jobs.select(frozenset(WmsStates[name] for name in params.state), params.label))
-        if params.pattern is not None:
-            rows = [row for row in rows if fnmatch.fnmatchcase(names[row], params.pattern)]
-        start = 0
-        if params.after is not None:
-            if not params.after.isdigit():
-                raise InvalidParams(f"jobs: after is {params.after!r}, expected the next of the page before")
-            start = next((n for n, row in enumerate(rows) if row > int(params.after)), len(rows))
-        page = JobsResult(
-            run=record.run_id,
-            jobs=[],
-            total=len(rows),
-            seq=self._deps.cache.seq,
-            observed_at=self._deps.cache.observed_at(record),
-            source=record.source if hot else "history",
-        )
-        page.jobs, more = fitting((jobs.row(row) for row in rows[start:]), self._limit(params))
-        page.next = str(rows[start + len(page.jobs) - 1]) if more else None
+    async def _jobs_page(
+        self, answer: JobsResult, jobs: JobTable, condition: JobCondition, after: int | None, limit: int
+    ) -> Page:
+        page, last, pause = Page(limit), 0, Pause()
+        for row in condition.rows(jobs):
+            if row is not None:
+                answer.total += 1
+                wanted = not page.full and (after is None or row > after)
+                if wanted and page.add(msgspec.json.encode(jobs.row(row))):
+                    last = row
+            await pause.if_due()
+        answer.next = str(last) if page.full else None
         return page
 
     def _limit(self, params: ListParams | ReportParams | JobsParams) -> int:
         return min(params.limit, self._deps.config.limits.page_rows)
 
-    # -- filters -----------------------------------------------------------------------------------------------------
 
-    def _after(self, params: Filters, call: Call, after: str | None) -> Iterator[RunRecord]:
-        """Matching hot runs behind the one called ``after``, newest first."""
-        records = iter(self._deps.cache.records())
-        if after is not None:
-            anchor = self._deps.cache.get(after)
-            if anchor is None:
-                raise InvalidParams(
-                    f"the run {after}, after which the page begins, is not there any more",
-                    advice="begin again with the first page",
-                )
-            records = (r for r in records if (-r.since, r.run_id) > (-anchor.since, anchor.run_id))
-        return (record for record in records if self.matches(params, call, record))
-
-    def matches(self, params: Filters, call: Call, record: RunRecord) -> bool:
-        """Whether a run fulfils all conditions."""
-        if params.backend and record.backend not in params.backend:
-            return False
-        if params.state and record.state.name not in params.state:
-            return False
-        if params.active and not record.live:
-            return False
-        if params.mine and not is_mine(record, call.peer.uid):
-            return False
-        if params.user and not ({record.owner, record.operator} & set(params.user)):
-            return False
-        if params.label is not None and record.label != params.label and params.label not in record.expected():
-            return False
-        if params.hist is not None and not record.live:
-            ended = record.end_time or record.changed_at or 0.0
-            if ended < self._deps.clock() - params.hist * SECONDS_PER_DAY:
-                return False
-        return params.pattern is None or any(
-            fnmatch.fnmatchcase(text, params.pattern)
-            for text in (record.run, record.payload, record.campaign, record.project, record.label)
-            if text is not None
-        )
+def _cold_row(record: RunRecord) -> bytes:
+    row = record.as_row(None)
+    row.source = "history"
+    return msgspec.json.encode(row)
 
 
 def _list_row(record: RunRecord) -> ListRow:
@@ -366,16 +317,3 @@ def _list_row(record: RunRecord) -> ListRow:
         name=record.name,
         state=record.state.name,  # type: ignore[arg-type]  # the names are those of StateName
     )
-
-
-def is_mine(record: RunRecord, uid: int) -> bool:
-    """Whether a run is this user's: submitted through us, or under an account of that name."""
-    return record.uid == uid if record.uid is not None else record.owner == _user_name(uid)
-
-
-@lru_cache(maxsize=256)
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

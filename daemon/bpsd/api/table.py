@@ -33,7 +33,7 @@ def method_table(deps: Deps) -> Mapping[str, MethodSpec]:
         "report": MethodSpec(reads.report, "read"),
         "status": MethodSpec(reads.status, "read"),
         "jobs": MethodSpec(reads.jobs, "read"),
-        "holds": MethodSpec(Holds(deps, reads).holds, "read"),
+        "holds": MethodSpec(Holds(deps).holds, "read"),
         "logs": MethodSpec(bulk.logs, "read"),
         "events": MethodSpec(watches.events, "read"),
         "watch": MethodSpec(watches.watch, "read"),

@@ -7,10 +7,12 @@ __all__ = ["Watches"]
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
+from bpsd.api.conditions import is_mine
 from bpsd.api.deps import Deps
 from bpsd.api.feeds import Feeds, Subject, Watcher
-from bpsd.api.paging import PAGE_BYTES, fitting, holding
-from bpsd.api.reads import is_mine
+from bpsd.api.paging import Page, fitting, holding
 from bpsd.errors import InvalidParams, LimitExceeded
 from bpsd.messages import (
     Event,
@@ -21,7 +23,9 @@ from bpsd.messages import (
     WatchParams,
     WatchResult,
 )
+from bpsd.runs import RunRecord
 from bpsd.server import Call, Connection
+from bpsd.slices import Pause
 from bpsd.store import TimelineEvent
 
 MAX_SNAPSHOT_ROWS = 500
@@ -44,7 +48,7 @@ class Watches:
         """How many subscriptions there are."""
         return sum(len(mine.ends) for mine in self._of.values())
 
-    async def events(self, call: Call, params: EventsParams) -> EventsResult:
+    async def events(self, call: Call, params: EventsParams) -> msgspec.Raw:
         """A page of the timeline."""
         run_id = None
         if params.run is not None:
@@ -63,34 +67,47 @@ class Watches:
             self._deps.check_backends([params.backend])  # one that is gone has left its events; a mistyped one has none
         if params.after is None and params.since is None:
             entries = entries[-params.limit :]  # the latest ones: there is nothing behind them
-        events, more = fitting(map(TimelineEvent.shown, entries), params.limit)
-        return EventsResult(events=events, next=events[-1].seq if more else None)
+        page, last = await fitting(map(TimelineEvent.shown, entries), params.limit)
+        following = last.seq if page.full and last is not None else None
+        return holding(EventsResult(events=[], next=following), "events", page.rows)
 
-    def watch(self, call: Call, params: WatchParams) -> object:
+    async def watch(self, call: Call, params: WatchParams) -> object:
         """A snapshot (or what was missed), then every change, as notifications."""
         deps = self._deps
         deps.check_backends(params.backend)
-        runs = frozenset(deps.cache.resolve(name).run_id for name in params.runs)
+        peer = call.peer
+        async with deps.scans.turn(peer.uid):
+            runs = frozenset(record.run_id for record in await deps.hot(params.runs))
+            subject = Subject(
+                runs, frozenset(params.backend), (peer.uid, peer.user) if params.mine else None, params.jobs
+            )
+            missed = self._missed(params.since)
+            if missed is not None:
+                return self._begin(
+                    call, subject, missed, WatchResult(watch=0, seq=deps.cache.seq, resumed=True, snapshot=[])
+                )
+            while missed is None:  # again, if more happened during the snapshot than can be sent after it
+                seq = deps.cache.seq
+                rows = await self._snapshot(subject)
+                missed = self._missed(seq)
+            answer = self._begin(call, subject, missed, WatchResult(watch=0, seq=seq, resumed=False, snapshot=[]))
+        return holding(answer, "snapshot", rows)
+
+    def _begin(self, call: Call, subject: Subject, missed: list[Event], answer: WatchResult) -> WatchResult:
+        """Subscribe; ``missed`` goes out after the answer, from which the client knows the number."""
         mine = self._of.get(call.connection)
         if mine is None:
             mine = self._of[call.connection] = _OfConnection()
             call.connection.on_close(lambda: self._forget(call.connection))
-        limit = deps.config.limits.watchers_per_connection
+        limit = self._deps.config.limits.watchers_per_connection
         if len(mine.ends) >= limit:
             raise LimitExceeded(f"this connection watches {limit} times (limits.watchers_per_connection)")
-        number = mine.next_number()
-        subject = Subject(runs, frozenset(params.backend), call.peer.uid if params.mine else None, params.jobs)
-        watcher = Watcher(number, call.connection)
-        missed = self._missed(params.since)
-        seq = deps.cache.seq
-        mine.ends[number] = self._feeds.join(subject, watcher)
-        call.connection.watching = len(mine.ends)
-        if missed is not None:
-            # They go out after the answer: the client knows the number of its subscription first.
+        answer.watch = mine.next_number()
+        watcher = Watcher(answer.watch, call.connection)
+        mine.ends[answer.watch] = self._feeds.join(subject, watcher)
+        if missed:
             call.after_reply(partial(self._feeds.replay, subject, watcher, missed))
-            return WatchResult(watch=number, seq=seq, resumed=True, snapshot=[])
-        answer = WatchResult(watch=number, seq=seq, resumed=False, snapshot=[])
-        return holding(answer, "snapshot", self._snapshot(subject))
+        return answer
 
     def _missed(self, since: int | None) -> list[Event] | None:
         if since is None:
@@ -98,21 +115,28 @@ class Watches:
         missed = self._deps.cache.events_after(since)
         return missed if missed is not None and len(missed) <= MAX_REPLAY_EVENTS else None
 
-    def _snapshot(self, subject: Subject) -> list[bytes]:
+    async def _snapshot(self, subject: Subject) -> list[bytes]:
         """Rows of the latest runs that are watched, as many as fit a message."""
-        rows: list[bytes] = []
-        size = 0
-        for record in self._deps.cache.records():
-            if not subject.holds(record.run_id, record.backend, record, is_mine):
-                continue
-            if not (subject.runs or record.live):
-                continue
-            row = self._deps.cache.row(record.run_id)
-            size += len(row) + 1
-            if len(rows) == MAX_SNAPSHOT_ROWS or size > PAGE_BYTES:
-                break
-            rows.append(row)
-        return rows
+        cache, page, pause = self._deps.cache, Page(MAX_SNAPSHOT_ROWS), Pause()
+        if subject.runs:
+            named = filter(None, map(cache.get, subject.runs))
+            for record in sorted(named, key=lambda record: (-record.since, record.run_id)):
+                wanted = subject.holds(record.run_id, record.backend, record, is_mine) and record.run_id in cache
+                if wanted and not page.add(cache.row(record.run_id)):
+                    break
+                await pause.if_due()
+            return page.rows
+
+        def take(record: RunRecord) -> bytes | None:
+            wanted = record.live and subject.holds(record.run_id, record.backend, record, is_mine)
+            return cache.row(record.run_id) if wanted else None
+
+        with cache.scan(take) as scan:
+            for row in scan:
+                if row is not None and not page.add(row):
+                    break
+                await pause.if_due()
+        return page.rows
 
     def unwatch(self, call: Call, params: UnwatchParams) -> PingResult:
         """End a subscription."""
@@ -121,7 +145,6 @@ class Watches:
         if end is None:
             raise InvalidParams(f"this connection has no watch {params.watch}")
         end()
-        call.connection.watching -= 1
         return PingResult(time=self._deps.clock())
 
     def _forget(self, connection: Connection) -> None:

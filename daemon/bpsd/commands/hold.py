@@ -6,9 +6,10 @@ __all__ = ["Hold", "Release"]
 
 from bpsd.commands.outcomes import Again, Desk, Done, Failed, Outcome
 from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict, UnsupportedOperation
-from bpsd.holds import Selection, select_held
+from bpsd.holds import Selection, held_in, select_held
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord
+from bpsd.slices import found_in
 
 
 class Hold:
@@ -19,7 +20,7 @@ class Hold:
     async def perform(self, desk: Desk, command: CommandRecord) -> Outcome:
         """Ask the WMS once."""
         record = desk.cache.get(command.run_id)
-        chosen = self.choose(desk, command)
+        chosen = await self.choose(desk, command)
         if chosen is None:
             return Done(note="nothing of it is held for that any more")
         if not chosen.whole and not chosen.jobs:
@@ -50,7 +51,7 @@ class Hold:
         """Whatever happened, asking again is safe."""
         return Again(f"{command.verb} is safe to repeat")
 
-    def choose(self, desk: Desk, command: CommandRecord) -> Selection | None:
+    async def choose(self, desk: Desk, command: CommandRecord) -> Selection | None:
         """What of the run it is about, as it is now; `None`: nothing any more."""
         return Selection(whole=True, itself=True)
 
@@ -64,13 +65,14 @@ class Release(Hold):
 
     participle = "released"
 
-    def choose(self, desk: Desk, command: CommandRecord) -> Selection | None:
+    async def choose(self, desk: Desk, command: CommandRecord) -> Selection | None:
         """Whatever is held; with a label or a group, what of it is held now."""
         label, group = command.args.get("label"), command.args.get("group")
         record = desk.cache.get(command.run_id)
         if record is None or (label is None and group is None):
             return Selection(whole=True, itself=True)
-        return select_held(record, desk.cache.jobs(command.run_id), label, group)
+        everything = await found_in(held_in(record, desk.cache.jobs(command.run_id)))
+        return select_held(record, everything, label, group)
 
     async def ask(self, service: WmsService, wms_id: str, jobs: tuple[str, ...]) -> tuple[bool, str]:
         """The call itself."""
