@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from bpsd.errors import Conflict, RunAmbiguous, RunNotFound
-from bpsd.hotrun import HotRun
+from bpsd.hotrun import HotRun, RunCounts
 from bpsd.interface import WmsService
 from bpsd.jobtable import JobTable, encode_changes
 from bpsd.messages import Event
@@ -93,7 +93,7 @@ class Cache:
         self._hot: dict[str, HotRun] = {}
         self._names = RunNames()
         self._order = RunOrder()
-        self._counts: dict[str, dict[str, int]] = {}
+        self._counts = RunCounts()
         self._tail: tuple[float | None, str] = (None, "")
         self._tail_bytes = _ROW_TAIL
         self._cursors: dict[str, str | None] = {}
@@ -482,7 +482,7 @@ class Cache:
             elif not hot.shelved:
                 continue  # somebody else was quicker
             hot.take_jobs(jobs, snapshot, appended)
-            self._count(hot)
+            self._counts.update(hot)
 
     def absorb(self, run_id: str, others: Sequence[str]) -> None:
         """Let runs go that turned out to be ``run_id``, seen by a source that shows no tokens.
@@ -511,7 +511,7 @@ class Cache:
                 hot.jobs.forget_index()
             elif hot.moved_at < idle and len(hot.jobs):
                 hot.jobs, hot.shelved = JobTable(), True
-                self._count(hot)
+                self._counts.update(hot)
             await pause.if_due()
         return gone
 
@@ -519,7 +519,7 @@ class Cache:
 
     def _publish(self, hot: HotRun, changes: Sequence[Change], moved: Sequence[JobObservation], batch: Batch) -> None:
         hot.row = None
-        self._count(hot)
+        self._counts.update(hot)
         hot.moved_at = time.monotonic()
         record = hot.record
         self._order.place(record.run_id, record.since)
@@ -582,7 +582,7 @@ class Cache:
 
     def _add(self, hot: HotRun) -> None:
         self._hot[hot.record.run_id] = hot
-        self._count(hot)
+        self._counts.update(hot)
         self._names.add(hot.record)
 
     def _remove(self, run_id: str) -> None:
@@ -590,23 +590,13 @@ class Cache:
         hot = self._hot.pop(run_id)
         record = hot.record
         self._order.remove(run_id)
-        self._count(hot, gone=True)
+        self._counts.update(hot, gone=True)
         self._names.remove(record)
 
     def live_runs(self, backend: str) -> int:
         """How many live runs of a backend there are."""
-        return self._counts[backend]["live"] if backend in self._counts else 0
+        return self._counts.live(backend)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Per backend: live runs, hot runs, jobs known."""
-        return self._counts
-
-    def _count(self, hot: HotRun, *, gone: bool = False) -> None:
-        """Put right what this run adds to the counts: every report shows them, so they are never counted anew."""
-        of = self._counts.setdefault(hot.record.backend, {"live": 0, "hot": 0, "jobs": 0})
-        before, now = hot.counted, (0, 0, 0) if gone else (int(hot.record.live), 1, len(hot.jobs))
-        if now != before:
-            of["live"] += now[0] - before[0]
-            of["hot"] += now[1] - before[1]
-            of["jobs"] += now[2] - before[2]
-            hot.counted = now
+        return self._counts.by_backend

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["HotRun"]
+__all__ = ["HotRun", "RunCounts"]
 
 import time
 from collections.abc import Sequence
@@ -59,3 +59,24 @@ class HotRun:
             if version == self.jobs.version:  # nothing was applied between the parts
                 self.snapshot_bytes, self.appended_bytes = len(snapshot), 0
                 return snapshot
+
+
+class RunCounts:
+    """Live runs, hot runs and known jobs of each backend: every report shows them, so nobody counts them again."""
+
+    def __init__(self) -> None:
+        self.by_backend: dict[str, dict[str, int]] = {}
+
+    def live(self, backend: str) -> int:
+        """How many live runs of a backend there are."""
+        return self.by_backend[backend]["live"] if backend in self.by_backend else 0
+
+    def update(self, hot: HotRun, *, gone: bool = False) -> None:
+        """Put right what this run adds to the counts."""
+        of = self.by_backend.setdefault(hot.record.backend, {"live": 0, "hot": 0, "jobs": 0})
+        before, now = hot.counted, (0, 0, 0) if gone else (int(hot.record.live), 1, len(hot.jobs))
+        if now != before:
+            of["live"] += now[0] - before[0]
+            of["hot"] += now[1] - before[1]
+            of["jobs"] += now[2] - before[2]
+            hot.counted = now

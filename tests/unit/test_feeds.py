@@ -122,7 +122,7 @@ async def test_each_gets_what_it_asked_for() -> None:
     subjects = {
         "all": EVERYTHING,
         "one": EVERYTHING._replace(runs=frozenset({"r00000001"})),
-        "mine": EVERYTHING._replace(uid=7),
+        "mine": EVERYTHING._replace(mine=(7, "seven")),
         "elsewhere": EVERYTHING._replace(backends=frozenset({"other"})),
         "jobs": EVERYTHING._replace(jobs=True),
     }

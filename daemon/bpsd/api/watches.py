@@ -81,15 +81,14 @@ class Watches:
             subject = Subject(
                 runs, frozenset(params.backend), (peer.uid, peer.user) if params.mine else None, params.jobs
             )
-            missed = self._missed(params.since)
+            seq, missed = deps.cache.seq, self._missed(params.since)
             if missed is not None:
-                return self._begin(
-                    call, subject, missed, WatchResult(watch=0, seq=deps.cache.seq, resumed=True, snapshot=[])
-                )
-            while missed is None:  # again, if more happened during the snapshot than can be sent after it
+                answer = WatchResult(watch=0, seq=seq, resumed=True, snapshot=[])
+                return self._begin(call, subject, missed, answer)
+            rows = await self._snapshot(subject)
+            while (missed := self._missed(seq)) is None:  # more happened meanwhile than can be sent after it
                 seq = deps.cache.seq
                 rows = await self._snapshot(subject)
-                missed = self._missed(seq)
             answer = self._begin(call, subject, missed, WatchResult(watch=0, seq=seq, resumed=False, snapshot=[]))
         return holding(answer, "snapshot", rows)
 
