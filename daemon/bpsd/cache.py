@@ -160,10 +160,7 @@ class Cache:
         return (self._hot[run_id].record for run_id in self._order.run_ids() if run_id in self._hot)
 
     def scan(self, take: Callable[[RunRecord], T | None], *, after: str | None = None) -> Scan[T | None]:
-        """Take something of all hot runs, or of those behind the hot run ``after``, as they are now; newest first.
-
-        ``take`` gives `None` for a run that is not wanted. It is a context manager, and an iterator inside it.
-        """
+        """Take something (`None`: nothing) of all hot runs, or of those behind ``after``, as they are now."""
 
         def of_run(run_id: str) -> T | None:
             hot = self._hot.get(run_id)
