@@ -104,6 +104,7 @@ class Watches:
         answer.watch = mine.next_number()
         watcher = Watcher(answer.watch, call.connection)
         mine.ends[answer.watch] = self._feeds.join(subject, watcher)
+        call.connection.watching = len(mine.ends)
         if missed:
             call.after_reply(partial(self._feeds.replay, subject, watcher, missed))
         return answer
@@ -144,6 +145,7 @@ class Watches:
         if end is None:
             raise InvalidParams(f"this connection has no watch {params.watch}")
         end()
+        call.connection.watching -= 1
         return PingResult(time=self._deps.clock())
 
     def _forget(self, connection: Connection) -> None:
