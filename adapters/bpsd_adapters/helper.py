@@ -71,7 +71,8 @@ async def ask(work: Callable[[O], A], order: O, answer: type[A], *, about: str) 
         If it came to none.
     """
     # -P: a file of that name in the daemon's working folder must not be taken for a module of ours.
-    command = [sys.executable, "-P", "-m", work.__module__]
+    # -X utf8: paths in the order are UTF-8, whatever the locale is.
+    command = [sys.executable, "-P", "-X", "utf8", "-m", work.__module__]
     done = await anyio.run_process(command, input=msgspec.json.encode(order), check=False)
     try:
         return msgspec.json.decode(done.stdout, type=answer)

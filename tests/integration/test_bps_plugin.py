@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 import structlog
@@ -19,6 +21,7 @@ import structlog
 from bpsd.errors import (
     BackendAuthError,
     BackendUnavailable,
+    Conflict,
     DeadlineExceeded,
     RunNotFound,
     UnsupportedOperation,
@@ -26,8 +29,9 @@ from bpsd.errors import (
 )
 from bpsd.models import WmsStates
 from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
-from bpsd.testing.observer import document, shell_job
+from bpsd.testing.observer import Observer, document, shell_job
 from bpsd_adapters.bps_plugin.service import BpsPluginService
+from bpsd_adapters.local import processes
 from tests.leftovers import SESSION_VARIABLE
 
 WORLD = Path(__file__).parents[1] / "fixtures" / "plugin_world"
@@ -295,20 +299,17 @@ def test_panda_is_not_started_without_its_servers() -> None:
 # -- hosts -------------------------------------------------------------------------------------------------------------
 
 
+def begin_of(bed: Bed, token: str) -> dict[str, Any]:
+    """How the last attempt of a run began, as its log tells."""
+    lines = (bed.folder / "runs" / token / "run.log").read_bytes().splitlines()
+    begins: list[dict[str, Any]] = [e for e in (json.loads(line[16:]) for line in lines) if e["e"] == "begin"]
+    return begins[-1]
+
+
 def host_of(bed: Bed, token: str) -> int:
     """The process that hosts a run."""
-    sign = f"BPSD_PLUGIN_RUN={bed.folder}/runs/{token}"
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                if (
-                    sign in (process / "environ").read_text().split("\0")
-                    and "bpsd_host" in (process / "cmdline").read_text()
-                ):
-                    return int(process.name)
-            except OSError:
-                continue
-    raise AssertionError(f"nobody hosts {token}")
+    pid: int = begin_of(bed, token)["pid"]
+    return pid
 
 
 async def test_a_run_goes_on_without_the_daemon_and_its_workers(blocking: Bed) -> None:
@@ -340,27 +341,71 @@ async def test_a_killed_host_is_noticed_and_a_restart_goes_on_from_there(blockin
         await observer.until(wms_id, lambda _: trace.exists() and "waits" in trace.read_text())
         await observer.until(wms_id, lambda _: observer.states(wms_id).get("before_1") == "SUCCEEDED")
         os.kill(host_of(blocking, workflow.token), signal.SIGKILL)
-        run = await observer.until_over(wms_id)
-        assert run.state is WmsStates.FAILED
-        assert "host process is gone" in str(run.note)
+        run = await observer.until(wms_id, lambda run: "process of the run still lives" in run.note)
+        assert run.state is WmsStates.RUNNING
+        with pytest.raises(Conflict, match="goes on"):
+            await observer.restart(wms_id, workflow.token, 2)
 
         gate.touch()
+        run = await observer.until_over(wms_id)
+        assert run.state is WmsStates.FAILED
+        assert run.note == "its host process is gone; a restart goes on from where it was"
         again = await observer.restart(wms_id, workflow.token, 2)
         run = await observer.until_over(again, attempt=2)
         assert run.state is WmsStates.SUCCEEDED
         assert trace.read_text().split() == ["before", "waits", "waits"]
 
 
+SCRIPT = "(setsid env -i /bin/sleep 300 >/dev/null 2>&1 &); touch {started}; exec sleep 300"
+"""Leaves a process that nothing in it connects with its run: no environment, no session, no file."""
+
+
+def living(pids: list[int]) -> list[int]:
+    """Those that have not ended."""
+    return [pid for pid in pids if processes.of_pid(pid) != processes.GONE]
+
+
+async def with_a_killed_host(bed: Bed, observer: Observer) -> tuple[str, list[int]]:
+    """A run whose host was killed, and the two processes that it left."""
+    started = bed.scratch / "started"
+    wms_id, workflow = await observer.submit(document(shell_job("long_1", SCRIPT.format(started=started))))
+    await observer.until(wms_id, lambda _: started.exists())
+    begin = await anyio.to_thread.run_sync(begin_of, bed, workflow.token)
+    keeper = processes.Process(*begin["keeper"])
+    found = [p.pid for p in await anyio.to_thread.run_sync(processes.descendants, keeper) if p.pid != begin["pid"]]
+    assert len(found) == 2
+    os.kill(begin["pid"], signal.SIGKILL)
+    return wms_id, found
+
+
 async def test_a_killed_host_is_cancelled_in_its_place(blocking: Bed) -> None:
     """What a killed host left running is ended too."""
-    started = blocking.scratch / "started"
     async with blocking.open() as observer:
-        wms_id, workflow = await observer.submit(document(shell_job("long_1", f"touch {started}; exec sleep 300")))
-        await observer.until(wms_id, lambda _: started.exists())
-        os.kill(host_of(blocking, workflow.token), signal.SIGKILL)
+        wms_id, left = await with_a_killed_host(blocking, observer)
+        run = await observer.until(wms_id, lambda run: "2 processes of the run still live" in run.note)
+        assert run.state is WmsStates.RUNNING
         agreed, _ = await observer.service.cancel(wms_id)
         assert agreed
         assert (await observer.until_over(wms_id)).state is WmsStates.DELETED
+        assert await anyio.to_thread.run_sync(living, left) == []
+
+
+async def test_what_a_killed_host_left_is_ended_where_that_is_configured(blocking: Bed) -> None:
+    blocking.settings["leftover_processes"] = "end"
+    async with blocking.open() as observer:
+        wms_id, left = await with_a_killed_host(blocking, observer)
+        run = await observer.until_over(wms_id)
+        assert (run.state, run.note) == (WmsStates.FAILED, "its host process was killed, and what it left was ended")
+        assert await anyio.to_thread.run_sync(living, left) == []
+
+
+async def test_a_run_that_is_over_leaves_no_process(blocking: Bed) -> None:
+    stray = blocking.scratch / "stray"
+    script = f"(setsid env -i /bin/sh -c 'echo $$ > {stray}; exec sleep 300' >/dev/null 2>&1 &); "
+    async with blocking.open() as observer:
+        wms_id, _ = await observer.submit(document(shell_job("a_1", script + f"until test -s {stray}; do :; done")))
+        assert (await observer.until_over(wms_id)).state is WmsStates.SUCCEEDED
+        assert await anyio.to_thread.run_sync(living, [int(stray.read_text())]) == []
 
 
 async def test_a_plugin_that_fails_at_once_is_a_failed_run(blocking: Bed) -> None:

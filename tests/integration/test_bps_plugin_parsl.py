@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import pytest
 
 from bpsd.models import WmsStates
 from bpsd.testing.contract import AdapterContract, Bed, ExecutionContract
-from bpsd.testing.observer import document, shell_job
+from bpsd.testing.observer import Observer, document, shell_job
 from bpsd_adapters.bps_plugin.service import BpsPluginService
+from bpsd_adapters.local import processes
 from tests.figures import SOAK, figure
 from tests.integration.daemons import RunningDaemon, until
 from tests.integration.lsstbed import Bps, LsstBed, Repository, present_beds
+from tests.integration.test_bps_plugin import begin_of, living
 from tests.leftovers import SESSION_VARIABLE
 
 pytestmark = pytest.mark.timeout(600)
@@ -93,6 +97,70 @@ async def test_a_run_fails_and_is_restarted_to_its_end(bed: Bed) -> None:
         assert {name: ran.count(name) for name in set(ran)} == {"isr_1": 1, "isr_2": 2, "coadd_1": 1, "final_1": 2}
         reports, _ = await observer.service.report(wms_id)
         assert reports[0].total_number_jobs == 4
+
+
+async def processes_of_run(bed: Bed, token: str) -> tuple[int, dict[int, str]]:
+    """The host of a run, and what descends from its keeper with the name that it shows."""
+    begin = await anyio.to_thread.run_sync(begin_of, bed, token)
+    keeper = processes.Process(*begin["keeper"])
+    found = {p.pid: name_of(p.pid) for p in await anyio.to_thread.run_sync(processes.descendants, keeper)}
+    del found[begin["pid"]]
+    return begin["pid"], found
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def interchange_of(found: dict[int, str]) -> int:
+    (pid,) = [pid for pid, name in found.items() if re.search(r"interchange\b(?!_)", name)]
+    return pid
+
+
+async def started_sleeper(bed: Bed, observer: Observer) -> tuple[str, str]:
+    """A run whose one job sleeps, and for which Parsl has all of its processes."""
+    wms_id, workflow = await observer.submit(document(shell_job("long_1", "exec sleep 31536000")))
+    await observer.until(wms_id, lambda _: observer.states(wms_id) == {"long_1": "RUNNING"}, timeout_s=bed.patience_s)
+    return wms_id, workflow.token
+
+
+async def test_a_killed_interchange_is_a_failure_of_the_infrastructure(bed: Bed) -> None:
+    """Parsl itself waits for ever (Parsl#3374)."""
+    async with bed.open() as observer:
+        wms_id, token = await started_sleeper(bed, observer)
+        _, found = await processes_of_run(bed, token)
+        interchange = interchange_of(found)
+        os.kill(interchange, signal.SIGKILL)
+        run = await observer.until_over(wms_id, timeout_s=bed.patience_s)
+
+        assert run.state is WmsStates.FAILED
+        assert re.fullmatch(
+            rf"failure of the infrastructure: the interchange of executor \w+ \(pid {interchange}\) was ended by "
+            "signal 9 while the run went on; a restart goes on from where it was",
+            run.note,
+        ), run.note
+        assert observer.states(wms_id) == {"long_1": "FAILED"}
+        assert await anyio.to_thread.run_sync(living, [*found]) == []
+
+
+async def test_a_killed_host_leaves_a_run_that_goes_on_and_cancel_ends_it(bed: Bed) -> None:
+    """Parsl's interchange rewrites its environment, and its workers have sessions of their own."""
+    async with bed.open() as observer:
+        wms_id, token = await started_sleeper(bed, observer)
+        host, found = await processes_of_run(bed, token)
+        os.kill(host, signal.SIGKILL)
+        run = await observer.until(wms_id, lambda run: "of the run still live" in run.note, timeout_s=bed.patience_s)
+        assert run.state is WmsStates.RUNNING
+
+        agreed, _ = await observer.service.cancel(wms_id)
+        assert agreed
+        run = await observer.until_over(wms_id, timeout_s=bed.patience_s)
+        assert run.state is WmsStates.DELETED
+        assert len(found) > 3
+        assert await anyio.to_thread.run_sync(living, [*found]) == []
 
 
 def test_the_real_command_over_the_daemon_over_the_plugin(release: LsstBed, state_dir: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from bpsd.errors import BackendUnavailable
 from bpsd.models import PollRequest
 from bpsd.models import WmsStates as S
+from bpsd.runs import RunRecord
 from bpsd.testing.observer import shell_job
 from bpsd_adapters import runlog
 from bpsd_adapters.local import history as histories
@@ -86,10 +87,29 @@ async def test_drivers_killed_at_random_moments(tmp_path: Path) -> None:
             assert await anyio.to_thread.run_sync(repeated) == []
 
 
-async def test_what_survives_its_driver_is_shown_and_ended_before_the_restart(tmp_path: Path) -> None:
+STRAY = "(setsid env -i /bin/sleep 300 >/dev/null 2>&1 &)"
+"""Leaves a process that nothing in it connects with its run: no environment, no session, no file."""
+
+
+def processes_of(folder: RunFolder) -> list[int]:
+    """The living processes of a run whose driver is gone."""
+    return [process.pid for process in histories.left_over(histories.read(folder.log), folder)]
+
+
+async def orphaned(local: Local, wms_id: str, count: int) -> RunRecord:
+    """The run when it is shown to go on for the processes of it that live."""
+    lives = f"{count} process{'es' if count > 1 else ''} of the run still live"
+    run: RunRecord = await local.observer.until(wms_id, lambda run: lives in run.note)
+    assert run.state is S.RUNNING
+    assert f"`bpsctl cancel {wms_id}`" in run.note
+    return run
+
+
+async def test_what_survives_its_driver_keeps_the_run_alive_and_is_ended_before_the_restart(tmp_path: Path) -> None:
     async with opened(tmp_path) as local:
+        script = f"echo x >> {tmp_path}/ran; {STRAY}; test -e {tmp_path}/second || exec sleep 300"
         wms_id, folder = await local.start(
-            claimed_job(tmp_path, "long", f"echo x >> {tmp_path}/ran; test -e {tmp_path}/second || sleep 300"),
+            shell_job("long", script),
             shell_job("done", "true"),
             shell_job("after", "true", parents=["long"]),
         )
@@ -98,10 +118,10 @@ async def test_what_survives_its_driver_is_shown_and_ended_before_the_restart(tm
         told = await local.kill_driver(folder)
         (job,) = told.open.values()
 
-        run = await local.observer.until_over(wms_id)
-        assert run.state is S.FAILED
-        assert run.note.endswith("; 1 of its jobs still run")
+        await orphaned(local, wms_id, 2)
         assert local.states(wms_id) == {"long": "RUNNING", "done": "SUCCEEDED", "after": "UNREADY"}
+        left = await anyio.to_thread.run_sync(processes_of, folder)
+        assert job.process.pid in left
 
         def counted() -> list[int]:
             book = Ledger(tmp_path / "ledger", Capacity(2, 1000), processes.GONE).read()
@@ -113,42 +133,98 @@ async def test_what_survives_its_driver_is_shown_and_ended_before_the_restart(tm
         await local.observer.restart(wms_id, folder.token, 2)
         run = await local.observer.until_over(wms_id, attempt=2)
         assert run.state is S.SUCCEEDED
+        assert not any([await anyio.to_thread.run_sync(processes.of_pid, pid) != processes.GONE for pid in left])
         assert (tmp_path / "ran").read_text().split() == ["x", "x"]
-        assert not (tmp_path / "double").exists()
         lost = [e for e in events(folder) if isinstance(e, Ended) and e.state == S.UNKNOWN]
         assert [(e.job.name, e.note) for e in lost] == [("long", "its driver was killed: nobody saw how it ended")]
 
 
-async def test_a_survivor_that_ends_is_noticed_without_a_restart(tmp_path: Path) -> None:
+async def test_a_run_is_over_when_the_last_survivor_has_ended(tmp_path: Path) -> None:
     async with opened(tmp_path) as local:
-        wms_id, folder = await local.start(shell_job("long", f"while ! test -e {tmp_path}/go; do sleep 0.01; done"))
+        waits = f"while ! test -e {tmp_path}/go; do sleep 0.01; done"
+        stray = f"(setsid env -i /bin/sh -c 'while ! test -e {tmp_path}/gone; do sleep 0.01; done' >/dev/null 2>&1 &)"
+        wms_id, folder = await local.start(shell_job("long", f"{stray}; {waits}"))
         await local.until_job(wms_id, "long", S.RUNNING)
+        await eventually(lambda: len(processes.descendants(keeper_of(folder))) >= 3, "the job left a process")
         await local.kill_driver(folder)
-        await local.observer.until_over(wms_id)
+        await local.observer.until(wms_id, lambda run: "still live" in run.note)
         assert local.states(wms_id) == {"long": "RUNNING"}
 
         (tmp_path / "go").touch()
         await local.until_job(wms_id, "long", S.UNKNOWN)
-        assert local.observer.runs[wms_id].state is S.FAILED
+        for _ in range(3):
+            await local.observer.poll()
+        assert local.observer.runs[wms_id].state is S.RUNNING, "the process that left the job's session lives"
+
+        (tmp_path / "gone").touch()
+        run = await local.observer.until_over(wms_id)
+        assert run.state is S.FAILED
+        assert run.note.endswith(f"was killed; `bpsctl restart {wms_id}` resumes the run")
 
 
-async def test_cancel_without_a_driver_ends_what_it_left(tmp_path: Path) -> None:
+def keeper_of(folder: RunFolder) -> processes.Process:
+    begin = histories.read(folder.log).begin
+    assert begin is not None
+    return processes.Process(begin.keeper_pid, begin.keeper_start)
+
+
+@pytest.mark.parametrize("keeper", ["lives", "killed"])
+async def test_cancel_without_a_driver_ends_what_it_left(tmp_path: Path, keeper: str) -> None:
     async with opened(tmp_path) as local:
+        stray = f"{STRAY}; " if keeper == "lives" else ""
         wms_id, folder = await local.start(
-            shell_job("long", "trap '' TERM; sleep 300 & sleep 300"), shell_job("b", "true", parents=["long"])
+            shell_job("long", f"trap '' TERM; {stray}sleep 300 & sleep 300"),
+            shell_job("b", "true", parents=["long"]),
         )
         await local.until_job(wms_id, "long", S.RUNNING)
+        count = 4 if stray else 3
+        await eventually(lambda: len(processes.descendants(keeper_of(folder))) == count + 1, "the job is complete")
+        if keeper == "killed":
+            keeper_process = await anyio.to_thread.run_sync(keeper_of, folder)
+            await anyio.to_thread.run_sync(processes.send, keeper_process, signal.SIGKILL)
         told = await local.kill_driver(folder)
-        await local.observer.until_over(wms_id)
+        await orphaned(local, wms_id, count)
+        left = await anyio.to_thread.run_sync(processes_of, folder)
 
         agreed, message = await local.service.cancel(wms_id)
         assert (agreed, message) == (True, f"the driver of run {wms_id} was dead: what it left is being ended")
         run = await local.observer.until(wms_id, lambda run: run.state is S.DELETED)
         assert run.attempt == 1
         assert local.states(wms_id) == {"long": "DELETED", "b": "DELETED"}
-        mark = f"BPSD_TOKEN={folder.token}"
-        assert await anyio.to_thread.run_sync(processes.find_marked, mark, str(folder.out)) == []
+        assert len(left) == count
+        assert not any([await anyio.to_thread.run_sync(processes.of_pid, pid) != processes.GONE for pid in left])
         assert (await anyio.to_thread.run_sync(histories.read, folder.log)).driver != told.driver
+
+
+async def test_what_a_killed_driver_left_is_ended_where_that_is_configured(tmp_path: Path) -> None:
+    async with opened(tmp_path, leftover_processes="end") as local:
+        wms_id, folder = await local.start(shell_job("long", f"{STRAY}; sleep 300"))
+        await local.until_job(wms_id, "long", S.RUNNING)
+        await eventually(lambda: len(processes.descendants(keeper_of(folder))) == 4, "the job is complete")
+        left = await anyio.to_thread.run_sync(lambda: processes.descendants(keeper_of(folder)))
+        await local.kill_driver(folder)
+
+        run = await local.observer.until_over(wms_id)
+        assert (run.state, run.note) == (S.FAILED, "its driver was killed, and what it left was ended")
+        assert not any(
+            [
+                await anyio.to_thread.run_sync(processes.of_pid, pid) != processes.GONE
+                for pid in [process.pid for process in left]
+            ]
+        )
+
+
+@pytest.mark.parametrize("end", ["true", "exit 1"])
+async def test_a_run_that_is_over_leaves_no_process(tmp_path: Path, end: str) -> None:
+    async with opened(tmp_path, terminate_grace_s=0.2) as local:
+        stray = f"(setsid env -i /bin/sh -c 'trap \"\" TERM; echo $$ > {tmp_path}/stray; sleep 300' >/dev/null 2>&1 &)"
+        wait = f"while ! test -s {tmp_path}/stray; do sleep 0.01; done"
+        run, folder = await local.run(shell_job("a", f"{stray}; {wait}; {end}"))
+
+        assert run.state is (S.SUCCEEDED if end == "true" else S.FAILED)
+        stray_pid = int((tmp_path / "stray").read_text())
+        assert await anyio.to_thread.run_sync(processes.of_pid, stray_pid) == processes.GONE
+        assert "processes that jobs had left running" in folder.driver_err.read_text()
 
 
 async def test_a_driver_that_is_told_to_end_says_so(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -445,17 +446,63 @@ def test_a_zombie_is_not_alive() -> None:
     os.waitpid(pid, 0)
 
 
-def test_processes_of_a_run_are_found_by_environment_or_output(tmp_path: Path) -> None:
-    script = "sleep 300 & env -i sleep 300 & (setsid env -i sleep 300 &) ; trap '' TERM; wait"
+KEPT = """
+import os, subprocess, sys, time
+from bpsd_adapters.local import processes
+keeper = processes.fork_kept()
+os.setsid()
+script = "sleep 300 & env -i sleep 300 & (setsid env -i sleep 300 >/dev/null 2>&1 &); sleep 300"
+job = subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True)
+print(*keeper, os.getpid(), *processes.of_pid(job.pid), flush=True)
+time.sleep(300)
+"""
+"""A driver under its keeper, with a job of one session and a process that left it."""
+
+
+@pytest.mark.parametrize("kills_keeper", [False, True])
+def test_processes_of_a_killed_driver_are_found_by_descent(tmp_path: Path, kills_keeper: bool) -> None:
+    """None of them is known by its environment: they have none."""
     with (
         (tmp_path / "job.out").open("wb") as out,
-        subprocess.Popen(
-            ["/bin/sh", "-c", script], env={"BPSD_TOKEN": "t0", "PATH": os.environ["PATH"]}, stdout=out, stderr=out
-        ),
+        subprocess.Popen([sys.executable, "-c", KEPT], stdout=subprocess.PIPE, stderr=out) as started,
     ):
-        deadline = time.monotonic() + 10
-        while len(processes.find_marked("BPSD_TOKEN=t0", str(tmp_path))) < 4:
-            assert time.monotonic() < deadline, "not all processes were found"
-        assert processes.find_marked("BPSD_TOKEN=t", str(tmp_path / "job")) == []
-        assert processes.end_marked("BPSD_TOKEN=t0", str(tmp_path), 0.1) == []
-        assert processes.find_marked("BPSD_TOKEN=t0", str(tmp_path)) == []
+        assert started.stdout is not None
+        numbers = [int(word) for word in started.stdout.readline().split()]
+        keeper, driver, job = Process(*numbers[:2]), numbers[2], Process(*numbers[3:])
+        assert keeper.pid == started.pid
+        trace = processes.Trace(keeper, (job,))
+        find = partial(processes.left_over, trace)
+        until(lambda: len(processes.descendants(keeper)) == 6)
+        os.kill(driver, signal.SIGKILL)
+        until(lambda: len(find()) == 5)
+        expected = {process.pid for process in find()}
+        if kills_keeper:  # what left its session is orphaned now, and found by where it writes, or not at all
+            os.kill(keeper.pid, signal.SIGKILL)
+            started.wait()
+            until(lambda: len(find()) == 4)
+            stray = next(iter(expected - {process.pid for process in find()}))
+            assert os.getsid(stray) == stray
+            os.kill(stray, signal.SIGKILL)
+        assert processes.left_over(processes.Trace(leaders=(Process(job.pid, job.start + 1),))) == []
+        assert processes.end_all(find, 0.1) == []
+        until(lambda: not any(processes.is_alive(Process(pid, 0)) for pid in expected))
+    assert started.returncode == (-signal.SIGKILL if kills_keeper else 0), "the keeper ends with the last process"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_keeper_is_ended_by_no_signal_while_there_is_something_to_keep() -> None:
+    with subprocess.Popen([sys.executable, "-c", KEPT], stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        keeper = Process(*(int(word) for word in started.stdout.readline().split()[:2]))
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            processes.send(keeper, number)
+        time.sleep(0.1)
+        assert processes.is_alive(keeper)
+        processes.end_all(lambda: processes.descendants(keeper), 0.0)
+    assert started.returncode == 0

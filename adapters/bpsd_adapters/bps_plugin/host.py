@@ -3,10 +3,12 @@
 Sent beside ``worker.py`` as ``bpsd_host.py``: standard library (Python 3.10 or newer), and the plugin's own packages in
 the host process. The first half is for the control worker: `begin`, `look` and `cancel`; the second is the process.
 
-A host holds a lock on ``run.log`` for as long as it lives, so *held* means *alive*. The log is that of
-`bpsd_adapters.runlog`: each line has a CRC and a length before its JSON. Events are
+A host holds a lock on ``run.log`` for as long as it lives, so *held* means *alive*. Its parent is a keeper
+(``bpsd_processes.py``), from which every process of the run descends: what a killed host left is found that way. The
+log is that of `bpsd_adapters.runlog`: each line has a CRC and a length before its JSON. Events are
 
-- ``{"e": "begin", "n": 1, "t": time, "pid": ...}``: an attempt began;
+- ``{"e": "begin", "n": 1, "t": time, "pid": ..., "start": ..., "keeper": [pid, start], "boot": ...}``: an attempt
+  began;
 - ``{"e": "jobs", "t": time, "jobs": [[name, label, state, exit code, note], ...]}``: what changed;
 - ``{"e": "end", "n": 1, "t": time, "state": ..., "note": ...}``: it is over.
 
@@ -16,13 +18,14 @@ How jobs are doing is read off the plugin's own workflow where it looks like tha
 
 from __future__ import annotations
 
-__all__ = ["begin", "cancel", "look", "main", "mark"]
+__all__ = ["begin", "cancel", "look", "main"]
 
 import base64
 import contextlib
 import fcntl
 import importlib
 import json
+import multiprocessing.process
 import os
 import signal
 import subprocess
@@ -36,9 +39,6 @@ from pathlib import Path
 from typing import Any
 
 LOG = "run.log"
-MARK = "BPSD_PLUGIN_RUN"
-"""The variable by which the processes of a run are known (its folder)."""
-
 BEGIN_WAIT_S = 5.0
 """How long to wait for the lock of a host that is just ending."""
 
@@ -51,10 +51,16 @@ SUCCEEDED, UNREADY, READY, PENDING, RUNNING, DELETED, FAILED, PRUNED = 0, 12, 13
 
 TERMINAL = (SUCCEEDED, DELETED, FAILED, PRUNED)
 
+END_GRACE_S = 2.0
+"""From SIGTERM to SIGKILL for what a run leaves: its interchange and its workers end in good order."""
 
-def mark(folder: Path) -> str:
-    """What the processes of a run have in their environment."""
-    return f"{MARK}={folder}"
+SHUTDOWN_S = 10.0
+"""How long the plugin may take to end what it started."""
+
+
+def _processes() -> Any:
+    """Our module about processes, which is sent next to this file."""
+    return importlib.import_module("bpsd_processes")
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------
@@ -111,17 +117,36 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _last(path: Path) -> tuple[int, int | None, bool]:
-    """The last attempt that a log tells of, the process that hosts it, and whether it is over."""
-    number, pid, over = 0, None, True
+def _last(path: Path) -> tuple[dict[str, Any], bool]:
+    """How the last attempt that a log tells of began (``n`` is 0 if none did), and whether it is over."""
+    begin: dict[str, Any] = {"n": 0}
+    over = True
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError):
                 event = json.loads(line[16:])
                 if event["e"] == "begin":
-                    number, pid, over = event["n"], event["pid"], False
+                    begin, over = event, False
                 over = over or event["e"] == "end"
-    return number, pid, over
+    return begin, over
+
+
+def _host_of(begin: dict[str, Any]) -> Any:
+    """The process that hosts an attempt; `bpsd_processes.GONE` if the machine was booted since."""
+    processes = _processes()
+    if "start" not in begin:  # written by an earlier release
+        return processes.of_pid(begin.get("pid", 0))
+    return processes.Process(begin["pid"], begin["start"]) if begin["boot"] == processes.boot_id() else processes.GONE
+
+
+def _left_over(begin: dict[str, Any]) -> list[Any]:
+    """The processes of an attempt whose host is gone."""
+    host = _host_of(begin)
+    if not host.pid or "keeper" not in begin:
+        return []
+    processes = _processes()
+    found: list[Any] = processes.left_over(processes.Trace(processes.Process(*begin["keeper"]), (host,)))
+    return found
 
 
 def _succeeded(path: Path) -> frozenset[str]:
@@ -153,49 +178,60 @@ def begin(folder: Path, number: int, order: dict[str, Any]) -> None:
     if fd is None:
         raise TimeoutError(f"an attempt of the run in {folder} goes on")
     try:
-        _end_processes(folder)  # what a killed host left behind must not run beside the next one
+        _end_left_over(folder)  # what a killed host left must not run next to the next one
         half = folder / ".host.json.half"
         half.write_text(json.dumps(order))
         half.replace(folder / "host.json")
         with (folder / "host.err").open("ab") as errors:
             subprocess.Popen(
-                [sys.executable, __file__, str(folder), str(number), str(fd)],
+                [sys.executable, "-X", "utf8", __file__, str(folder), str(number), str(fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
                 cwd=folder,
-                env={**os.environ, MARK: str(folder)},
                 start_new_session=True,
                 pass_fds=[fd],
             )
         deadline = time.monotonic() + BEGIN_WAIT_S
-        while _last(folder / LOG)[0] < number and time.monotonic() < deadline:
+        while _last(folder / LOG)[0]["n"] < number and time.monotonic() < deadline:
             time.sleep(0.02)
     finally:
         os.close(fd)
-    if _last(folder / LOG)[0] < number and not _is_held(folder / LOG):
+    if _last(folder / LOG)[0]["n"] < number and not _is_held(folder / LOG):
         raise OSError(f"the host did not begin; {folder / 'host.err'} may tell why")
 
 
-def look(wanted: dict[str, int], max_bytes: int) -> dict[str, Any]:
-    """What was appended to logs: by folder, from an offset; and whether its host lives (looked at before reading)."""
-    found, left = {}, max_bytes
+def look(wanted: dict[str, int], max_bytes: int, end_left: bool = False) -> dict[str, Any]:
+    """What was appended to logs: by folder, from an offset; and whether its host lives (looked at before reading).
+
+    ``left`` is the number of processes of a run whose host is gone and has not said how it ended; with ``end_left``
+    they are ended.
+    """
+    found, room = {}, max_bytes
     for folder, offset in wanted.items():
         path = Path(folder, LOG)
         held = _is_held(path)
         if not held and any(Path(folder).glob("cancel.*")):
-            _finish_cancel(Path(folder))
-        data, size = b"", max(left, 64 * 1024)
+            with contextlib.suppress(OSError):  # what does not die is looked for again
+                _finish_cancel(Path(folder))
+        begin, over = ({"n": 0}, True) if held else _last(path)
+        left = 0 if over else len(_left_over(begin))
+        if left and end_left:
+            with contextlib.suppress(OSError):
+                _finish(Path(folder), FAILED, "its host process was killed, and what it left was ended")
+                left = 0
+        data, size = b"", max(room, 64 * 1024)
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             file.seek(offset)
             data = file.read(size)
-        left -= len(data)
+        room -= len(data)
         found[folder] = {
+            "left": left,
             "held": held or len(data) == size,  # what is not read yet may be its last word
             "data": base64.b64encode(data).decode(),
             "there": Path(folder).is_dir(),
         }
-        if left <= 0:
+        if room <= 0:
             break
     return found
 
@@ -203,57 +239,68 @@ def look(wanted: dict[str, int], max_bytes: int) -> dict[str, Any]:
 def cancel(folder: Path, grace_s: float) -> str:
     """Ask the host to end its run; after ``grace_s`` of asking, or if it is dead, end it here."""
     log = folder / LOG
-    number, pid, over = _last(log)
+    begin, over = _last(log)
     if over and not _is_held(log):
         return "it is over"
-    request = folder / f"cancel.{number}"
-    if _is_held(log) and pid is not None:
+    request = folder / f"cancel.{begin['n']}"
+    if _is_held(log) and not over:
         if not request.exists():
             request.touch()
-            _signal(pid, signal.SIGTERM)
+            _signal(_host_of(begin), signal.SIGTERM)
             return "its host was asked to end it"
-        if time.time() - request.stat().st_mtime < grace_s:
+        if _age_s(request) < grace_s:
             return "its host is ending it"
-        _signal(pid, signal.SIGKILL)
-    fd = _lock(log, BEGIN_WAIT_S)
-    if fd is None:
+        _signal(_host_of(begin), signal.SIGKILL)
+    if not _finish(folder, DELETED, "its host was gone"):
         return "its host does not let go of the log"
+    return "what its host left was ended"
+
+
+def _finish(folder: Path, state: int, note: str) -> bool:
+    """End what a dead host left, and write the end of its attempt; false if somebody has the log."""
+    fd = _lock(folder / LOG, BEGIN_WAIT_S)
+    if fd is None:
+        return False
     try:
-        _end_processes(folder)
-        if not _last(log)[2]:
-            _append(fd, {"e": "end", "n": number, "t": time.time(), "state": DELETED, "note": "its host was gone"})
+        _end_left_over(folder)
+        begin, over = _last(folder / LOG)
+        if not over:
+            _append(fd, {"e": "end", "n": begin["n"], "t": time.time(), "state": state, "note": note})
     finally:
         os.close(fd)
-    return "what its host left was ended"
+    return True
 
 
 def _finish_cancel(folder: Path) -> None:
     """A host that was to end its run and died before it had: its part is done here."""
-    number, _, over = _last(folder / LOG)
-    if not over and (folder / f"cancel.{number}").exists():
+    begin, over = _last(folder / LOG)
+    if not over and (folder / f"cancel.{begin['n']}").exists():
         cancel(folder, 0.0)
 
 
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
+def _age_s(request: Path) -> float:
+    """How long ago a host was asked; a clock that was set back since makes that long."""
+    age = time.time() - request.stat().st_mtime
+    return age if age >= 0 else float("inf")
 
 
-def _end_processes(folder: Path, spare: int = 0) -> None:
-    """End every process of a run that is still there, but ``spare``."""
-    sign = mark(folder).encode()
-    for _ in range(3):  # a process may have been forked while we looked
-        found = False
-        for process in Path("/proc").iterdir():
-            if not process.name.isdecimal() or int(process.name) in (spare, os.getpid()):
-                continue
-            with contextlib.suppress(OSError):
-                if sign in (process / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(process.name), signal.SIGKILL)
-                    found = True
-        if not found:
-            return
-        time.sleep(0.1)
+def _signal(process: Any, number: int) -> None:
+    with contextlib.suppress(PermissionError):
+        _processes().send(process, number)
+
+
+def _end_left_over(folder: Path) -> None:
+    """End what is left of the last attempt of a run, whose host is gone.
+
+    Raises
+    ------
+    TimeoutError
+        If it does not die.
+    """
+    begin, _ = _last(folder / LOG)
+    left = _processes().end_all(lambda: _left_over(begin), END_GRACE_S)
+    if left:
+        raise TimeoutError(f"processes of the run in {folder} do not die: {[process.pid for process in left]}")
 
 
 # -- the process -------------------------------------------------------------------------------------------------------
@@ -261,6 +308,40 @@ def _end_processes(folder: Path, spare: int = 0) -> None:
 
 class _Cancelled(BaseException):
     """Somebody wants the end of this run."""
+
+
+class _Broken(BaseException):
+    """A process without which the run goes no further has died."""
+
+
+def _dead_service(workflow: Any) -> str:
+    """What is to be said of a process that the plugin's executors need and that has died; empty if they all live.
+
+    In Parsl each executor starts such processes (``HighThroughputExecutor`` its interchange), and does not notice that
+    one has died: its jobs are waited for for ever (Parsl#3374).
+    """
+    kernel = getattr(workflow, "dfk", None)
+    if kernel is None or getattr(kernel, "cleanup_called", False):
+        return ""
+    executors = dict(getattr(kernel, "executors", None) or {})
+    for label, executor in executors.items():
+        for name, process in list(getattr(executor, "__dict__", {}).items()):
+            code = _exit_code(process)
+            if code is not None and not getattr(kernel, "cleanup_called", False):
+                how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                what = name.replace("_proc", "").strip("_").replace("_", " ")
+                return f"the {what} of executor {label} (pid {process.pid}) {how} while the run went on"
+    return ""
+
+
+def _exit_code(value: Any) -> int | None:
+    """How a process ended, if the value is one that has."""
+    if isinstance(value, subprocess.Popen):
+        code: int | None = value.poll()
+        return code
+    if isinstance(value, multiprocessing.process.BaseProcess):
+        return value.exitcode
+    return None
 
 
 class _Watch:
@@ -311,8 +392,8 @@ class _Watch:
         while not self._stop.wait(LOOK_EVERY_S):
             self.look()
 
-    def look(self, ending: int | None = None) -> None:
-        """Write down what changed; with ``ending``, what has no end yet gets this one."""
+    def look(self, ending: int | None = None, note: str = "") -> None:
+        """Write down what changed; with ``ending``, what has no end yet gets this one, and what ran this note."""
         changed = []
         for name, job in self.jobs.items():
             before = self.seen.get(name)
@@ -320,7 +401,8 @@ class _Watch:
                 continue
             now = self._state(name, job)
             if ending is not None and now[0] not in TERMINAL:
-                now = (ending if now[0] in (RUNNING, PENDING) else max(ending, PRUNED), None, "")
+                ran = now[0] in (RUNNING, PENDING)
+                now = (ending, None, note) if ran else (max(ending, PRUNED), None, "")
             if now != before:
                 self.seen[name] = now
                 changed.append([name, _label(job), *now])
@@ -402,8 +484,9 @@ def _note_outputs(folder: Path, jobs: Iterable[tuple[str, Any]]) -> None:
 class _Host:
     """One attempt of one run."""
 
-    def __init__(self, folder: Path, number: int, fd: int) -> None:
-        self.folder, self.number, self.fd = folder, number, fd
+    def __init__(self, folder: Path, number: int, fd: int, keeper: Any) -> None:
+        self.folder, self.number, self.fd, self.keeper = folder, number, fd, keeper
+        self.broken = ""
         self.began = time.time()
         self.watch: _Watch | None = None
         self.workflow: Any = None
@@ -412,25 +495,31 @@ class _Host:
 
     def run(self) -> None:
         """Run the plugin to its end and write down how it came out."""
-        _append(self.fd, {"e": "begin", "n": self.number, "t": self.began, "pid": os.getpid()})
+        processes = _processes()
+        me = processes.of_pid(os.getpid())
+        begin = {"e": "begin", "n": self.number, "t": self.began, "pid": me.pid, "start": me.start}
+        _append(self.fd, {**begin, "keeper": list(self.keeper), "boot": processes.boot_id()})
         state, note = FAILED, ""
         try:
-            signal.signal(signal.SIGTERM, _raise_cancelled)
+            signal.signal(signal.SIGTERM, self._interrupt)
             self._drive()
             state, note = self._verdict()
         except _Cancelled:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             state, note = DELETED, "cancelled"
+        except _Broken:
+            note = f"failure of the infrastructure: {self.broken}; a restart goes on from where it was"
         except BaseException as exc:  # noqa: BLE001  # a plugin may raise anything: it is how the run came out
             traceback.print_exc()
             note = f"{type(exc).__name__}: {exc}"[:500]
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._observe()
         if self.watch is not None:
             self.watch.stop()
         if state == DELETED:
             self._end_all()
         if self.watch is not None:
-            self.watch.look(DELETED if state == DELETED else FAILED)
+            self.watch.look(DELETED if state == DELETED else FAILED, self.broken)
         if state != DELETED:
             self._end_all()
         _append(self.fd, {"e": "end", "n": self.number, "t": time.time(), "state": state, "note": note})
@@ -458,10 +547,17 @@ class _Host:
 
         base.__init__ = noticing
 
+    def _interrupt(self, _number: int, _frame: Any) -> None:
+        raise _Broken if self.broken else _Cancelled
+
     def _watch_when_ready(self) -> None:
         while self.watch is None:
             self._observe()
             time.sleep(0.05)
+        while not self.broken:
+            time.sleep(LOOK_EVERY_S)
+            self.broken = _dead_service(self.workflow)
+        os.kill(os.getpid(), signal.SIGTERM)  # the plugin waits in the main thread, for what will not come
 
     def _observe(self) -> None:
         """Begin to look at the jobs, once the workflow shows them."""
@@ -489,8 +585,10 @@ class _Host:
         if shutdown is not None and getattr(self.workflow, "dfk", None) is not None:
             closing = threading.Thread(target=_quietly, args=(shutdown,), daemon=True)
             closing.start()
-            closing.join(10.0)
-        _end_processes(self.folder, spare=os.getpid())
+            closing.join(SHUTDOWN_S)
+        processes = _processes()
+        me = processes.of_pid(os.getpid())
+        processes.end_all(lambda: [p for p in processes.descendants(self.keeper) if p != me], END_GRACE_S)
 
 
 def _quietly(call: Any) -> None:
@@ -500,16 +598,14 @@ def _quietly(call: Any) -> None:
         traceback.print_exc()
 
 
-def _raise_cancelled(_number: int, _frame: Any) -> None:
-    raise _Cancelled
-
-
 def main(arguments: list[str]) -> None:
     """Host an attempt: folder, number, and the descriptor of the log, which whoever launched us holds."""
     folder, number, fd = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     os.set_inheritable(fd, False)  # no child may hold the log: that would look as if we lived
+    keeper = _processes().fork_kept([fd])
+    os.setsid()  # a signal to the host's session does not reach its keeper
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _Host(folder, number, fd).run()
+    _Host(folder, number, fd, keeper).run()
     sys.stdout.flush()
     os._exit(0)  # no thread of a plugin keeps us
 

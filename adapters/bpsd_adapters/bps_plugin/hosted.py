@@ -7,7 +7,7 @@ __all__ = ["SOURCE", "HostedRuns", "RunCursor", "observations_of"]
 import base64
 import time
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -98,6 +98,15 @@ class _Attempt:
             for name, label, state, code, note in event.jobs:
                 self.jobs[name] = _job(name, label, state, code, note, event.t, self.jobs.get(name))
 
+    def orphaned(self, wms_id: str, left: int) -> None:
+        """Its host is gone without a word, and processes of it live: it is not over."""
+        self.state = WmsStates.RUNNING
+        self.note = (
+            f"its host process is gone; {left} process{'es' if left > 1 else ''} of the run still "
+            f"live{'' if left > 1 else 's'}, and it is over when the last has ended: wait, or end them with "
+            f"`bpsctl cancel {wms_id}`"
+        )
+
     def lost(self) -> None:
         """Its host is gone without a word: it goes no further, and of what ran nobody knows the end."""
         self.state, self.ended = WmsStates.FAILED, self.time
@@ -148,7 +157,7 @@ def _job(
 
 
 def observations_of(
-    entry: Entry, data: bytes, held: bool, cursor: RunCursor
+    entry: Entry, data: bytes, held: bool, cursor: RunCursor, left: int = 0
 ) -> tuple[list[RunObservation], RunCursor, bool]:
     """What a stretch of a run's log says.
 
@@ -162,6 +171,8 @@ def observations_of(
         Whether the host lived before that was read.
     cursor : `RunCursor`
         Where the stretch begins.
+    left : `int`
+        The number of processes of the run that live although the host does not.
 
     Returns
     -------
@@ -184,11 +195,28 @@ def observations_of(
             number, over = event.n, False
         attempts.setdefault(number, _Attempt(number)).take(event)
         over = over or isinstance(event, _End)
-    lost = bool(number) and not over and not held
+    gone = bool(number) and not over and not held
+    lost = gone and not left
+    if gone and left:
+        attempts.setdefault(number, _Attempt(number)).orphaned(entry.path, left)
     if lost:
         attempts.setdefault(number, _Attempt(number)).lost()
     now = RunCursor(cursor.offset + consumed, number, over or lost)
     return [attempts[n].observation(entry) for n in sorted(attempts)], now, lost
+
+
+class _Log(NamedTuple):
+    """What was appended to the log of a run, and how its host is."""
+
+    data: bytes
+    held: bool
+    """Whether the host lived before that was read."""
+
+    there: bool
+    """Whether the folder of the run is there."""
+
+    left: int
+    """The number of processes of the run that live although the host does not."""
 
 
 class HostedRuns:
@@ -206,15 +234,25 @@ class HostedRuns:
         How far back runs that are over are shown to a daemon that knows nothing.
     quarantine : `~bpsd_adapters.quarantine.Quarantine`
         Runs that broke in an unexpected way, by their ids.
+    end_left : `bool`
+        Whether processes that a killed host left are ended.
     """
 
     sources = (SOURCE,)
 
     def __init__(
-        self, link: WorkerLink, entries: Entries, deadline_s: float, history_days: float, quarantine: Quarantine
+        self,
+        link: WorkerLink,
+        entries: Entries,
+        deadline_s: float,
+        history_days: float,
+        quarantine: Quarantine,
+        *,
+        end_left: bool,
     ) -> None:
         self._quarantine = quarantine
         self._link, self._entries, self._deadline_s = link, entries, deadline_s
+        self._end_left = end_left
         self._history_s = history_days * _SECONDS_PER_DAY
 
     async def poll(self, request: PollRequest) -> PollResult:
@@ -232,16 +270,16 @@ class HostedRuns:
         read_bytes = 0
         looked = await self._look(cursors)
         gone = [run.wms_id for run in request.known if self._entries.of_id(run.wms_id) is None]
-        for path, (data, held, there) in looked.items():
-            read_bytes += len(data)
-            if not there:
+        for path, log in looked.items():
+            read_bytes += len(log.data)
+            if not log.there:
                 gone += [path] if path in known else []
                 continue
             with self._quarantine.guard(path, FOLLOWING):
-                seen, cursor, lost = observations_of(wanted[path], data, held, cursors[path])
+                seen, cursor, lost = observations_of(wanted[path], log.data, log.held, cursors[path], log.left)
                 if lost and cursors[path].offset:  # which jobs ran stands before the cursor
-                    whole, held_now, _ = (await self._look({path: RunCursor()}))[path]
-                    seen, cursor, _ = observations_of(wanted[path], whole, held_now, RunCursor())
+                    whole = (await self._look({path: RunCursor()}))[path]
+                    seen, cursor, _ = observations_of(wanted[path], whole.data, whole.held, RunCursor(), whole.left)
                 observations += seen
                 run_cursors[path] = msgspec.json.encode(cursor).decode()
                 if cursor.over:
@@ -300,21 +338,21 @@ class HostedRuns:
 
     async def find(self, token: str, number: int, path: str) -> str | None:
         """The id of a run, if an attempt of it has begun; `None` if it has not."""
-        data, _, _ = (await self._look({path: RunCursor()}))[path]
-        _, cursor, _ = observations_of(Entry(token=token, path=path), data, True, RunCursor())
+        log = (await self._look({path: RunCursor()}))[path]
+        _, cursor, _ = observations_of(Entry(token=token, path=path), log.data, True, RunCursor())
         return path if cursor.attempt >= number else None
 
     async def _reports(self, entries: Iterable[Entry]) -> list[WmsRunReport]:
         by_path = {entry.path: entry for entry in entries}
         reports = []
-        for path, (data, held, there) in (await self._look({path: RunCursor() for path in by_path})).items():
-            if there:
-                seen, _, _ = observations_of(by_path[path], data, held, RunCursor())
+        for path, log in (await self._look({path: RunCursor() for path in by_path})).items():
+            if log.there:
+                seen, _, _ = observations_of(by_path[path], log.data, log.held, RunCursor(), log.left)
                 reports += [_report(seen[-1])] if seen else []
         return reports
 
-    async def _look(self, cursors: dict[str, RunCursor]) -> dict[str, tuple[bytes, bool, bool]]:
-        """What was appended to logs, whether their hosts live, and whether they are there."""
+    async def _look(self, cursors: dict[str, RunCursor]) -> dict[str, _Log]:
+        """What was appended to logs, and how their hosts are."""
         if not cursors:
             return {}
         answer = await self._link.ask(
@@ -322,8 +360,12 @@ class HostedRuns:
             self._deadline_s,
             wanted={path: cursor.offset for path, cursor in cursors.items()},
             max_bytes=READ_BYTES,
+            end_left=self._end_left,
         )
-        return {path: (base64.b64decode(one["data"]), one["held"], one["there"]) for path, one in answer.items()}
+        return {
+            path: _Log(base64.b64decode(one["data"]), one["held"], one["there"], one["left"])
+            for path, one in answer.items()
+        }
 
 
 def _cursor(run: KnownRun | None) -> RunCursor:

@@ -45,13 +45,14 @@ class WorkerError(BackendUnavailable):
 
 
 class Deployment:
-    """Our files on the host of the plugin: worker, plugin, host, conversion; in a folder named after their content."""
+    """Our files on the plugin's host, in a folder named after their content."""
 
     FILES: ClassVar[Mapping[str, tuple[str, str]]] = {
         "bpsd_worker.py": ("bpsd_adapters.bps_plugin", "worker.py"),
         "bpsd_plugin.py": ("bpsd_adapters.bps_plugin", "plugin.py"),
         "bpsd_host.py": ("bpsd_adapters.bps_plugin", "host.py"),
         "bpsd_convert.py": ("bpsd.lsst", "convert.py"),
+        "bpsd_processes.py": ("bpsd_adapters.local", "processes.py"),
     }
 
     def __init__(self, transport: Transport, submit_root: str, seen: Path) -> None:
@@ -232,7 +233,7 @@ class WorkerLink:
     async def _begin(self) -> None:
         await self._deployment.ensure()
         variables = [f"{name}={value}" for name, value in sorted(self._environment.items())]
-        program = [self._python, "-u", f"{self._deployment.folder}/bpsd_worker.py"]
+        program = [self._python, "-u", "-X", "utf8", f"{self._deployment.folder}/bpsd_worker.py"]
         self._channel = await self._transport.converse(["/bin/sh", "-c", _START, "sh", *variables, *program])
         self._buffer.clear()
         order = {**self._order, "root": self._deployment.root}

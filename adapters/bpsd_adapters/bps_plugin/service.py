@@ -84,7 +84,12 @@ class BpsPluginService(WmsService):
         quarantine = Quarantine(self.context.log, self.context.backend, expected=(OSError,))
         if self._traits.blocks:
             self._runs = HostedRuns(
-                self._reading, self._entries, config.call_deadline_s, config.history_days, quarantine
+                self._reading,
+                self._entries,
+                config.call_deadline_s,
+                config.history_days,
+                quarantine,
+                end_left=config.leftover_processes == "end",
             )
         else:
             self._runs = BridgedRuns(
@@ -436,5 +441,5 @@ class BpsPluginService(WmsService):
 
 
 _OURS: Mapping[str, type[BpsdError]] = {"RunNotFound": RunNotFound, "TimeoutError": Conflict}
-_SURROUNDINGS = frozenset({"ImportError", "ModuleNotFoundError", "OSError", "PermissionError", "SystemExit", "Busy"})
+_SURROUNDINGS = frozenset({"ImportError", "ModuleNotFoundError", "OSError", "PermissionError", "Busy"})
 """Kinds of error that say nothing of the workflow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["PANDA_VARIABLES", "BpsPluginConfig", "Traits", "traits_of"]
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -85,6 +85,9 @@ class BpsPluginConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
         same id the old end of a run may still be reported.
     ``cancel_grace_s``
         How long a host may take to end its run before it is killed.
+    ``leftover_processes``
+        What becomes of the processes that a killed host left: ``wait`` (the run is RUNNING until the last has ended) or
+        ``end``.
     ``history_days``
         How far back runs that have ended are asked for.
     ``idle_s``
@@ -106,6 +109,7 @@ class BpsPluginConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     submit_deadline_s: Annotated[float, Meta(gt=0)] = 1800.0
     settle_s: Annotated[float, Meta(ge=0)] = 60.0
     cancel_grace_s: Annotated[float, Meta(ge=0)] = 30.0
+    leftover_processes: Literal["wait", "end"] = "wait"
     history_days: Annotated[float, Meta(gt=0)] = 2.0
     idle_s: Annotated[float, Meta(gt=0)] = 300.0
 

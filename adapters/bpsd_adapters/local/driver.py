@@ -1,8 +1,8 @@
 """The process of a driver: ``python -P -m bpsd_adapters.local.driver FOLDER SETTINGS``.
 
 It inherits the run's log, already held by whoever launched it, so from the first moment on *held* means that an
-attempt begins or goes on. It goes into the background, and its foreground ends when the beginning of the attempt is on
-the disk.
+attempt begins or goes on. It goes into the background, under a keeper (`bpsd_adapters.local.processes.fork_kept`), and
+its foreground ends when the beginning of the attempt is on the disk.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import msgspec
 
 from bpsd.models import WmsStates
 from bpsd_adapters.local import history as histories
+from bpsd_adapters.local import processes
 from bpsd_adapters.local.engine import SIGNALS, Driver, DriverSettings
 from bpsd_adapters.local.layout import RunFolder
 from bpsd_adapters.local.scribe import ENDS_WITH_ERROR, complain
@@ -66,7 +67,9 @@ def _drive(folder: RunFolder, settings: DriverSettings, telling: int) -> NoRetur
     code = FAILED
     try:
         _leave_the_foreground(folder, settings.log_fd)
-        driver, code, text = _begin(folder, settings)
+        keeper = processes.fork_kept((settings.log_fd, telling))
+        os.setsid()  # a signal to the driver's session does not reach its keeper
+        driver, code, text = _begin(folder, settings, keeper)
         _tell(telling, code, text)
         if driver is not None:
             driver.run()
@@ -76,7 +79,7 @@ def _drive(folder: RunFolder, settings: DriverSettings, telling: int) -> NoRetur
     os._exit(code)
 
 
-def _begin(folder: RunFolder, settings: DriverSettings) -> tuple[Driver | None, int, str]:
+def _begin(folder: RunFolder, settings: DriverSettings, keeper: processes.Process) -> tuple[Driver | None, int, str]:
     """Begin the attempt, if it is to begin: the driver, the exit code of the foreground, and its words."""
     log = RunLog(folder.log, settings.log_fd)
     if str(log.repair):
@@ -89,7 +92,7 @@ def _begin(folder: RunFolder, settings: DriverSettings) -> tuple[Driver | None, 
         return None, BEGUN, ""
     if end is not None and end.state == WmsStates.SUCCEEDED:
         return None, REFUSED, "the run has succeeded: there is nothing to restart"
-    driver = Driver(folder, settings, log, history)
+    driver = Driver(folder, settings, log, history, keeper)
     try:
         driver.begin()
     except OSError as exc:

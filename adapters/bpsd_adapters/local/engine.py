@@ -1,8 +1,8 @@
 """What a driver does: one attempt of one run, from its first line in the log to its last.
 
-Plain synchronous Python with one place where it waits, `signal.sigtimedwait` with the signals blocked: no threads, no
-handlers, no event loop. A turn of the loop sees what ended, asks the ledger for room, writes results and intents in
-one go to the disk, starts what was intended, and waits.
+Plain synchronous Python with one place where it waits (`bpsd_adapters.local.signals`): no threads, no event loop. A
+turn of the loop sees what ended, asks the ledger for room, writes results and intents in one go to the disk, starts
+what was intended, and waits.
 
 SIGUSR1 means "look again" (at the requests in the run's folder, and at the ledger), SIGTERM "end your jobs and go".
 """
@@ -16,6 +16,7 @@ import platform
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ from bpsd_adapters.local.jobs import RunningJob
 from bpsd_adapters.local.layout import RunFolder
 from bpsd_adapters.local.ledger import Capacity, Ledger, Wish
 from bpsd_adapters.local.scribe import Scribe, complain
+from bpsd_adapters.local.signals import SignalInbox
+from bpsd_adapters.local.units import own_units
 from bpsd_adapters.runlog import RunLog
 
 LOOKAHEAD = 8
@@ -58,13 +61,16 @@ LOOK_AGAIN_S = 1.0
 LEDGER_CHECK_S = 5.0
 """How often to check that the ledger is still the file that our jobs are entered in."""
 
+DYING_S = 0.05
+"""How long processes that were just killed may take to be gone before they count as left running."""
+
 LOST_NOTE = "its driver was killed: nobody saw how it ended"
 
 FAILURES_NAMED = 3
 """How many failed jobs the note at the end of a run names."""
 
 SIGNALS = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
-"""What a driver waits for; blocked from its beginning, so that none is lost and none ends it."""
+"""What a driver waits for; blocked until it collects them, so that none is lost and none ends it."""
 
 _INF = float("inf")
 
@@ -103,15 +109,20 @@ class Driver:
         Its log, held.
     history : `History`
         What the log says of earlier attempts.
+    keeper : `~bpsd_adapters.local.processes.Process`
+        The parent of this process, which adopts what its jobs orphan.
     """
 
-    def __init__(self, folder: RunFolder, settings: DriverSettings, log: RunLog, history: History) -> None:
+    def __init__(
+        self, folder: RunFolder, settings: DriverSettings, log: RunLog, history: History, keeper: processes.Process
+    ) -> None:
         self._folder, self._settings, self._log, self._history = folder, settings, log, history
+        self._keeper = keeper
         self._attempt = settings.attempt
         self._capacity = Capacity(settings.cores, settings.memory_mb)
         self._me = processes.of_pid(os.getpid())
         self._ledger = Ledger(Path(settings.ledger), self._capacity, self._me)
-        self._mark = f"BPSD_TOKEN={folder.token}"
+        self._inbox = SignalInbox(SIGNALS)
         self._running: dict[int, RunningJob] = {}
         self._candidates: dict[int, _Candidate] = {}
         self._scribe = Scribe(log)
@@ -144,8 +155,17 @@ class Driver:
             boot=processes.boot_id(),
             time=time.time(),
             host=platform.node(),
+            keeper_pid=self._keeper.pid,
+            keeper_start=self._keeper.start,
+            control_group=processes.control_group(own_units(self._folder.token, os.getuid(), self._number())),
         )
         self._log.append([begin], durable=True)
+
+    def _number(self) -> str:
+        try:
+            return self._folder.meta().wms_id
+        except (OSError, msgspec.MsgspecError):
+            return ""
 
     def run(self) -> None:
         """Drive the attempt to its end."""
@@ -159,8 +179,7 @@ class Driver:
                 break
             self._wait()
             self._look_at_jobs()
-        if self._dag.result() is WmsStates.DELETED:  # also who left its process group
-            processes.end_marked(self._mark, str(self._folder.out), 0.0)
+        self._end_left()
         result = int(self._dag.result())
         self._scribe.add(End(attempt=self._attempt, time=time.time(), state=result, note=self._closing_note()))
         self._scribe.write_at_last()
@@ -170,16 +189,33 @@ class Driver:
             complain(f"the ledger cannot be used: {exc}")  # our entry in it dies with us
 
     def _end_survivors(self) -> None:
-        """End what a killed driver left running, and write that nobody saw how it ended. Nothing runs beside it."""
-        if not self._history.open:
-            return
-        while left := processes.end_marked(self._mark, str(self._folder.out), self._settings.grace_s):
+        """End what a killed driver left running, and write that nobody saw how it ended. Nothing runs next to it."""
+        find = partial(histories.left_over, self._history, self._folder)
+        while left := processes.end_all(find, self._settings.grace_s):
             complain(f"attempt {self._attempt} waits for processes that do not die: {[p.pid for p in left]}")
         boot, now, unknown = processes.boot_id(), time.time(), int(WmsStates.UNKNOWN)
         lost = [job.job for job in self._history.open.values() if histories.may_have_run(job, self._folder, boot)]
         ends = [Ended(job=job, time=now, state=unknown, note=LOST_NOTE) for job in lost]
         self._scribe.add(*ends)
         histories.fold(ends, self._history)
+
+    def _end_left(self) -> None:
+        """End what jobs left running outside of their process groups: a run is not over while it has processes."""
+
+        def find() -> list[processes.Process]:
+            return [process for process in processes.descendants(self._keeper) if process != self._me]
+
+        if not find():
+            return
+        time.sleep(DYING_S)
+        if not (found := find()):
+            return
+        grace_s = 0.0 if self._dag.result() is WmsStates.DELETED else self._settings.grace_s
+        left = processes.end_all(find, grace_s)
+        complain(
+            f"ended {len(found)} processes that jobs had left running: {[p.pid for p in found]}"
+            + (f"; {[p.pid for p in left]} do not die" if left else "")
+        )
 
     def _load(self) -> None:
         self._document = Document(self._folder.workflow)
@@ -363,17 +399,12 @@ class Driver:
             due = min(due, max(self._tell_at, self._ledger_at))
         if self._ledger_at > now:
             due = min(due, self._ledger_at)
-        if due == _INF:
-            got = signal.Signals(signal.sigwait(SIGNALS))
-        else:
-            info = signal.sigtimedwait(SIGNALS, max(due - now, 0.0))
-            if info is None:
-                self._check_ledger(now)
-                return
-            got = signal.Signals(info.si_signo)
-        if got in (signal.SIGTERM, signal.SIGINT):
-            self._stop(WmsStates.FAILED, f"the driver was told to end ({got.name})")
-        elif got == signal.SIGUSR1:
+        got = self._inbox.wait(None if due == _INF else max(due - now, 0.0))
+        if not got:
+            self._check_ledger(now)
+        for number in sorted(got & {signal.SIGTERM, signal.SIGINT}):
+            self._stop(WmsStates.FAILED, f"the driver was told to end ({signal.Signals(number).name})")
+        if signal.SIGUSR1 in got:
             self._tell_at = -_INF  # who sends it may have begun the ledger again
             self._heed_requests()
 
@@ -394,7 +425,7 @@ class Driver:
         if self._folder.cancel_request(self._attempt).exists():
             self._stop(WmsStates.DELETED, "cancelled")
         elif self._settings.only_end:
-            self._stop(WmsStates.DELETED, "ended after its driver was killed")
+            self._stop(WmsStates.FAILED, "its driver was killed, and what it left was ended")
         held = self._folder.hold_request(self._attempt).exists() and not self._dag.stopped
         if held != self._held:
             self._held, self._tell_at = held, -_INF

@@ -26,7 +26,11 @@ class JobState(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Begin(msgspec.Struct, frozen=True, tag_field="e", tag="begin", kw_only=True):
-    """A driver took over the run for this attempt; it writes all lines up to the next one of these."""
+    """A driver took over the run for this attempt; it writes all lines up to the next one of these.
+
+    ``keeper_pid``, ``keeper_start`` and ``control_group`` lead to what it leaves if it is killed, see
+    `bpsd_adapters.local.processes.Trace`.
+    """
 
     attempt: int
     pid: int
@@ -34,6 +38,9 @@ class Begin(msgspec.Struct, frozen=True, tag_field="e", tag="begin", kw_only=Tru
     boot: str
     time: float
     host: str = ""
+    keeper_pid: int = 0
+    keeper_start: int = 0
+    control_group: str = ""
 
 
 class States(msgspec.Struct, frozen=True, tag_field="e", tag="states", kw_only=True):

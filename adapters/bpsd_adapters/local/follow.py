@@ -105,6 +105,7 @@ class Follower:
     def __init__(self, state: StateFolder, owner: str) -> None:
         self._state, self._owner = state, owner
         self._metas: dict[str, Meta] = {}
+        self._histories: dict[str, tuple[int, History]] = {}
         self._turn = 0
         self._expected: set[str] = set()
         self.live: dict[str, Path] = {}
@@ -128,7 +129,7 @@ class Follower:
         for one in (*request.known[turn:], *request.known[:turn]):
             cursor.watch.pop(one.wms_id, None)
             for look in self._known(one):
-                if look.cursor.phase in (Phase.ORPHANS, Phase.DEAD):  # over for the daemon, which asks no more
+                if look.cursor.phase is Phase.DEAD:  # over for the daemon, which asks no more
                     cursor.watch[one.wms_id] = look.cursor
                 yield look
         for wms_id, where in list(cursor.watch.items()):
@@ -190,6 +191,7 @@ class Follower:
                 self.live.pop(wms_id, None)
             if where.phase is Phase.ENDED:
                 self._metas.pop(folder.token, None)
+                self._histories.pop(folder.token, None)
             yield look
 
     def _read_on(self, folder: RunFolder, look: Look) -> None:
@@ -224,15 +226,24 @@ class Follower:
             look.observations.append(log_unreadable(meta, look.cursor, unread, time.time()))
             look.cursor = look.cursor.in_phase(Phase.DEAD)
             return
-        history = histories.read(folder.log)
-        boot = processes.boot_id()
-        alive = [j for j in history.open.values() if j.boot == boot and processes.is_alive(j.process)]
-        lost = [j for j in history.open.values() if j not in alive and histories.may_have_run(j, folder, boot)]
-        was, now = look.cursor.phase, Phase.ORPHANS if alive else Phase.DEAD
-        if was is not now:
-            said = _last_words(folder, history)
-            look.observations.append(driver_died(meta, history, len(alive), lost, said, time.time()))
-        look.cursor = look.cursor.in_phase(now)
+        history = self._history(folder, look.cursor.offset)
+        left = histories.left_over(history, folder)
+        boot, alive = processes.boot_id(), {process.pid for process in left}
+        lost = [
+            j for j in history.open.values() if j.process.pid not in alive and histories.may_have_run(j, folder, boot)
+        ]
+        said = _last_words(folder, history)
+        look.observations.append(driver_died(meta, history, len(left), lost, said, time.time()))
+        look.cursor = look.cursor.in_phase(Phase.ORPHANS if left else Phase.DEAD)
+        if not left:
+            self._histories.pop(folder.token, None)
+
+    def _history(self, folder: RunFolder, offset: int) -> History:
+        """All that the log says; it is read once while it does not grow, since what is left is looked for often."""
+        kept = self._histories.get(folder.token)
+        if kept is None or kept[0] != offset:
+            kept = self._histories[folder.token] = (offset, histories.read(folder.log))
+        return kept[1]
 
     def _meta(self, folder: RunFolder) -> Meta:
         meta = self._metas.get(folder.token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["History", "OpenJob", "fold", "may_have_run", "read", "read_marks"]
+__all__ = ["History", "OpenJob", "fold", "left_over", "may_have_run", "read", "read_marks"]
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from bpsd.models import WmsStates
 from bpsd_adapters import runlog
+from bpsd_adapters.local import processes
 from bpsd_adapters.local.events import Begin, End, Ended, Event, Held, Intent, JobRef, Started, States, decode
 from bpsd_adapters.local.layout import RunFolder
-from bpsd_adapters.local.processes import GONE, Process
+from bpsd_adapters.local.processes import GONE, Process, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,21 @@ def may_have_run(job: OpenJob, folder: RunFolder, boot: str) -> bool:
     if job.process != GONE or job.boot != boot:
         return True
     return folder.output(job.job.name, job.job.attempt, "out").exists()
+
+
+def left_over(told: History, folder: RunFolder) -> list[Process]:
+    """The processes that are left of a run whose driver is gone. None are left of another boot of the machine."""
+    begin = told.begin
+    if begin is None or begin.boot != processes.boot_id():
+        return []
+    return processes.left_over(
+        Trace(
+            keeper=Process(begin.keeper_pid, begin.keeper_start),
+            leaders=tuple(job.process for job in told.open.values() if job.boot == begin.boot),
+            control_group=begin.control_group,
+            outputs=str(folder.out),
+        )
+    )
 
 
 def read(path: Path) -> History:

@@ -41,7 +41,8 @@ async def check_driver() -> tuple[int, str]:
 
 def _python(module: str) -> list[str]:
     # -P: a file of that name in the daemon's working folder must not be taken for a module of ours.
-    return [sys.executable, "-P", "-m", f"bpsd_adapters.local.{module}"]
+    # -X utf8: arguments, environment and paths of jobs are UTF-8, whatever the locale is.
+    return [sys.executable, "-P", "-X", "utf8", "-m", f"bpsd_adapters.local.{module}"]
 
 
 async def _run(command: Sequence[str], *fds: int) -> tuple[int, str]:

@@ -37,7 +37,7 @@ class Phase(Enum):
 
     ENDED = "end"
     ORPHANS = "orphans"
-    """The log has no end and nobody writes it, but jobs still run; that was told."""
+    """The log has no end and nobody writes it, but processes of the run still live; that was told."""
 
     DEAD = "dead"
     """The log has no end, nobody writes it, and nothing runs; that was told."""
@@ -191,9 +191,9 @@ class Teller:
 
 
 def driver_died(
-    meta: Meta, history: History, still_running: int, lost: Iterable[OpenJob], said: str, now: float
+    meta: Meta, history: History, left: int, lost: Iterable[OpenJob], said: str, now: float
 ) -> RunObservation:
-    """A run whose driver is gone without a word: FAILED, since it goes no further; of its jobs only what is known.
+    """A run whose driver is gone without a word: RUNNING while processes of it live, then FAILED.
 
     Jobs whose processes are still there stay RUNNING; of the others nobody knows the end: UNKNOWN.
 
@@ -203,8 +203,8 @@ def driver_died(
         What the run is.
     history : `History`
         All of its log.
-    still_running : `int`
-        How many of ``history.open`` still have their process.
+    left : `int`
+        The number of processes of the run that live.
     lost : `~collections.abc.Iterable` [`OpenJob`]
         Which of ``history.open`` ran, and run no more.
     said : `str`
@@ -213,9 +213,14 @@ def driver_died(
         Epoch seconds.
     """
     how = f"ended with an error ({said})" if said else "was killed"
-    note = f"the driver (pid {history.driver.pid}) {how}; `bpsctl restart {meta.wms_id}` resumes the run"
-    if still_running:
-        note += f"; {still_running} of its jobs still run"
+    note = f"the driver (pid {history.driver.pid}) {how}; "
+    if left:
+        note += (
+            f"{left} process{'es' if left > 1 else ''} of the run still live{'' if left > 1 else 's'}, and it is over "
+            f"when the last has ended: wait, or end them with `bpsctl cancel {meta.wms_id}`"
+        )
+    else:
+        note += f"`bpsctl restart {meta.wms_id}` resumes the run"
     jobs = tuple(
         JobObservation(
             name=job.job.name,
@@ -231,7 +236,7 @@ def driver_died(
     return RunObservation(
         wms_id=meta.wms_id,
         source=PROCESSES,
-        state=WmsStates.FAILED,
+        state=WmsStates.RUNNING if left else WmsStates.FAILED,
         token=meta.token,
         attempt=history.attempt,
         rank=_RANK[PROCESSES],

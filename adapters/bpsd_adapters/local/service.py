@@ -25,6 +25,7 @@ from msgspec import Meta
 
 from bpsd.errors import (
     BackendUnavailable,
+    BpsdError,
     Conflict,
     JobNotFound,
     Problem,
@@ -49,7 +50,7 @@ from bpsd_adapters.local.launch import check_driver, launch_driver
 from bpsd_adapters.local.layout import RunFolder, StateFolder
 from bpsd_adapters.local.ledger import Capacity, Ledger
 from bpsd_adapters.local.ledgerfile import default_path
-from bpsd_adapters.local.observe import LEDGER, LOG, PROCESSES, still_there
+from bpsd_adapters.local.observe import LEDGER, LOG, PROCESSES, Phase, still_there
 from bpsd_adapters.local.prepare import Answer, Order, work
 from bpsd_adapters.local.units import scope_command
 
@@ -112,6 +113,12 @@ class LocalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     terminate_grace_s: Annotated[
         float, Meta(ge=0, le=3600, description="from SIGTERM to SIGKILL when a job is to end")
     ] = 10.0
+    leftover_processes: Annotated[
+        Literal["wait", "end"],
+        Meta(
+            description="processes that a killed driver left: wait (the run is RUNNING until the last has ended) or end"
+        ),
+    ] = "wait"
 
 
 class LocalService(WmsService):
@@ -144,6 +151,7 @@ class LocalService(WmsService):
         self._follower = Follower(self._state, getpass.getuser())
         self._watching = anyio.CancelScope()
         self._have_live = anyio.Event()
+        self._ending: set[str] = set()
 
     async def __aenter__(self) -> Self:
         await _in_thread(self._state.make)
@@ -338,6 +346,8 @@ class LocalService(WmsService):
                 jobs, read_bytes = jobs + look.job_count, read_bytes + look.read_bytes
                 if look.absent:
                     absent.append(look.wms_id)
+                if look.cursor.phase is Phase.ORPHANS and self._config.leftover_processes == "end":
+                    self._end_leftovers(look.wms_id, look.cursor.attempt)
                 if look.error:
                     errors[look.wms_id] = look.error
             more = jobs >= self.jobs_per_poll or time.monotonic() - began > request.deadline_s * DEADLINE_PART
@@ -484,6 +494,21 @@ class LocalService(WmsService):
             )
         self.expect((await _in_thread(folder.meta)).wms_id)
         self.context.wake("a driver was launched")
+
+    def _end_leftovers(self, wms_id: str, attempt: int) -> None:
+        """Have a driver end what a killed one left, next to the poll that has seen it."""
+
+        async def end() -> None:
+            try:
+                await self._begin(await self._folder(wms_id), attempt, only_end=True)
+            except BpsdError as exc:  # the next poll sees them again
+                self.context.log.warning("leftover_processes_live", run=wms_id, error=str(exc))
+            finally:
+                self._ending.discard(wms_id)
+
+        if wms_id not in self._ending:
+            self._ending.add(wms_id)
+            self.context.task_group.start_soon(end, name=f"{self.context.backend}: end what run {wms_id} left")
 
     async def _watch(self) -> None:
         """Ask for a poll as soon as nobody writes a log of a live run any more, and now and then when one has grown."""

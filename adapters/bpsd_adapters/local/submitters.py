@@ -281,7 +281,7 @@ class SubmitterService(WmsService):
 
     async def _start(self, uid: int, unit: str, *, outlived: bool) -> AgentLink:
         # -P: a file of that name in the working folder must not be taken for a module of ours.
-        program = [sys.executable, "-P", "-m", "bpsd_adapters.local.agent", self._told]
+        program = [sys.executable, "-P", "-X", "utf8", "-m", "bpsd_adapters.local.agent", self._told]
         command = service_command(unit, uid, program, outlived=outlived)
         return await start_agent(command, f"{unit}.service", self.context.task_group, self.context.wake)
 

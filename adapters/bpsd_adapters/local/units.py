@@ -6,7 +6,7 @@ else as it was. The daemon of a system starts *services* as whoever submitted a 
 
 from __future__ import annotations
 
-__all__ = ["SLICE", "STATE_FOLDER", "scope_command", "service_command", "unit_name"]
+__all__ = ["SLICE", "STATE_FOLDER", "own_units", "scope_command", "service_command", "unit_name"]
 
 import os
 import secrets
@@ -24,6 +24,11 @@ STATE_FOLDER = "bpsd-runs"
 def unit_name(kind: Literal["run", "agent"], *parts: object) -> str:
     """A name that no unit had before: ``bpsd-run-1000-12-4f3a2b1c``."""
     return "-".join(["bpsd", kind, *map(str, parts), secrets.token_hex(4)])
+
+
+def own_units(token: str, uid: int, number: str) -> tuple[str, ...]:
+    """How the names of the units begin that a run has for itself: as a scope, and as a service of its submitter's."""
+    return f"bpsd-run-{token}-", f"bpsd-run-{uid}-{number}-"
 
 
 def scope_command(run: str, environ: Mapping[str, str], pid: int) -> list[str]:

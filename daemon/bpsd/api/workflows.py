@@ -102,7 +102,7 @@ class Workflows:
             try:
                 with anyio.fail_after(DEADLINE_S):
                     done = await anyio.run_process(
-                        [sys.executable, "-m", "bpsd.validate_worker"],
+                        [sys.executable, "-X", "utf8", "-m", "bpsd.validate_worker"],
                         input=msgspec.json.encode(order) + b"\n",
                         check=False,
                         env=_environment(os.environ),

@@ -108,7 +108,15 @@ def _config(arguments: argparse.Namespace) -> tuple[Config, str | None]:
     return msgspec.structs.replace(config, **changes), None if path is None else str(path)
 
 
+def _use_utf8() -> None:
+    """Begin again in Python's UTF-8 mode if the locale is another: documents are UTF-8, and jobs get what they say."""
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  # ourselves
+
+
 def _serve(arguments: argparse.Namespace) -> int:
+    _use_utf8()
+
     import faulthandler
 
     import anyio
