@@ -272,7 +272,7 @@ async def test_an_unexpected_error_in_one_log_stays_with_that_run(monkeypatch: p
                 entries = [msgspec.structs.replace(entry("x"), token=t, path=f"/runs/{t}") for t in tokens]
                 return {"now": 1100.0, "newest": 1000.0, "entries": [msgspec.to_builtins(one) for one in entries]}
             data = base64.b64encode(LOG).decode()
-            return {path: {"data": data, "held": False, "there": True} for path in arguments["wanted"]}
+            return {path: {"data": data, "held": False, "there": True, "left": 0} for path in arguments["wanted"]}
 
     def poisoned(one: Entry, *more: Any) -> Any:
         if one.token == tokens[0]:
@@ -281,7 +281,7 @@ async def test_an_unexpected_error_in_one_log_stays_with_that_run(monkeypatch: p
 
     kept = Quarantine(QUIET, "b")
     link: Any = Logs()
-    runs = HostedRuns(link, Entries(link, 1.0), 1.0, 2.0, kept)
+    runs = HostedRuns(link, Entries(link, 1.0), 1.0, 2.0, kept, end_left=False)
     monkeypatch.setattr(hosted, "observations_of", poisoned)
     known = tuple(KnownRun(run_id=t, wms_id=f"/runs/{t}", token=t, state=WmsStates.RUNNING) for t in tokens)
     told = await runs.poll(PollRequest(known=known))
@@ -322,6 +322,14 @@ EVENTS: list[dict[str, Any]] = [
 ]
 LINES = [runlog.frame(json.dumps(event).encode()) for event in EVENTS]
 LOG = b"".join(LINES)
+
+
+def test_a_run_whose_host_is_gone_is_over_when_its_last_process_is() -> None:
+    told, cursor, lost = observations_of(entry("/r"), b"".join(LINES[:3]), False, RunCursor(), 2)
+    assert (told[-1].state, lost, cursor.over) == (WmsStates.RUNNING, False, False)
+    assert "2 processes of the run still live" in str(told[-1].note)
+    again, cursor, lost = observations_of(entry("/r"), b"", False, cursor, 0)
+    assert (again[-1].state, lost, cursor.over) == (WmsStates.FAILED, True, True)
 
 
 def folded(observations: list[RunObservation]) -> dict[int, tuple[WmsStates | None, dict[str, JobObservation]]]:
