@@ -51,6 +51,7 @@ class Deployment:
         "bpsd_worker.py": ("bpsd_adapters.bps_plugin", "worker.py"),
         "bpsd_plugin.py": ("bpsd_adapters.bps_plugin", "plugin.py"),
         "bpsd_host.py": ("bpsd_adapters.bps_plugin", "host.py"),
+        "bpsd_jobs.py": ("bpsd_adapters.bps_plugin", "jobs.py"),
         "bpsd_convert.py": ("bpsd.lsst", "convert.py"),
         "bpsd_processes.py": ("bpsd_adapters.local", "processes.py"),
     }

@@ -1,10 +1,9 @@
 """The control worker: a ``BaseWmsService`` plugin in a process of its own, asked over JSON lines.
 
 This file is *sent* to the interpreter that the backend's settings name, on another host perhaps: it needs the standard
-library (Python 3.10 or newer), and next to it ``plugin.py``, ``host.py``, ``local/processes.py`` and
-``bpsd/lsst/convert.py``, which are sent too. What the plugin prints, its logging and what its children write become log
-lines; it finds nothing on its standard input; `sys.exit` is an error like any other. The process ends when nobody
-listens any more.
+library (Python 3.10 or newer), and next to it the files that `bpsd_adapters.bps_plugin.link.Deployment` sends. What the
+plugin prints, its logging and what its children write become log lines; it finds nothing on its standard input;
+`sys.exit` is an error like any other. The process ends when nobody listens any more.
 
 Lines to the worker are ``{"id": 1, "call": "report", "args": {...}}``, lines from it ``{"id": 1, "ok": ...}``,
 ``{"id": 1, "error": {"kind": ..., "text": ..., "trace": ...}}`` or ``{"log": "stderr", "text": ...}``.
