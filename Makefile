@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test beds lint format types unit soak bench clean
+.PHONY: help venv demo test beds lint format types unit man wheelhouse soak bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  PYTHON=python3.13 make ... takes another Python (3.11 or newer); PYTEST_ARGS='-k journal' goes to pytest"
 
 venv: $(STAMP) ## Make or renew .venv, with bpsd installed in it as it lies here
@@ -43,6 +43,12 @@ types: $(STAMP) ## Check the types
 unit: $(STAMP) ## Run the tests that start no daemon
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
+man: $(STAMP) ## Write the manual pages in docs/man, from the parsers and the settings
+	@$(BIN)/python -m tests.manpages
+
+wheelhouse: $(STAMP) ## Build the folder wheelhouse: bpsd and all it needs, to install where there is no index
+	@$(BIN)/python -m tests.wheelhouse wheelhouse
+
 soak: beds ## Run the same tests at their full figures and keep docs/soak.md (hours; PYTEST_ARGS for a part)
 	BPSD_SOAK=1 BPSD_SOAK_TABLE=docs/soak.md $(BIN)/python -m pytest --timeout=14400 $(PYTEST_ARGS)
 
@@ -50,5 +56,5 @@ bench: $(STAMP) ## Measure speed and memory, with the ratios side by side
 	@$(BIN)/python -m benchmarks
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist demo-run .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist wheelhouse demo-run .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find daemon adapters tests benchmarks config -name __pycache__ -prune -exec rm -rf {} +

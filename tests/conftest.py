@@ -19,7 +19,7 @@ from blockbuster import BlockBuster, BlockBusterFunction
 from tests.figures import figure
 from tests.leftovers import SESSION_VARIABLE, end_leftovers
 
-pytest_plugins = ["tests.soak_table"]
+pytest_plugins = ["tests.pythons", "tests.soak_table"]
 
 EXAMPLES = figure("EXAMPLES", test=50, soak=500)
 """How many examples hypothesis tries for a property that names no number of its own."""

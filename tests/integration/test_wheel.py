@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 import bpsd
+from bpsd.cli.install import MAN_PAGES
 from tests.wheels import build_wheel
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,9 @@ def test_wheel_holds_both_packages_with_their_types_and_nothing_else(wheel: Path
             "bpsd/monitoring/bpsd-alerts.yaml",
             "bpsd/monitoring/bpsd-dashboard.json",
             "doc/bpsd/admin.md",
+            "man/man1/bpsctl.1",
+            "man/man5/bpsd.yaml.5",
+            "man/man8/bpsd.8",
         )
     }
     assert {name for name in names if ".dist-info/" not in name} == in_tree | units | shared
@@ -117,3 +121,11 @@ def test_adapters_are_found_from_the_wheel(installed: Path) -> None:
         "scripted": "ScriptedService",
         "slurm": "SlurmService",
     }
+
+
+@pytest.mark.parametrize("page", MAN_PAGES)
+@pytest.mark.parametrize("check", [("mandoc", "-T", "lint", "-W", "warning"), ("groff", "-man", "-Tutf8", "-ww", "-z")])
+def test_manual_pages_have_no_mistake(installed: Path, page: str, check: tuple[str, ...]) -> None:
+    done = subprocess.run([*check, installed.parent / "share/man" / page], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -10,6 +10,7 @@ import pytest
 
 from bpsd.cli import bpsd as program
 from bpsd.cli.install import (
+    MAN_PAGES,
     UNITS,
     Act,
     Place,
@@ -59,6 +60,7 @@ def test_a_system_gets_units_an_account_and_a_first_configuration(tmp_path: Path
         "etc/sysusers.d/bpsd.conf": "0o644",
         "etc/tmpfiles.d/bpsd.conf": "0o644",
         "etc/bpsd/bpsd.yaml": "0o640",
+        **{f"usr/local/share/man/{name}": "0o644" for name in MAN_PAGES},
     }
     assert unit(tmp_path / "etc/systemd/system/bpsd.service")["Service"]["ExecStart"] == (
         f"{PROGRAMS}/bpsd serve --config /etc/bpsd/bpsd.yaml"
@@ -76,6 +78,13 @@ def test_the_rule_that_gives_rights_comes_only_when_it_is_asked_for(tmp_path: Pa
 
     done(installation(place, PROGRAMS, run_as_submitter=True))
     assert place.rule.exists()
+
+    place.rule.write_text("of an older version", encoding="utf-8")
+    done(installation(place, PROGRAMS))  # an upgrade, where nobody says it again
+    assert "polkit.addRule" in place.rule.read_text(encoding="utf-8")
+
+    done(installation(place, PROGRAMS, run_as_submitter=False))
+    assert not place.rule.exists()
 
     done(installation(place, PROGRAMS))
     assert not place.rule.exists()

@@ -31,7 +31,7 @@ TOP_LEVEL = {
 
 FORBIDDEN = {
     "a package registry's address": rb"https?://[^\s\"')]*(pypi|pythonhosted|anaconda|conda-forge|/simple\b)",
-    "an option of pip that names one": rb"--(extra-)?index-url|--find-links|--trusted-host",
+    "an option of pip that names one": rb"--(extra-)?index-url|--find-links[ =]+\S*//|--trusted-host",
     "a path of a developer's machine": rb"(?<![\w.$}/-])/(root|home/(?!op\b|you\b|[a-z]\b)\w+|Users/\w+|work|mnt/c)/",
     "an end by name: signals go to processes that we started, by their id": rb"\b(pkill|killall)\b",
     "a conflict that was left": rb"(?m)^(<<<<<<<|>>>>>>>) ",
@@ -63,6 +63,7 @@ def test_no_committed_file_holds(what: str) -> None:
     [
         ("a package registry's address", b"see https://pypi.org/project/x"),
         ("an option of pip that names one", b"pip install --index-url x"),
+        ("an option of pip that names one", b"pip install --find-links https://x.org/wheels bpsd"),
         ("a path of a developer's machine", b"cd /home/somebody/src"),
         ("an end by name: signals go to processes that we started, by their id", b"pkill -f bpsd"),
         ("a conflict that was left", b"a\n<<<<<<< HEAD\n"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["main"]
+__all__ = ["command_parser", "main"]
 
 import argparse
 import os
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals = Signals()
     if [*(sys.argv[1:] if argv is None else argv)][:1] == ["serve"]:
         signals.install()  # before anything that takes long
-    arguments = _parser().parse_args(argv)
+    arguments = command_parser().parse_args(argv)
     arguments.signals = signals
     try:
         return int(arguments.act(arguments))
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_CONFIG if exc.code == "config_invalid" else CANNOT_START
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line of ``bpsd``."""
     parser = argparse.ArgumentParser(
         prog="bpsd",
         description="The daemon between people and their workload management systems; talk to it with bpsctl.",
@@ -80,8 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     install.add_argument(
         "--run-as-submitter",
-        action="store_true",
-        help="with --system: also the polkit rule with which a local backend runs jobs as who submitted them",
+        action=argparse.BooleanOptionalAction,
+        help="with --system: install (or remove) the polkit rule that lets a local backend run jobs as their "
+        "submitters; without either option the rule stays as it is",
     )
     install.set_defaults(act=_install)
     uninstall.set_defaults(act=_uninstall)

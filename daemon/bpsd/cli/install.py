@@ -8,6 +8,7 @@ those of ``/opt/bpsd``.
 from __future__ import annotations
 
 __all__ = [
+    "MAN_PAGES",
     "UNITS",
     "Act",
     "Place",
@@ -35,6 +36,9 @@ from bpsd.errors import CannotStart
 
 PREFIX = "/opt/bpsd/"
 """Where the files of the folder ``systemd`` have this installation; its programs are in ``bin``."""
+
+MAN_PAGES = ("man1/bpsctl.1", "man5/bpsd.yaml.5", "man8/bpsd.8")
+"""The manual pages; `bpsd install --system` puts them where `man` looks."""
 
 UNITS = ("bpsd.service", "bpsd.socket")
 """What is enabled, started and stopped together."""
@@ -82,13 +86,14 @@ class Place:
     """Where things go: of the system, or of one person.
 
     ``files`` maps a file of the folder ``systemd`` to its place; ``config`` is that of the configuration, where one is
-    installed.
+    installed; ``man`` is the folder of the manual pages that the units name.
     """
 
     systemctl: tuple[str, ...]
     files: Mapping[str, Path]
     rule: Path | None = None
     config: Path | None = None
+    man: Path | None = None
 
 
 def system_place(root: Path = Path("/")) -> Place:
@@ -103,6 +108,7 @@ def system_place(root: Path = Path("/")) -> Place:
         },
         rule=root / "etc/polkit-1/rules.d/50-bpsd.rules",
         config=root / "etc/bpsd/bpsd.yaml",
+        man=root / "usr/local/share/man",
     )
 
 
@@ -113,7 +119,7 @@ def user_place(environ: Mapping[str, str]) -> Place:
     return Place(systemctl=("systemctl", "--user"), files={f"user/{name}": units / name for name in UNITS})
 
 
-def installation(place: Place, programs: str, *, run_as_submitter: bool = False) -> list[Act]:
+def installation(place: Place, programs: str, *, run_as_submitter: bool | None = None) -> list[Act]:
     """What makes a daemon of ``place`` that starts at boot (or login).
 
     Parameters
@@ -123,11 +129,13 @@ def installation(place: Place, programs: str, *, run_as_submitter: bool = False)
     programs : `str`
         The folder of ``bpsd`` and ``bpsctl``.
     run_as_submitter : `bool`, optional
-        Also the polkit rule that lets a local backend start runs as other users.
+        Whether to have the polkit rule that lets a local backend start runs as other users; `None`: as it was.
     """
     acts: list[Act] = [Write(path, _template(name, programs)) for name, path in place.files.items()]
+    acts += [Write(path, source.read_text(encoding="utf-8")) for source, path in _man_pages(place)]
     if place.rule is not None:
-        acts.append(Write(place.rule, _template("polkit.rules", programs)) if run_as_submitter else Remove(place.rule))
+        wanted = place.rule.exists() if run_as_submitter is None else run_as_submitter
+        acts.append(Write(place.rule, _template("polkit.rules", programs)) if wanted else Remove(place.rule))
     if place.config is not None:
         # The account before what belongs to it.
         acts.append(Run(("systemd-sysusers", str(place.files["sysusers.conf"]))))
@@ -140,7 +148,7 @@ def installation(place: Place, programs: str, *, run_as_submitter: bool = False)
 
 def removal(place: Place) -> list[Act]:
     """What takes it away again. State, configuration and account stay: they are not ours to throw away."""
-    files = [*place.files.values(), *([place.rule] if place.rule else [])]
+    files = [*place.files.values(), *([place.rule] if place.rule else []), *(path for _, path in _man_pages(place))]
     return [
         Run((*place.systemctl, "disable", "--now", *UNITS), may_fail=True),
         # A folder for a socket says that there is a daemon of the system's; a person's may be that of one run by hand.
@@ -210,6 +218,16 @@ def _folder() -> Path:
         if (folder / "system").is_dir():
             return folder
     raise CannotStart("this installation of bpsd has no unit files", advice="install the wheel or the source tree")
+
+
+def _man_pages(place: Place) -> list[tuple[Path, Path]]:
+    """Each manual page of this distribution (in ``share/man``, or ``docs/man`` of a source tree), and its place."""
+    if place.man is None:
+        return []
+    for folder in (Path(bpsd.__file__).parents[2] / "docs/man", Path(sys.prefix) / "share/man"):
+        if pages := [page for name in MAN_PAGES if (page := folder / name).exists()]:
+            return [(page, place.man / page.relative_to(folder)) for page in pages]
+    return []
 
 
 def programs_folder() -> str:
