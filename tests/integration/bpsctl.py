@@ -111,10 +111,12 @@ class Terminal:
 
 
 @contextmanager
-def on_a_terminal(socket: Path | str, *words: str, env: Mapping[str, str] | None = None) -> Iterator[Terminal]:
-    """Run on a terminal of 120 columns; what still runs at the end of the block is ended."""
+def on_a_terminal(
+    socket: Path | str, *words: str, env: Mapping[str, str] | None = None, size: tuple[int, int] = (120, 30)
+) -> Iterator[Terminal]:
+    """Run on a terminal of so many columns and lines; what still runs at the end of the block is ended."""
     master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (30, 120))
+    termios.tcsetwinsize(slave, size[::-1])
     environ = _environment(socket, {"TERM": "xterm-256color", **(env or {})})
     process = subprocess.Popen(
         [sys.executable, "-m", "bpsd.cli.bpsctl", *words],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -958,11 +959,67 @@ def test_a_table_that_renews_itself(daemon: FakeDaemon) -> None:
         assert "no longer watching; the runs go on" in terminal.seen
 
 
+def test_a_watch_keeps_what_failed_until_a_key_clears_it(daemon: FakeDaemon) -> None:
+    daemon.rows |= {f"rlive{n:04}": run_row(f"rlive{n:04}") for n in range(39)}
+    with on_a_terminal(daemon.path, "watch", size=(80, 24)) as terminal:
+        terminal.until("more runs: ")
+        daemon.rows[RUN].state = "FAILED"
+        daemon.push("run.state", RUN, state="FAILED", before="RUNNING")
+        terminal.until(f"FAILED \x1b[0m 40 {RUN}")
+        terminal.type("c")
+        terminal.until("21 more runs: 21 RUNNING")
+        terminal.type("q")
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("verb", ["report", "list", "jobs", "holds", "commands", "events", "backends"])
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}])
+def test_no_line_is_wider_than_the_terminal(
+    verb: str, size: tuple[int, int], env: dict[str, str], daemon: FakeDaemon
+) -> None:
+    long = "the node lost its lease on /sdf/data/rubin/u/carl and the job was put back into the queue; " * 3
+    daemon.rows = {
+        f"rbcdfgh{n:02}": run_row(
+            f"rbcdfgh{n:02}", site="s3df", name=f"u/carl/DRP/20261128T12{n:02}00Z_a_rather_long_name_of_a_run_isr"
+        )
+        for n in range(12)
+    }
+    daemon.jobs = [
+        messages.JobRow(name=f"label_{n}_of_a_long_name_{n}", label=f"label_{n}", state="FAILED", attempt=n,
+                        exit_code=139, host=f"sdfmilan{n:03}.sdf.slac.stanford.edu", started_at=NOW,
+                        ended_at=NOW + n, note=long)
+        for n in range(5)
+    ]  # fmt: skip
+    daemon.holds = [
+        messages.HoldGroup(group=f"a-long-name-of-a-group-{n}", reason=long, example=long, held=n, run_count=1,
+                           runs={"rbcdfgh00": n}, labels={"isr": n, "coadd": 2}, backends=["here", "there"])
+        for n in range(3)
+    ]  # fmt: skip
+    if verb == "backends":
+        daemon.backend_rows = [backend_row(f"backend{n}", state="down", error=long) for n in range(3)]
+    rows = [command_row(id=f"c{n}", note=long) for n in range(3)]
+    daemon.answers["commands"] = lambda _: messages.CommandsResult(commands=rows)
+    daemon.events = [event(n, "run.state", "rbcdfgh00", state="FAILED", before="RUNNING", note=long) for n in (8, 9)]
+    words = [verb, "rbcdfgh00"] if verb == "jobs" else [verb]
+    with on_a_terminal(daemon.path, *words, env=env, size=size) as terminal:
+        assert terminal.end() == 0
+
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.seen).splitlines()
+    assert len(lines) >= 2
+    assert [line for line in lines if len(line) > size[0]] == []
+    if env:
+        assert "\x1b[" not in terminal.seen
+    piped = bpsctl(daemon.path, *words)
+    assert "…" not in piped.out
+    assert "in all rows" not in piped.out
+
+
 def test_a_narrow_terminal(daemon: FakeDaemon) -> None:
     daemon.rows[RUN].name = "a_very_long_name_" * 10
     with on_a_terminal(daemon.path, "report") as terminal:
         assert terminal.end() == 0
-        assert ".." in terminal.seen
+        assert "…" in terminal.seen
     with on_a_terminal(daemon.path, "report", "--wide") as terminal:
         terminal.end()
         assert daemon.rows[RUN].name in terminal.seen

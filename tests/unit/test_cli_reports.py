@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from bpsd.cli import reports
 
 NOW = 1_780_000_000.0
@@ -217,3 +219,33 @@ def test_times_and_how_long_it_took() -> None:
     assert over[2].startswith("Times: started ")
     assert over[2].endswith("(3:05)")
     assert running[2].endswith("(1:01)")
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("count", [1, 39])
+def test_no_row_of_a_report_is_wider_than_the_terminal(width: int, count: int) -> None:
+    rows = [
+        row(
+            id=f"rbcdfgh{n:02}",
+            name=f"u/carl/DRP/20261128T12{n:02}00Z_isr",
+            payload="DRP-LSSTCam-weekly",
+            campaign="DM-51234",
+            operator="carl",
+            site="s3df",
+            wms_id=f"{10_000_000 + n}.0",
+            source="log",
+            labels={f"a label that is long enough {k}": {"SUCCEEDED": 7, "FAILED": k} for k in range(5)},
+            exit_codes={"a label that is long enough 1": {"139": 4, "1": 3}},
+            expected={f"a label that is long enough {k}": 8 for k in range(5)},
+            attempts=[{"attempt": k, "wms_id": "10000000.0", "state": "FAILED", "at": NOW} for k in (1, 2)],
+        )
+        for n in range(count)
+    ]
+    lines = reports.summary_lines(rows, NOW, UP, width=width)
+    tables = [lines, reports.label_lines(rows[0], width)[0], reports.exit_code_lines(rows[0], width)[0]]
+
+    assert max(len(line) for table in tables for line in table) <= width
+    names = [line for line in lines if "carl" in line and "isr" in line]
+    assert len({*names}) == len(names) == count
+    if width == 80 and count > 1:
+        assert "in all rows: SOURCE log, PROJECT dev, CAMPAIGN DM-51234" in lines[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpsd.cli.render import age, clean, clip, columns_of, duration, long_age, plural, table
+from bpsd.cli.render import age, clean, clip, clip_middle, columns_of, duration, long_age, plural, table
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
 
@@ -52,7 +52,7 @@ def test_only_what_may_be_shortened_is() -> None:
 
     lines = table(("ID", "PAYLOAD", "RUN"), rows, shrink=("PAYLOAD", "RUN"), width=50)
 
-    assert lines[2] == "rbcdfghjk a very long name .. another long name .."
+    assert lines[2] == "rbcdfghjk a very lo…a payload another lo… of a run"
     assert max(map(len, lines)) == 50
 
 
@@ -79,10 +79,44 @@ def test_table_fits_and_never_breaks_a_line(rows: list[tuple[str, str, str]], wi
 def test_clip(text: str, columns: int) -> None:
     text = clean(text)
 
-    short = clip(text, columns)
+    for shorten in (clip, clip_middle):
+        short = shorten(text, columns)
 
-    assert columns_of(short) <= columns
-    assert short == text or short.endswith("."[:columns])
+        assert columns_of(short) <= columns
+        assert short == text or "…"[:columns] in short
+
+
+def test_the_middle_of_a_name_is_cut_out_and_the_end_of_a_sentence() -> None:
+    rows = [("u/carl/DRP/20261128T120000Z_isr", "the walltime of 60 s was exceeded by the job isr_1")]
+
+    assert table(("RUN", "NOTE"), rows, shrink=("RUN", "NOTE"), width=40)[2] == (
+        "u/carl/DR…0000Z_isr the walltime of 60 …"
+    )
+    assert clip_middle("u/carl/20261128_isr", 11) == "u/car…8_isr"
+
+
+ROWS = [("r1", "alice", "dev", "u/alice/one"), ("r2", "alice", "prod", "u/alice/two")]
+HEADER = ("ID", "OPERATOR", "PROJECT", "RUN")
+
+
+def test_columns_that_are_the_same_in_all_rows_go_first_and_are_told() -> None:
+    lines = table(HEADER, ROWS, drop=("PROJECT", "OPERATOR"), shrink=("RUN",), width=24)
+
+    assert lines[0] == "ID PROJECT RUN"
+    assert lines[-1] == "in all rows: OPERATOR a…"
+    assert table(HEADER, ROWS, drop=("PROJECT", "OPERATOR"), width=80) == table(HEADER, ROWS)
+
+
+def test_other_columns_go_when_shortening_is_not_enough_and_are_told() -> None:
+    lines = table(HEADER, ROWS, drop=("PROJECT", "OPERATOR"), shrink=("RUN",), width=14)
+
+    assert lines[0] == "ID RUN"
+    assert lines[2:4] == ["r1 u/alice/one", "r2 u/alice/two"]
+    assert [line.partition(":")[0] for line in lines[4:]] == ["in all rows", "no room for"]
+
+
+def test_piped_output_keeps_every_column() -> None:
+    assert table(HEADER, ROWS, drop=HEADER, shrink=HEADER)[0].split() == [*HEADER]
 
 
 def test_commands_to_the_terminal_are_shown_not_obeyed() -> None:

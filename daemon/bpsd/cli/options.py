@@ -11,6 +11,7 @@ __all__ = [
     "add_one_backend",
     "add_run",
     "add_runs",
+    "add_wide",
     "command_states",
     "count",
     "days",
@@ -175,6 +176,11 @@ def add_run(to: Arguments) -> None:
 def add_runs(to: Arguments, *, least: int = 1) -> None:
     """Add the runs that a verb is about."""
     to.add("runs", metavar="RUN", type=run_name, nargs="+" if least else "*", help=_RUN_HELP, completes="run")
+
+
+def add_wide(to: Arguments) -> None:
+    """Add ``--wide``."""
+    to.add("--wide", action="store_true", help="shorten and leave out nothing, however narrow the terminal is")
 
 
 def add_json(to: Arguments) -> None:

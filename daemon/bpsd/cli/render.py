@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-__all__ = ["age", "clean", "clip", "clock", "columns_of", "duration", "joined", "long_age", "plural", "table"]
+__all__ = [
+    "ELLIPSIS",
+    "MIN_COLUMN",
+    "age",
+    "clean",
+    "clip",
+    "clip_middle",
+    "clock",
+    "columns_of",
+    "duration",
+    "joined",
+    "long_age",
+    "plural",
+    "table",
+]
 
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+SENTENCES = ("NOTE", "ERROR", "REASON")
+"""Columns of which the beginning says most; of all others, names, also the end does."""
 
 MIN_COLUMN = 8
 """Characters that a shortened column keeps at least."""
@@ -40,17 +57,34 @@ def columns_of(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
+ELLIPSIS = "…"
+"""Stands for what a shortened text lacks; `bpsd.cli.session` writes ``~`` where the terminal has no such character."""
+
+
 def clip(text: str, columns: int) -> str:
-    """Shorten a text to so many columns, with two dots for what is missing."""
+    """Shorten a text to so many columns: its end is cut off."""
     if columns_of(text) <= columns:
         return text
-    kept, room = "", max(columns - 2, 0)
+    return _beginning(text, columns - 1) + ELLIPSIS if columns > 0 else ""
+
+
+def clip_middle(text: str, columns: int) -> str:
+    """Shorten a name to so many columns: its middle is cut out, since names often differ at their ends."""
+    if columns_of(text) <= columns:
+        return text
+    end = _beginning(text[::-1], (columns - 1) // 2)[::-1]
+    return _beginning(text, columns - 1 - columns_of(end)) + ELLIPSIS + end if columns > 0 else ""
+
+
+def _beginning(text: str, columns: int) -> str:
+    """As many characters as fit."""
+    kept = 0
     for c in text:
-        room -= columns_of(c)
-        if room < 0:
+        columns -= columns_of(c)
+        if columns < 0:
             break
-        kept += c
-    return kept + "."[: columns - columns_of(kept)] + "."[: columns - columns_of(kept) - 1]
+        kept += 1
+    return text[:kept]
 
 
 def _pad(text: str, columns: int, *, right: bool) -> str:
@@ -64,12 +98,16 @@ def table(
     *,
     right: Sequence[str] = (),
     shrink: Sequence[str] = (),
+    drop: Sequence[str] = (),
     optional: Sequence[str] = (),
     width: int | None = None,
     paint: Callable[[str, str], str] | None = None,
     rule_after_first: bool = False,
 ) -> list[str]:
-    """Lay out a table: header, a rule, rows.
+    """Lay out a table: header, a rule, rows, and below them which columns had no room.
+
+    A table that is wider than ``width`` loses columns that are empty or the same in all rows, then its names and
+    sentences are shortened, then it loses other columns.
 
     Parameters
     ----------
@@ -79,6 +117,8 @@ def table(
         Cells; `None` is empty.
     right, shrink : sequence of `str`
         Columns to align right, and columns to shorten where the table is wider than ``width``.
+    drop : sequence of `str`
+        Columns that may be left out where the table is wider than ``width``, the least important first.
     optional : sequence of `str`
         Columns to leave out where all their cells are empty.
     width : `int`, optional
@@ -92,13 +132,16 @@ def table(
     kept = [at for at, name in enumerate(header) if name not in optional or any(row[at] for row in cells)]
     header, cells = [header[at] for at in kept], [[row[at] for at in kept] for row in cells]
     widths = [max(columns_of(line[at]) for line in [header, *cells]) for at in range(len(header))]
+    missing: list[str] = []
     if width is not None:
-        widths = _shrunk(header, widths, shrink, width)
+        kept, widths, missing = _fitted(header, cells, widths, shrink, drop, width)
+        header, cells = [header[at] for at in kept], [[row[at] for at in kept] for row in cells]
 
     def line(texts: Sequence[str], colour: Callable[[str, str], str] | None) -> str:
         parts = []
         for name, text, columns in zip(header, texts, widths, strict=True):
-            padded = _pad(clip(text, columns), columns, right=name in right)
+            short = clip(text, columns) if name in SENTENCES else clip_middle(text, columns)
+            padded = _pad(short, columns, right=name in right)
             code = colour(name, text) if colour else ""
             parts.append(f"\x1b[{code}m{padded}\x1b[0m" if code else padded)
         return " ".join(parts).rstrip()
@@ -107,10 +150,42 @@ def table(
     lines = [line(header, None), rule, *(line(row, paint) for row in cells)]
     if rule_after_first and len(cells) > 1:
         lines.insert(3, rule)
-    return lines
+    return [*lines, *(clip(text, width or 0) for text in missing)]
 
 
-def _shrunk(header: list[str], widths: list[int], shrink: Sequence[str], width: int) -> list[int]:
+def _fitted(
+    header: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    widths: Sequence[int],
+    shrink: Sequence[str],
+    drop: Sequence[str],
+    width: int,
+) -> tuple[list[int], list[int], list[str]]:
+    """Return which columns stay, how wide each is, and what is to be said of the others."""
+    kept, same, rest = [*range(len(header))], [], []
+
+    def over(widths: Sequence[int]) -> bool:
+        return sum(widths) + len(widths) - 1 > width
+
+    def fitted() -> list[int]:
+        return _shrunk([header[at] for at in kept], [widths[at] for at in kept], shrink, width)
+
+    order = [header.index(name) for name in drop if name in header]
+    for at in order:
+        values = {row[at] for row in cells}
+        if over([widths[n] for n in kept]) and len(values) == 1:
+            kept.remove(at)
+            if values != {""}:
+                same.append(f"{header[at]} {cells[0][at]}")
+    for at in order:
+        if at in kept and over(fitted()):
+            kept.remove(at)
+            rest.append(header[at])
+    missing = [f"in all rows: {', '.join(same)}"] if same else []
+    return kept, fitted(), [*missing, *([f"no room for: {', '.join(rest)}; --wide shows all"] if rest else [])]
+
+
+def _shrunk(header: Sequence[str], widths: Sequence[int], shrink: Sequence[str], width: int) -> list[int]:
     """Take columns away from the widest of those that may be shortened, until the table fits or nothing can give."""
     widths = [*widths]
     while (over := sum(widths) + len(widths) - 1 - width) > 0:

@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 from bpsd import wire
-from bpsd.cli.render import age, clean, clock, duration, long_age, table
+from bpsd.cli.render import MIN_COLUMN, age, clean, clock, duration, long_age, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
 )
 _RIGHT = ("%S", "AGE")
 _SHRINK = ("OPERATOR", "PROJECT", "CAMPAIGN", "SITE", "PAYLOAD", "RUN")
+_DROP = ("SOURCE", "PROJECT", "CAMPAIGN", "SITE", "OPERATOR", "BACKEND", "PAYLOAD", "WMS ID", "AGE")
 
 
 def summary_lines(
@@ -82,7 +83,9 @@ def summary_lines(
                 row.get("source", ""),
             ]
         )
-    return table(header, lines, right=_RIGHT, shrink=_SHRINK, optional=("SITE", "WMS ID"), width=width, paint=paint)
+    return table(
+        header, lines, right=_RIGHT, shrink=_SHRINK, drop=_DROP, optional=("SITE", "WMS ID"), width=width, paint=paint
+    )
 
 
 def _age_of(row: Row, now: float, backends: dict[str, Row]) -> str:
@@ -128,7 +131,7 @@ def backend_lines(backends: dict[str, Row], now: float) -> list[str]:
 # -- one run -----------------------------------------------------------------------------------------------------------
 
 
-def detail_lines(row: Row, now: float) -> list[str]:
+def detail_lines(row: Row, now: float, width: int | None = None) -> list[str]:
     """What stands between the summary and the table by label."""
     lines = [f"Path: {clean(row.get('path'))}", f"Global job id: {clean(row.get('global_wms_id'))}"]
     if row.get("owner"):
@@ -156,6 +159,8 @@ def detail_lines(row: Row, now: float) -> list[str]:
             [(a["attempt"], a.get("wms_id"), a.get("state"), clock(a.get("at")), a.get("command")) for a in attempts],
             right=("ATTEMPT",),
             optional=("COMMAND",),
+            shrink=("WMS ID", "COMMAND"),
+            width=width,
         )
     return lines
 
@@ -178,7 +183,7 @@ def expected_of(row: Row) -> dict[str, int]:
     return expected
 
 
-def label_lines(row: Row) -> tuple[list[str], list[str]]:
+def label_lines(row: Row, width: int | None = None) -> tuple[list[str], list[str]]:
     """The table of states by label, and what is to be said below it."""
     expected, counts, labels = expected_of(row), row.get("counts") or {}, row.get("labels")
     states = tuple(wire.STATES)
@@ -195,7 +200,9 @@ def label_lines(row: Row) -> tuple[list[str], list[str]]:
             for label in expected or sorted(labels)
         )
     header = (" ", *states, "EXPECTED")
-    return table(header, rows, right=header[1:], rule_after_first=True), warnings
+    drop = [state for state in states if state not in ("FAILED", "RUNNING")]
+    lines = table(header, rows, right=header[1:], shrink=(" ",), drop=drop, width=width, rule_after_first=True)
+    return lines, warnings
 
 
 def _label_counts(counts: dict[str, int] | None, expected: int | None) -> list[int]:
@@ -207,7 +214,7 @@ def _label_counts(counts: dict[str, int] | None, expected: int | None) -> list[i
     return [*numbers.values()]
 
 
-def exit_code_lines(row: Row) -> tuple[list[str], list[str]]:
+def exit_code_lines(row: Row, width: int | None = None) -> tuple[list[str], list[str]]:
     """The exit codes of failed jobs by label, those of the payload apart from all others, and what is to be said."""
     summary = _code_summary(row)
     if not summary:
@@ -234,7 +241,9 @@ def exit_code_lines(row: Row) -> tuple[list[str], list[str]]:
         "INFRASTRUCTURE ERROR COUNT",
         "INFRASTRUCTURE ERROR CODES",
     )
-    return table(header, rows, right=header[1:]), warnings
+    if width is not None and width < MIN_COLUMN + len(" ".join(header)):
+        header = (" ", "PAYLOAD COUNT", "PAYLOAD CODES", "INFRA COUNT", "INFRA CODES")
+    return table(header, rows, right=header[1:], shrink=(" ", *header[2::2]), width=width), warnings
 
 
 def _code_summary(row: Row) -> dict[str, dict[int, int]]:

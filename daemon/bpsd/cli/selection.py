@@ -66,7 +66,8 @@ def _named(session: Session, conditions: Row) -> list[str]:
 def _agreed(session: Session, rows: list[Row]) -> bool:
     """Show what would be hit, and ask."""
     cells = [(row["id"], row["backend"], row["wms_id"], row["state"], row["name"]) for row in rows]
-    session.say(*table(("ID", "BACKEND", "WMS ID", "STATE", "RUN"), cells))
+    header = ("ID", "BACKEND", "WMS ID", "STATE", "RUN")
+    session.say(*table(header, cells, shrink=("RUN",), drop=("BACKEND", "WMS ID"), width=session.width))
     return _asked(session, plural(len(rows), "run"), "--yes says it; --dry-run shows what would be done")
 
 
@@ -121,6 +122,7 @@ def select_held(session: Session) -> list[str] | None:
 
 def _release_agreed(session: Session, groups: list[Row], runs: list[str], held: int) -> bool:
     cells = [(group["group"], group["held"], group["run_count"], group["reason"]) for group in groups]
-    session.say(*table(("GROUP", "HELD", "RUNS", "REASON"), cells, right=("HELD", "RUNS")))
+    header = ("GROUP", "HELD", "RUNS", "REASON")
+    session.say(*table(header, cells, right=("HELD", "RUNS"), shrink=("REASON",), width=session.width))
     advice = f"--confirm {held} or --yes says it; --dry-run shows what would be done"
     return _asked(session, f"{held} on hold in {plural(len(runs), 'run')}", advice)

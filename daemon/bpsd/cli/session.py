@@ -9,6 +9,7 @@ import sys
 import time
 
 from bpsd import __version__, wire
+from bpsd.cli.render import ELLIPSIS
 from bpsd.client.failures import OutOfTime
 from bpsd.client.sync import Client
 
@@ -73,6 +74,7 @@ class Session:
         self.deadline = None if timeout_s is None else time.monotonic() + timeout_s
         """When the time that the person gave is over (monotonic)."""
         self.terminal = bool(sys.stdout) and sys.stdout.isatty()
+        self._has_ellipsis = not sys.stdout or (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
         self.colours = (
             self.terminal
             and not args.no_color
@@ -138,7 +140,7 @@ class Session:
     def print(self, *lines: str) -> None:
         """Print results."""
         for line in lines:
-            print(line)
+            print(line if self._has_ellipsis else line.replace(ELLIPSIS, "~"))
 
     def say(self, *lines: str) -> None:
         """Say something beside the results, for people: on standard error."""

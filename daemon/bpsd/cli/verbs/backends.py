@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["EPILOG", "arguments", "backend_table", "field_lines", "run", "source_lines"]
 
-from bpsd.cli.options import add_json, add_one_backend
+from bpsd.cli.options import add_json, add_one_backend, add_wide
 from bpsd.cli.render import age, clean, duration, table
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ def arguments(to: Arguments) -> None:
     """Define the options."""
     add_one_backend(to, "show this backend alone")
     to.add("--fields", action="store_true", help="show which fields of a job each backend honours")
+    add_wide(to)
     to.add("-q", "--quiet", action="store_true", help="print the names alone, one a line")
     add_json(to)
 
@@ -42,7 +43,7 @@ def run(session: Session) -> int:
     else:
         session.print(*backend_table(session, answer["backends"], answer["time"]))
         if session.args.verbose:
-            session.print(*source_lines(answer["backends"]))
+            session.print(*source_lines(answer["backends"], session.width))
     return 0
 
 
@@ -67,14 +68,17 @@ def backend_table(session: Session, rows: list[Row], now: float) -> list[str]:
         for row in rows
     ]
     right = ("SEEN", "NEXT", "EVERY", "COST", "LIVE", "HOT", "JOBS")
-    return table(header, cells, right=right, shrink=("ERROR",), width=session.width, paint=session.paint)
+    drop = ("BREAKER", "EVERY", "COST", "HOT", "TYPE", "JOBS", "NEXT", "LIVE", "SEEN", "ERROR")
+    return table(
+        header, cells, right=right, shrink=("NAME", "ERROR"), drop=drop, width=session.width, paint=session.paint
+    )
 
 
 def _since(later: float | None, earlier: float | None) -> float | None:
     return None if later is None or earlier is None else max(0.0, later - earlier)
 
 
-def source_lines(rows: list[Row]) -> list[str]:
+def source_lines(rows: list[Row], width: int | None = None) -> list[str]:
     """Every source of every backend, and what the last poll of it cost."""
     cells = [
         (
@@ -102,7 +106,19 @@ def source_lines(rows: list[Row]) -> list[str]:
         for row in rows
     ]
     header = ("BACKEND", "SOURCE", "STATUS", "COVERS", "COST", "BYTES", "ERROR")
-    return ["", *extra, "", *table(header, cells, right=("COST", "BYTES"))]
+    return [
+        "",
+        *extra,
+        "",
+        *table(
+            header,
+            cells,
+            right=("COST", "BYTES"),
+            shrink=("SOURCE", "COVERS", "ERROR"),
+            drop=("BYTES", "COVERS", "COST", "STATUS", "ERROR"),
+            width=width,
+        ),
+    ]
 
 
 def field_lines(rows: list[Row]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["EPILOG", "arguments", "detail_lines", "run"]
 
 from bpsd.cli.describe import command_cells, command_outcome
-from bpsd.cli.options import add_json, add_one_backend, command_states, count, moment, run_name
+from bpsd.cli.options import add_json, add_one_backend, add_wide, command_states, count, moment, run_name
 from bpsd.cli.problems import problem_lines
 from bpsd.cli.render import clean, clock, table
 
@@ -37,7 +37,7 @@ def arguments(to: Arguments) -> None:
     to.add("-u", "--user", metavar="NAME", help="commands of this user")
     to.add("--since", metavar="TIME", type=moment, help="accepted from then on: 2h (ago), 03:00 or '2026-07-01 03:00'")
     to.add("--limit", metavar="N", type=count, default=100, help="the latest N (default 100; 0: 10000)")
-    to.add("--wide", action="store_true", help="shorten nothing, however narrow the terminal is")
+    add_wide(to)
     add_json(to)
 
 
@@ -61,7 +61,8 @@ def run(session: Session) -> int:
     else:
         header = ("ID", "VERB", "STATE", "RUN", "BACKEND", "USER", "ACCEPTED", "NOTE")
         cells = [command_cells(row) for row in rows[::-1]]
-        session.print(*table(header, cells, shrink=("NOTE",), width=session.width, paint=session.paint))
+        drop = ("USER", "BACKEND", "ACCEPTED", "VERB", "RUN", "NOTE")
+        session.print(*table(header, cells, shrink=("NOTE",), drop=drop, width=session.width, paint=session.paint))
         if not rows:
             session.say("bpsctl: no command fulfils the conditions")
         if answer.get("next"):

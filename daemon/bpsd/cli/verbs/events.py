@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ["arguments", "run"]
 
 from bpsd.cli.describe import event_line
-from bpsd.cli.options import UsageError, add_json, add_one_backend, count, moment, run_name
+from bpsd.cli.options import UsageError, add_json, add_one_backend, add_wide, count, moment, run_name
+from bpsd.cli.render import clip, columns_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def arguments(to: Arguments) -> None:
         help=f"the last N, or the first with --after or --since (default {DEFAULT_LIMIT}; 0: 10000)",
     )
     to.add("-f", "--follow", action="store_true", help="go on with what happens")
+    add_wide(to)
     add_json(to)
 
 
@@ -57,6 +59,8 @@ def run(session: Session) -> int:
             session.document(answer)
             return 0
         session.print(*(_line(session, event) for event in answer["events"]))
+        if any(columns_of(_whole(session, event)) > (session.width or 10**9) for event in answer["events"]):
+            session.say("bpsctl: long lines are shortened; --wide shows them whole")
         if not answer["events"]:
             session.say("bpsctl: nothing happened then" if args.since or args.until else "bpsctl: nothing happened yet")
         if answer.get("next"):
@@ -68,6 +72,12 @@ def run(session: Session) -> int:
 
 
 def _line(session: Session, event: Row) -> str:
+    """An event as one line that fits the terminal."""
+    text = _whole(session, event)
+    return text if session.width is None else clip(text, session.width)
+
+
+def _whole(session: Session, event: Row) -> str:
     return f"{event['seq']:>8}  {event_line(event)}" if session.args.verbose else event_line(event)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["EPILOG", "arguments", "run"]
 
-from bpsd.cli.options import add_filters, add_json, add_runs, filters_of
+from bpsd.cli.options import add_filters, add_json, add_runs, add_wide, filters_of
 from bpsd.cli.render import age, clean, plural, table
 from bpsd.cli.selection import hold_groups
 
@@ -27,7 +27,7 @@ def arguments(to: Arguments) -> None:
     """Define the options."""
     add_runs(to, least=0)
     to.add("--reason", metavar="GROUP", help="only this group")
-    to.add("--wide", action="store_true", help="shorten nothing, however narrow the terminal is")
+    add_wide(to)
     add_json(to)
     add_filters(to)
 
@@ -48,7 +48,8 @@ def run(session: Session) -> int:
             ("GROUP", "HELD", "RUNS", "OLDEST", "LABELS", "BACKEND", "REASON"),
             [_cells(group, answer["time"]) for group in groups],
             right=("HELD", "RUNS", "OLDEST"),
-            shrink=("LABELS", "BACKEND", "REASON"),
+            shrink=("GROUP", "LABELS", "BACKEND", "REASON"),
+            drop=("BACKEND", "OLDEST", "LABELS", "RUNS"),
             width=session.width,
         )
     )

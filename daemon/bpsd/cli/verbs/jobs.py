@@ -6,7 +6,7 @@ __all__ = ["arguments", "run"]
 
 import time
 
-from bpsd.cli.options import DEFAULT_LIMIT, add_json, add_one_backend, add_run, count, nearest, states
+from bpsd.cli.options import DEFAULT_LIMIT, add_json, add_one_backend, add_run, add_wide, count, nearest, states
 from bpsd.cli.render import clean, clock, duration, joined, table
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ def arguments(to: Arguments) -> None:
         help="all of them by when they started, how long they took (the longest first) or exit code (failures first)",
     )
     to.add("-q", "--quiet", action="store_true", help="print the names alone, one a line")
-    to.add("--wide", action="store_true", help="shorten nothing, however narrow the terminal is")
+    add_wide(to)
     add_json(to)
 
 
@@ -74,6 +74,7 @@ def run(session: Session) -> int:
             [_cells(job, now) for job in jobs],
             right=("ATTEMPT", "EXIT", "TOOK"),
             shrink=("NAME", "LABEL", "HOST", "NOTE"),
+            drop=("ATTEMPT", "HOST", "LABEL", "STARTED", "TOOK", "EXIT", "NOTE", "STATE"),
             optional=("HOST", "NOTE"),
             width=session.width,
             paint=session.paint,

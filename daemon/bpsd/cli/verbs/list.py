@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["EPILOG", "arguments", "run"]
 
-from bpsd.cli.options import add_filters, add_json, filters_of, none_of_them
+from bpsd.cli.options import add_filters, add_json, add_wide, filters_of, none_of_them
 from bpsd.cli.render import table
 
 TYPE_CHECKING = False
@@ -20,6 +20,7 @@ EPILOG = "Runs in a loop: bpsctl list -q --state FAILED --mine | xargs -n1 bpsct
 def arguments(to: Arguments) -> None:
     """Define the options."""
     to.add("-q", "--quiet", action="store_true", help="print the ids alone, one a line")
+    add_wide(to)
     add_json(to)
     add_filters(to)
 
@@ -38,9 +39,9 @@ def run(session: Session) -> int:
     elif session.args.quiet:
         session.print(*(row["id"] for row in rows))
     else:
-        header = ("ID", "BACKEND", "WMS ID", "STATE", "RUN")
+        header, drop = ("ID", "BACKEND", "WMS ID", "STATE", "RUN"), ("BACKEND", "WMS ID", "STATE")
         cells = [(row["id"], row["backend"], row["wms_id"], row["state"], row["name"]) for row in rows[::-1]]
-        session.print(*table(header, cells, width=session.width, shrink=("RUN",), paint=session.paint))
+        session.print(*table(header, cells, width=session.width, shrink=("RUN",), drop=drop, paint=session.paint))
         if not rows:
             session.say(none_of_them(session.args))
     if answer.get("next") and not session.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["EPILOG", "arguments", "run"]
 
 from bpsd.cli import reports
-from bpsd.cli.options import UsageError, add_filters, add_json, filters_of, none_of_them, run_name, seconds
+from bpsd.cli.options import UsageError, add_filters, add_json, add_wide, filters_of, none_of_them, run_name, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def arguments(to: Arguments) -> None:
     to.add("--return-exit-codes", action="store_true", help="with a run: also the exit codes of its failed jobs")
     to.add("--global", action="store_true", help="show the WMS's global ids")
     to.add("--max-age", metavar="TIME", type=seconds, help="poll first what was seen longer ago than that")
-    to.add("--wide", action="store_true", help="shorten nothing, however narrow the terminal is")
+    add_wide(to)
     add_json(to)
     add_filters(to)
 
@@ -100,10 +100,10 @@ def _tell(session: Session, answer: Row, *, detailed: bool) -> None:
 
 
 def _tell_one(session: Session, row: Row, now: float) -> list[str]:
-    lines, words = reports.label_lines(row)
-    session.print("", *reports.detail_lines(row, now), "", *lines)
+    lines, words = reports.label_lines(row, session.width)
+    session.print("", *reports.detail_lines(row, now, session.width), "", *lines)
     if session.args.return_exit_codes:
-        lines, more = reports.exit_code_lines(row)
+        lines, more = reports.exit_code_lines(row, session.width)
         words += more
         if lines:
             session.print("", *lines)

@@ -6,10 +6,10 @@ __all__ = ["EPILOG", "arguments", "run"]
 
 import time
 
-from bpsd.cli import reports
+from bpsd.cli import board
 from bpsd.cli.describe import event_line
 from bpsd.cli.options import add_json, run_name
-from bpsd.client.failures import ClientError
+from bpsd.client.failures import ClientError, OutOfTime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-EPILOG = "Ctrl-C ends the watching; the runs go on."
+EPILOG = (
+    "On a terminal, failed and held runs stand first, and a run that failed stays for half an hour. Keys: q quits, c "
+    "clears away what is over, space shows the next page. Ctrl-C ends the watching, too; the runs go on."
+)
+
+KEY_EVERY_S = 0.1
+"""How often keys are looked for, in seconds."""
 
 REDRAW_S = 1.0
-"""Ages grow: the table is drawn again at least and at most so often, in seconds."""
+"""Interval at which the table is drawn again, in seconds: ages grow."""
 
 
 def arguments(to: Arguments) -> None:
@@ -77,42 +83,44 @@ def _draw(session: Session, watch: Watch) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    console = Console(no_color=session.args.no_color)
+    console = Console(no_color=not session.colours, highlight=False)
     answer: Row = {"runs": [], "backends": {}, "time": time.time()}
-    taken, away = 0.0, ""
-    with Live(console=console, auto_refresh=False, screen=True) as live:
+    cleared: set[tuple[str, int]] = set()
+    taken, away, page, stale = 0.0, "", 0, True
+    with board.Keys() as keys, Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
-            item = watch.read(REDRAW_S)
+            item = watch.read(KEY_EVERY_S)
             if item is not None and item["kind"] in ("client.lost", "client.back"):
                 away = item["data"].get("error", "")
-            if time.monotonic() - taken < REDRAW_S:
-                continue
-            try:
-                answer = _now(session)
-                taken = time.monotonic()
-            except ClientError as error:
-                away = error.message
-            live.update(Text.from_ansi("\n".join(_screen(session, answer, away, console))), refresh=True)
+            for key in keys.pressed():
+                stale = True
+                if key in "qQ":
+                    return
+                if key == "c":
+                    cleared |= {(row["id"], row.get("attempt", 1)) for row in answer["runs"]}
+                if key == " ":
+                    page += 1
+            if time.monotonic() - taken >= REDRAW_S:
+                try:
+                    answer, away = _now(session), ""
+                except OutOfTime:
+                    raise
+                except ClientError as error:
+                    away = error.message
+                taken, stale = time.monotonic(), True
+            if stale:
+                rows = board.ordered(answer["runs"], cleared, all_ends=bool(session.args.runs))
+                size = (console.size.width, console.size.height)
+                lines = board.screen(answer, rows, away, size, page=page, keys=keys.heard, paint=session.paint)
+                live.update(Text.from_ansi("\n".join(lines), no_wrap=True), refresh=True)
+                stale = False
 
 
 def _now(session: Session) -> Row:
     args = session.args
     if not args.runs:
-        return session.client.report(backend=args.backend, mine=args.mine, active=True, limit=1000)
+        days = board.KEEP_S / 86400.0
+        return session.client.report(backend=args.backend, mine=args.mine, hist=days, limit=1000)
     answers = [session.client.report(name) for name in args.runs]
     backends = {name: row for answer in answers for name, row in answer["backends"].items()}
     return {**answers[0], "runs": [row for answer in answers for row in answer["runs"]], "backends": backends}
-
-
-def _screen(session: Session, answer: Row, away: str, console: Any) -> list[str]:
-    """What fits: the newest runs, and below them what is wrong."""
-    now = answer["time"]
-    notes = reports.backend_lines(answer["backends"], now)
-    if away:
-        notes.append(f"no daemon: {away}")
-    rows = answer["runs"][: max(3, console.size.height - 4 - len(notes))]
-    hidden = len(answer["runs"]) - len(rows)
-    lines = reports.summary_lines(rows[::-1], now, answer["backends"], width=console.size.width, paint=session.paint)
-    if hidden:
-        notes.insert(0, f"{hidden} older runs are not shown")
-    return [*lines, "", *notes]
