@@ -86,18 +86,22 @@ def screen(
         notes.insert(0, clip("older runs are not shown: `bpsctl report` has all", width))
     if not rows:
         notes.insert(0, "nothing runs, and nothing has failed lately")
-    for about_columns in range(3):  # lines below a table say which columns have no room
-        room = max(
-            1, height - len(notes) - 4 - about_columns
-        )  # header, rule, the line that counts the rest, an empty one
-        start = page % max(1, -(-len(rows) // room)) * room
-        shown = rows[start : start + room]
+    room = most = height - len(notes) - 4  # header, rule, the line that counts the rest, an empty one
+    while True:
+        shown, rest = _paged(rows, page, max(1, room))
         lines = reports.summary_lines(shown, answer["time"], answer["backends"], width=width, paint=paint)
-        if len(lines) - len(shown) - 2 <= about_columns:
+        about_columns = len(lines) - len(shown) - 2
+        if room + about_columns <= most or room <= 1:
             break
-    rest = [*rows[:start], *rows[start + room :]]
+        room -= 1
     count = [clip(f"{plural(len(rest), 'more run')}: {_by_state(rest)}", width)] if rest else []
     return [*lines, "", *count, *notes][:height]
+
+
+def _paged(rows: Sequence[Row], page: int, room: int) -> tuple[Sequence[Row], Sequence[Row]]:
+    """The rows of a page, and all others."""
+    start = page % max(1, -(-len(rows) // room)) * room
+    return rows[start : start + room], [*rows[:start], *rows[start + room :]]
 
 
 def _by_state(rows: Sequence[Row]) -> str:
