@@ -132,6 +132,51 @@ def environ_of(pid: int) -> str:
 ONE_JOB = document(shell_job("only_1", "true"))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("total_number_jobs", "nan", "not what a report looks like"), ("state", "fine", "not what a report looks like")],
+)
+async def test_a_value_that_cannot_be_read_is_an_error_of_its_run(tiny: Bed, field: str, value: str, said: str) -> None:
+    gate = tiny.scratch / "gate"
+    waits = document(shell_job("waits_1", f"until test -e {gate}; do sleep 0.05; done"))
+    async with tiny.open() as observer:
+        bad, _ = await observer.submit(waits)
+        good, _ = await observer.submit(waits)
+        for wms_id in (bad, good):
+            await observer.until(wms_id, lambda run: run.state is WmsStates.RUNNING)
+        let(tiny, "values", repr({bad: (field, value)}))
+        began = time.monotonic()
+        result = await observer.poll()
+        assert time.monotonic() - began < 30, "at once, not when the time is over"
+        assert [source.status for source in result.sources] == ["partial"]
+        assert said in result.sources[0].error
+        await observer.until(bad, lambda run: said in run.note)
+        assert observer.runs[bad].state is WmsStates.RUNNING
+        assert observer.runs[good].note == ""
+        gate.touch()
+        assert (await observer.until_over(good)).state is WmsStates.SUCCEEDED
+        let(tiny, "values", "{}")
+        run = await observer.until_over(bad)
+        assert (run.state, run.note) == (WmsStates.SUCCEEDED, "")
+
+
+async def test_text_with_half_a_character_is_shown_spelled_out(tiny: Bed) -> None:
+    async with tiny.open() as observer:
+        wms_id, _ = await observer.submit(ONE_JOB)
+        let(tiny, "values", repr({wms_id: ("label", "a\ud800b")}))
+        await observer.until_over(wms_id)
+        reports, _ = await observer.service.report(wms_id)
+        assert reports[0].label == "a\\ud800b"
+
+
+async def test_an_exit_in_prepare_refuses_the_run_at_once(tiny: Bed) -> None:
+    let(tiny, "prepare", "exit")
+    async with tiny.open() as observer:
+        with pytest.raises(WorkflowInvalid, match="1 mistake") as caught:
+            await observer.submit(ONE_JOB)
+    assert "sys.exit('no credentials')" in str(caught.value.problems[0].message)
+
+
 async def test_exit_is_an_answer(tiny: Bed) -> None:
     let(tiny, "report", "exit")
     async with tiny.open() as observer:

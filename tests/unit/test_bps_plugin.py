@@ -298,8 +298,26 @@ def test_exit_codes_go_to_jobs_where_there_is_no_choice() -> None:
 
 
 def test_what_is_no_report_is_an_error() -> None:
-    with pytest.raises(Exception, match="not what a report looks like"):
+    with pytest.raises(BackendUnavailable, match="not what a report looks like"):
         convert_reports([{"state": "fine"}])
+    with pytest.raises(BackendUnavailable, match="not a list of reports"):
+        convert_reports("none")
+
+
+def test_a_report_that_is_none_is_an_error_of_its_run() -> None:
+    good, garbled = convert_reports([{"wms_id": "7", "total_number_jobs": "nan"}, {"wms_id": "8", "state": 15}])
+    assert [report.wms_id for report in good] == ["8"]
+    assert list(garbled) == ["7"]
+    assert "total_number_jobs" in garbled["7"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(float("nan"), "nan"), (float("-inf"), "-inf"), ("a\ud800b", "a\\ud800b"), ("é☃", "é☃"), (1.5, 1.5), (True, True)],
+)
+def test_what_json_cannot_say_is_text(value: Any, said: Any) -> None:
+    assert plain({"x": [value]}) == {"x": [said]}
+    msgspec.json.decode(json.dumps(plain(value), allow_nan=False))
 
 
 @pytest.mark.parametrize(("text", "parts"), [("abc", ("abc", 1)), ("abc.3", ("abc", 3))])

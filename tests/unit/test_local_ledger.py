@@ -496,6 +496,30 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+THREADED = """
+import ctypes, os, subprocess, sys, threading, time
+job = subprocess.Popen(["/bin/sleep", "300"], start_new_session=True)
+threading.Thread(target=time.sleep, args=(300,)).start()
+print(job.pid, flush=True)
+ctypes.CDLL(None).syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)  # exit(2): this thread alone
+"""
+"""A process whose first thread ends while another goes on, and with it a child."""
+
+
+def test_a_process_lives_while_one_of_its_threads_does() -> None:
+    """As a manager of Parsl's does that is told to end: its workers are not orphans yet."""
+    with subprocess.Popen([sys.executable, "-c", THREADED], stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        child = int(started.stdout.readline())
+        until(lambda: b") Z " in Path(f"/proc/{started.pid}/stat").read_bytes())
+        assert processes.of_pid(started.pid).pid == started.pid
+        me = processes.of_pid(os.getpid())
+        assert {child, started.pid} <= {process.pid for process in processes.descendants(me)}
+        assert child in {p.pid for p in processes.descendants(processes.of_pid(started.pid))}
+        os.kill(started.pid, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
+
+
 def test_a_keeper_is_ended_by_no_signal_while_there_is_something_to_keep() -> None:
     with subprocess.Popen([sys.executable, "-c", KEPT], stdout=subprocess.PIPE) as started:
         assert started.stdout is not None

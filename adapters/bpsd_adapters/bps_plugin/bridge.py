@@ -42,6 +42,9 @@ DEADLINE_PART = 0.6
 OBSERVING, ASKING = "making out its report", "asking the plugin for it"
 """Parts of the work for a run; each pauses by itself after an unexpected error."""
 
+UNREADABLE = "UnreadableReport"
+"""The kind of error of a report that is none."""
+
 _SECONDS_PER_DAY = 86_400.0
 
 _CURSORS = msgspec.json.Decoder(list[str])
@@ -52,7 +55,7 @@ _SAME = tuple(
     if name in RunObservation.__struct_fields__ and name not in {"jobs", "wms_id", "state"}
 )
 
-made_ready(list[WmsRunReport])
+made_ready(WmsRunReport)
 
 
 def settled(
@@ -175,6 +178,8 @@ class BridgedRuns:
         self._detailed_at: dict[str, float] = {}
         self._detail_cost_s = 0.0
         self._ended_at: dict[str, float] = {}
+        self._garbled: dict[str, str] = {}
+        """The runs whose reports could not be read in the last poll, with the reason."""
 
     async def poll(self, request: PollRequest) -> PollResult:
         """The plugin's summary, and the jobs of those runs that changed."""
@@ -186,14 +191,14 @@ class BridgedRuns:
         over = self._told_over(request.cursor)
         seen: dict[str, RunObservation] = {}
         errors: list[str] = []
+        before, self._garbled = self._garbled, {}
         if self._traits.lists:
-            for report in await self._told(hist=self._history_days):
-                with self._quarantine.guard(report.wms_id or "", OBSERVING):
-                    seen[report.wms_id or ""] = self._observed(report)
+            seen = await self._summaries()
+            errors += [f"{wms_id}: {why}" for wms_id, why in self._garbled.items()]
             self._choose(seen, known, over)
         else:
             self._due.update(dict.fromkeys(self._own_live(known, over)))
-        self._due.update(dict.fromkeys(wms_id for wms_id in known if wms_id not in seen))
+        self._due.update(dict.fromkeys(wms_id for wms_id in known if wms_id not in {*seen, *self._garbled}))
         unseen: list[str] = []
         again: dict[str, None] = {}
         for wms_id in list(self._due):
@@ -219,8 +224,12 @@ class BridgedRuns:
                 again[wms_id] = None
         self._due.update(again)
         self._forget(known.keys() | seen.keys(), over)
+        told = [
+            *(msgspec.structs.replace(one, note="") if wms_id in before else one for wms_id, one in seen.items()),
+            *(_unreadable(known[wms_id], why) for wms_id, why in self._garbled.items() if wms_id in known),
+        ]
         return PollResult(
-            observations=self._quarantine.noted(tuple(seen.values()), request.known, SOURCE),
+            observations=self._quarantine.noted(told, request.known, SOURCE),
             cursor=msgspec.json.encode(sorted(over)).decode(),
             sources=(
                 SourceReport(
@@ -233,6 +242,16 @@ class BridgedRuns:
             ),
             absent=() if errors else tuple(self._absent(known, seen, unseen)),
         )
+
+    async def _summaries(self) -> dict[str, RunObservation]:
+        """What the plugin lists, by id; `_garbled` has those that cannot be read."""
+        arguments = {"wms_workflow_id": None, "hist": self._history_days}
+        reports, self._garbled = await self._reported(arguments)
+        seen: dict[str, RunObservation] = {}
+        for report in reports:
+            with self._quarantine.guard(report.wms_id or "", OBSERVING):
+                seen[report.wms_id or ""] = self._observed(report)
+        return seen
 
     def _absent(
         self, known: Mapping[str, KnownRun], seen: Mapping[str, RunObservation], unseen: Sequence[str]
@@ -309,6 +328,8 @@ class BridgedRuns:
                 with self._quarantine.guard(wms_id, ASKING):
                     detailed, done = await self._detail(wms_id), True
             except WorkerError as exc:
+                if exc.kind == UNREADABLE:
+                    self._garbled[wms_id] = exc.message
                 return None, exc.message
         return detailed, "" if done else self._quarantine.note(wms_id) or "not asked for again yet"
 
@@ -333,6 +354,13 @@ class BridgedRuns:
     async def _told(self, wms_id: str | None = None, **more: Any) -> list[WmsRunReport]:
         """The plugin's ``report``, as it is."""
         arguments = {"wms_workflow_id": wms_id, **more}
+        good, garbled = await self._reported(arguments)
+        for why in garbled.values():
+            raise WorkerError(why, UNREADABLE, why, "")
+        return good
+
+    async def _reported(self, arguments: dict[str, Any]) -> tuple[list[WmsRunReport], dict[str, str]]:
+        """The plugin's ``report``: what can be read of it, and why the rest cannot, by the ids of the runs."""
         reports, _ = await self._link.ask("plugin", self._deadline_s, method="report", arguments=arguments)
         return convert_reports(reports)
 
@@ -340,7 +368,9 @@ class BridgedRuns:
         self, wms_id: str | None = None, *, user: str | None = None, hist: float = 0, **more: Any
     ) -> list[WmsRunReport]:
         """The plugin's ``report``; without an id, where it lists nothing, one question for each of our runs."""
-        if wms_id is not None or self._traits.lists:
+        if wms_id is None and self._traits.lists:
+            return (await self._reported({"wms_workflow_id": None, "user": user, "hist": hist, **more}))[0]
+        if wms_id is not None:
             return await self._told(wms_id, user=user, hist=hist, **more)
         await self._entries.refresh()
         found = []
@@ -387,15 +417,36 @@ class BridgedRuns:
         return reports[0].wms_id if reports else None
 
 
-def convert_reports(reports: Any) -> list[WmsRunReport]:
-    """A worker's answer as reports.
+def _unreadable(run: KnownRun, why: str) -> RunObservation:
+    """A known run whose report cannot be read: its state is as it was, and its note says why."""
+    return RunObservation(
+        wms_id=run.wms_id,
+        global_wms_id=run.global_wms_id,
+        source=SOURCE,
+        token=run.token,
+        attempt=run.attempt,
+        note=why,
+    )
+
+
+def convert_reports(reports: Any) -> tuple[list[WmsRunReport], dict[str, str]]:
+    """A worker's answer as reports, and for those that are none the reason, by the ids of their runs.
 
     Raises
     ------
     BackendUnavailable
-        If it is none.
+        If it is no list of reports, or it cannot be told of which run one is.
     """
-    try:
-        return msgspec.convert(reports, list[WmsRunReport], strict=False, str_keys=True)
-    except msgspec.ValidationError as exc:
-        raise BackendUnavailable(f"the plugin's report is not what a report looks like: {exc}") from exc
+    if not isinstance(reports, list):
+        raise BackendUnavailable(f"the plugin's report is not a list of reports: {str(reports)[:200]!r}")
+    good, garbled = [], {}
+    for report in reports:
+        try:
+            good.append(msgspec.convert(report, WmsRunReport, strict=False, str_keys=True))
+        except msgspec.ValidationError as exc:
+            why = f"the plugin's report is not what a report looks like: {exc}"
+            wms_id = report.get("wms_id") if isinstance(report, dict) else None
+            if not isinstance(wms_id, str):
+                raise BackendUnavailable(why) from exc
+            garbled[wms_id] = why
+    return good, garbled

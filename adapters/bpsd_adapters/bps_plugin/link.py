@@ -275,7 +275,11 @@ class WorkerLink:
             line = await self._line()
             try:
                 message = msgspec.json.decode(line)
-            except msgspec.DecodeError:
+            except msgspec.DecodeError as exc:
+                if line.startswith(b'{"id": %d,' % number):  # waiting longer would bring no other answer
+                    raise BackendUnavailable(
+                        f"the answer of {self._order['plugin']} on {self._transport.host} cannot be read: {exc}"
+                    ) from exc
                 self._log.info(LogEvent.PLUGIN_SAID, purpose=self.purpose, stream="stdout", text=repr(line[:200]))
                 continue
             if "log" in message:

@@ -11,6 +11,7 @@ __all__ = ["Plugin", "plain", "says_no"]
 import contextlib
 import importlib
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -131,22 +132,32 @@ def says_no(message: Any) -> bool:
         return False
 
 
+def _sayable(value: Any) -> Any:
+    """A simple value, as its text if JSON does not have it: NaN, infinity, half a character (a lone surrogate)."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def plain(value: Any) -> Any:
-    """A value as JSON can say it: states become numbers, dataclasses dictionaries, what else there is its text."""
+    """A value as JSON can say it: states become numbers, dataclasses dictionaries, what else there is its text.
+
+    What JSON does not have becomes text too, so that one bad field of one run spoils no more than itself.
+    """
     if hasattr(type(value), "__members__"):
         return value.value
     if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+        return _sayable(value)
     if isinstance(value, dict):
         return {str(plain(key)): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(entry) for entry in value]
     if hasattr(value, "templates") and hasattr(value, "context"):
-        return {"templates": list(value.templates), "context": {key: str(v) for key, v in value.context.items()}}
+        return {"templates": list(value.templates), "context": {key: plain(str(v)) for key, v in value.context.items()}}
     if hasattr(value, "run_summary"):
         report = {name: plain(getattr(value, name, None)) for name in RUN_FIELDS}
-        return {**report, "wms_id": None if value.wms_id is None else str(value.wms_id)}
+        return {**report, "wms_id": None if value.wms_id is None else plain(str(value.wms_id))}
     if hasattr(value, "wms_id") and hasattr(value, "label"):
-        texts = {name: str(getattr(value, name)) for name in ("wms_id", "name", "label")}
+        texts = {name: plain(str(getattr(value, name))) for name in ("wms_id", "name", "label")}
         return {**texts, "state": plain(value.state)}
-    return str(value)[:TEXT_CHARS]
+    return _sayable(str(value)[:TEXT_CHARS])

@@ -59,7 +59,8 @@ def error_of(exc: BaseException) -> dict[str, Any]:
     kind = exc.kind if isinstance(exc, Refused) else type(exc).__name__
     text = f"sys.exit({exc.code!r})" if isinstance(exc, SystemExit) else str(exc)
     trace = "" if isinstance(exc, Refused) else "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
-    return {"kind": kind, "text": text[:TEXT_CHARS], "trace": trace[-TEXT_CHARS:]}
+    told = {"kind": kind, "text": text[:TEXT_CHARS], "trace": trace[-TEXT_CHARS:]}
+    return {name: value.encode(errors="backslashreplace").decode() for name, value in told.items()}
 
 
 def load_document(folder: Path) -> dict[str, Any]:
@@ -363,7 +364,12 @@ class _Speaker:
 
     def say(self, message: dict[str, Any]) -> None:
         """Send a line; if nobody listens any more, that is the end of this process."""
-        line = json.dumps(message).encode() + b"\n"
+        try:
+            line = json.dumps(message, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        except (ValueError, TypeError, RecursionError) as exc:  # an answer that JSON does not have is an error at once
+            reason = f"the answer cannot be sent: {type(exc).__name__}: {exc}"
+            error = error_of(Refused("UndecodableAnswer", reason.encode(errors="backslashreplace").decode()))
+            line = json.dumps({"id": message.get("id"), "error": error}).encode() + b"\n"
         try:
             with self._lock:
                 self._stream.write(line)

@@ -44,8 +44,8 @@ UNKILLABLE_AFTER_S = 5.0
 """How long after SIGKILL a process may still be there before it is given up (it waits for a dead disk, say)."""
 
 _SCAN_EVERY_S = 0.05
-_STATE, _PARENT, _GROUP, _SESSION, _START = 0, 1, 2, 3, 19
-"""Places in ``/proc/PID/stat`` behind the name: fields 3 to 6, and 22."""
+_STATE, _PARENT, _GROUP, _SESSION, _THREADS, _START = 0, 1, 2, 3, 17, 19
+"""Places in ``/proc/PID/stat`` behind the name: fields 3 to 6, 20 and 22."""
 
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _KEEPER_NAME = b"bpsd-keeper"
@@ -79,7 +79,12 @@ def _stat(pid: int, *, zombies: bool = False) -> list[bytes]:
     except OSError:
         return []
     fields = data[data.rfind(b")") + 2 :].split()
-    return fields if fields and (zombies or fields[_STATE] not in (b"Z", b"X")) else []
+    return fields if fields and (zombies or _is_living(fields)) else []
+
+
+def _is_living(fields: list[bytes]) -> bool:
+    """Whether a process lives: one whose first thread has ended looks like a zombie while others of it run."""
+    return fields[_STATE] not in (b"Z", b"X") or int(fields[_THREADS]) > 1
 
 
 def of_pid(pid: int) -> Process:
@@ -148,12 +153,13 @@ def group_is_alive(leader: int) -> bool:
 
 
 class _Entry(NamedTuple):
-    """What the kernel says of a living process."""
+    """What the kernel says of a process."""
 
     parent: int
     group: int
     session: int
     start: int
+    living: bool
 
 
 class Trace(NamedTuple):
@@ -173,12 +179,13 @@ class Trace(NamedTuple):
 
 
 def _table() -> dict[int, _Entry]:
-    """The living processes of this machine."""
+    """The processes of this machine, with those that are ending: their children are not orphans yet."""
     found = {}
     for pid in _pids():
-        fields = _stat(pid)
+        fields = _stat(pid, zombies=True)
         if fields:
-            found[pid] = _Entry(int(fields[_PARENT]), int(fields[_GROUP]), int(fields[_SESSION]), int(fields[_START]))
+            parent, group, session, start = (int(fields[n]) for n in (_PARENT, _GROUP, _SESSION, _START))
+            found[pid] = _Entry(parent, group, session, start, _is_living(fields))
     return found
 
 
@@ -187,7 +194,7 @@ def descendants(root: Process) -> list[Process]:
     table = _table()
     if root.pid not in table or table[root.pid].start != root.start:
         return []
-    return [Process(pid, table[pid].start) for pid in _below({root.pid}, table) - {root.pid}]
+    return [Process(pid, table[pid].start) for pid in _below({root.pid}, table) - {root.pid} if table[pid].living]
 
 
 def _below(roots: Collection[int], table: Mapping[int, _Entry]) -> set[int]:
@@ -210,7 +217,7 @@ def left_over(trace: Trace) -> list[Process]:
 
 def _left_over(trace: Trace) -> list[Process]:
     table = _table()
-    kept = trace.keeper.pid in table and table[trace.keeper.pid].start == trace.keeper.start
+    kept = trace.keeper.pid in table and table[trace.keeper.pid].start == trace.keeper.start  # also as it ends
     roots = {trace.keeper.pid} if kept else set()
     roots |= {pid for pid, entry in table.items() if any(_began_by(leader, entry, table) for leader in trace.leaders)}
     if trace.control_group:
@@ -222,7 +229,7 @@ def _left_over(trace: Trace) -> list[Process]:
     return [
         Process(pid, table[pid].start)
         for pid in _below(roots, table) - spared
-        if own == 0 or _owner(pid) == own  # nobody else may signal a set-uid program
+        if table[pid].living and (own == 0 or _owner(pid) == own)  # nobody else may signal a set-uid program
     ]
 
 
