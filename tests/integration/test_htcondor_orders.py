@@ -87,6 +87,47 @@ async def ids_of_every_form(pool: CondorBed) -> None:
         assert (await there.until_over(wms_id, timeout_s=PATIENCE_S)).state is WmsStates.DELETED
 
 
+_REQUIREMENT = """
+cat >/etc/condor/config.d/90-requirement <<'END'
+SUBMIT_REQUIREMENT_NAMES = Project
+SUBMIT_REQUIREMENT_Project = bps_project =!= "forbidden"
+SUBMIT_REQUIREMENT_Project_REASON = strcat("project ", bps_project, " has no allocation")
+END
+condor_reconfig
+"""
+_NO_REQUIREMENT = "rm -f /etc/condor/config.d/90-requirement; condor_reconfig"
+_PROBE = """
+printf 'executable = /bin/true\\nhold = true\\nMy.bps_project = "forbidden"\\nqueue\\n' >probe.sub
+submits() { condor_submit probe.sub >/dev/null 2>&1; }
+$1 submits; do sleep 0.2; done
+condor_rm -constraint 'bps_project =?= "forbidden" && JobUniverse == 5' || true
+"""
+
+
+async def requires_a_project(pool: CondorBed, script: str, until: str) -> None:
+    """Configure the schedd, and wait until it has read that."""
+    await anyio.to_thread.run_sync(lambda: pool.as_root("sh", "-c", script))
+    await in_bed(pool, "sh", "-c", _PROBE.replace("$1", until), "sh")
+
+
+@ROWS.row
+async def what_the_schedd_refuses_is_refused_at_once(pool: CondorBed) -> None:
+    """A refusal is no doubt, and leaves nothing: the same submission passes when the schedd allows it."""
+    async with watching(pool) as observer:
+        workflow = await observer.workflow(document(shell_job("a_1", "true"), run={"project": "forbidden"}))
+        prepared = await observer.service.prepare({}, workflow)
+        try:
+            await requires_a_project(pool, _REQUIREMENT, "while")
+            with pytest.raises(Conflict, match="refused the run: project forbidden has no allocation"):
+                await observer.service.submit(prepared)
+            assert prepared.run_id is None
+        finally:
+            await requires_a_project(pool, _NO_REQUIREMENT, "until")
+        await observer.service.submit(prepared)
+        run = await observer.until_over(str(prepared.run_id), timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.SUCCEEDED
+
+
 @ROWS.row
 async def upstreams_options(pool: CondorBed) -> None:
     """``user``, ``pass_thru``, ``require_bps`` and ``hist``; jobs whose DAGMan is gone are listed."""

@@ -199,6 +199,27 @@ async def memory_grows_after_a_hold_for_memory(pool: CondorBed) -> None:
 
 
 @ROWS.row
+async def a_job_that_a_rule_removes_has_failed_for_the_reason_of_its_hold(pool: CondorBed) -> None:
+    """It has as much memory as it may have and is killed once more: it has failed, nobody deleted it (DM-51868)."""
+    async with watching(pool) as (observer, _):
+        policy: dict[str, Any] = {
+            "request_memory": 16,
+            "request_memory_max": 32,
+            "memory_multiplier": 2.0,
+            "number_of_retries": 1,
+        }
+        wms_id, _ = await observer.submit(document(shell_job("big_1", "kill -9 $$", **policy)))
+
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+
+        job = observer.jobs[wms_id].row(0)
+        assert (run.state, job.state, job.exit_code) == (WmsStates.FAILED, "FAILED", 137)
+        assert "signal 9" in job.note
+        assert "memory limit" in job.note
+        assert observer.jobs[wms_id].exit_codes() == {"big": {137: 1}}
+
+
+@ROWS.row
 async def a_held_run_says_why(pool: CondorBed) -> None:
     async with watching(pool) as (observer, _):
         wms_id = await running(observer)

@@ -113,9 +113,19 @@ def test_constraints() -> None:
     assert [text.count(",") for text in named_jobs([f"j{n}" for n in range(1001)])] == [500, 500, 1]
 
 
-@pytest.mark.parametrize(("end", "second"), [("kill -9 $$", scripts.IN_DOUBT), ("exit 3", 3)])
-def test_a_condor_submit_that_was_killed_said_nothing_of_what_the_schedd_has(
-    tmp_path: Path, end: str, second: int
+@pytest.mark.parametrize(
+    ("end", "codes"),
+    [
+        ("kill -9 $$", [137, scripts.IN_DOUBT]),
+        ("exit 3", [3, scripts.IN_DOUBT]),
+        ("echo 'ERROR: no such file' >&2; exit 1", [1, 1]),
+        ("echo 'ERROR: Failed to commit job submission into the queue.' >&2; exit 1", [1, scripts.IN_DOUBT]),
+        ("printf 'ERROR: Failed to commit job submission\nERROR: no project\n' >&2; exit 1", [1, 1]),
+        ("exit 127", [127, 127]),
+    ],
+)
+def test_a_condor_submit_that_fails_leaves_a_doubt_unless_it_says_why(
+    tmp_path: Path, end: str, codes: list[int]
 ) -> None:
     (tmp_path / "run.dag.condor.sub").touch()
     (tmp_path / "condor_submit").write_text(f"#!/bin/sh\n{end}\n")
@@ -123,9 +133,10 @@ def test_a_condor_submit_that_was_killed_said_nothing_of_what_the_schedd_has(
     argv = ["sh", "-c", scripts.SUBMIT, "sh", str(tmp_path), "tok.1", "run.dag", "once", "run"]
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
 
-    codes = [subprocess.run(argv, env=env, capture_output=True, check=False, timeout=60).returncode for _ in range(2)]
+    done = [subprocess.run(argv, env=env, capture_output=True, check=False, timeout=60) for _ in range(2)]
 
-    assert codes == [137 if second == scripts.IN_DOUBT else 3, second]
+    assert [each.returncode for each in done] == codes
+    assert b"ERROR" not in end.encode() or b"ERROR" in done[0].stderr
 
 
 @pytest.mark.parametrize("block", [512, 32 * 1024])

@@ -52,6 +52,7 @@ CHILD_COLUMNS: Mapping[str, str] = {
     )},
     "HoldReason": "JobStatus == 5 ? HoldReason : undefined",
     "RemoveReason": "JobStatus == 3 ? RemoveReason : undefined",
+    "LastHoldReason": "JobStatus == 3 ? LastHoldReason : undefined",
     "bps_job_name": "bps_job_name ?: DAGNodeName",
     "bps_job_label": "bps_job_label",
 }  # fmt: skip

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from bpsd.models import TERMINAL, JobObservation, RunObservation, WmsSpecificInfo, WmsStates, normal_exit_code
 from bpsd_adapters.htcondor.classads import Ad, JobStatus, as_number, as_text, counts, run_note, run_state
+from bpsd_adapters.htcondor.policy import removal
 
 QUEUE, HISTORY = "queue", "history"
 _RANKS = {QUEUE: 0, HISTORY: 10}
@@ -145,6 +146,12 @@ def observe_child(ad: Ad) -> JobObservation | None:
     starts = as_number(ad, "NumJobStarts") or 0
     over = state in TERMINAL
     signal = as_number(ad, "ExitSignal") if ad.get("ExitBySignal") else None
+    code = (normal_exit_code(-signal) if signal else as_number(ad, "ExitCode")) if over else None
+    note = run_note(ad)
+    if as_number(ad, "JobStatus") == JobStatus.REMOVED:
+        was = removal(as_text(ad, "RemoveReason") or "", as_text(ad, "LastHoldReason") or "")
+        state, note = (WmsStates.FAILED if was.failed else WmsStates.DELETED), was.note
+        code = was.exit_code if was.failed else code
     entered = as_number(ad, "EnteredCurrentStatus")
     return JobObservation(
         name=name,
@@ -153,9 +160,9 @@ def observe_child(ad: Ad) -> JobObservation | None:
         attempt=starts + 1 if state is WmsStates.PENDING else max(1, starts),
         rank=_RANKS[HISTORY] if over else _RANKS[QUEUE],
         wms_id=f"{as_number(ad, 'ClusterId')}.{as_number(ad, 'ProcId') or 0}",
-        exit_code=(normal_exit_code(-signal) if signal else as_number(ad, "ExitCode")) if over else None,
+        exit_code=code,
         time=entered,
         start_time=as_number(ad, "JobStartDate"),
         end_time=entered if over else None,
-        note=run_note(ad),
+        note=note,
     )

@@ -1,7 +1,8 @@
 """What runs on the submit host as one piece: shell scripts that submit and restart once, whatever breaks in between.
 
 Each takes the lock of the run's folder, writes its intent before the effect and the id after it. A second call finds
-the id; if it finds only the intent it says so (`IN_DOUBT`), and the pool must be asked by token.
+the id; if it finds only the intent it says so (`IN_DOUBT`), and the pool must be asked by token. The intent goes again
+only if condor_submit did not run, or said on stderr why nothing was submitted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,19 @@ if [ -s ".bpsd.$token.id" ]; then cat ".bpsd.$token.id"; exit 0; fi
 if [ -e ".bpsd.$token.intent" ] && [ "$again" != again ]; then exit 75; fi
 submit() {
   : >".bpsd.$token.intent"
-  condor_submit -terse -append "My.bps_attempt_token = \"$token\"" "$dag.condor.sub" 9>&- >".bpsd.$token.said" || {
-    code=$?; [ "$code" -gt 128 ] || rm -f ".bpsd.$token.intent"; exit "$code"; } # killed: nobody knows what it did
+  code=0
+  condor_submit -terse -append "My.bps_attempt_token = \"$token\"" "$dag.condor.sub" 9>&- >".bpsd.$token.said" \
+    2>".bpsd.$token.err" || code=$?
+  cat ".bpsd.$token.err" >&2
+  if [ "$code" -ne 0 ]; then
+    case "$code" in
+      126 | 127) rm -f ".bpsd.$token.intent" ;; # it did not run
+      *) if [ "$code" -lt 126 ] && grep '^ERROR: ' ".bpsd.$token.err" | grep -qv 'Failed to commit'; then
+        rm -f ".bpsd.$token.intent"
+      fi ;;
+    esac
+    exit "$code"
+  fi
   sed -n 's/^\([0-9]*\)\.0 - .*/\1/p' ".bpsd.$token.said" >".bpsd.$token.id.part"
   sync ".bpsd.$token.id.part" 2>/dev/null || true
   mv ".bpsd.$token.id.part" ".bpsd.$token.id"

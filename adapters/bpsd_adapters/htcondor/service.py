@@ -27,7 +27,7 @@ from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService
 from bpsd.logs import LogEvent
 from bpsd.models import KnownRun, PollRequest, PollResult, Question, TokenAnswer, WmsRunReport
 from bpsd.workflow import WorkflowFile
-from bpsd_adapters.htcondor import scripts
+from bpsd_adapters.htcondor import policy, scripts
 from bpsd_adapters.htcondor.classads import Ad, JobStatus, as_number, as_text
 from bpsd_adapters.htcondor.fields import FIELDS
 from bpsd_adapters.htcondor.finder import Finder, all_of_them, named_jobs
@@ -180,6 +180,12 @@ class HTCondorService(WmsService):
             done = await self._pool.tool([*argv, "again", *more])
         if done.returncode == scripts.NOTHING_TO_RESTART:
             raise Conflict(f"{folder} has no rescue file: there is nothing to restart")
+        why = policy.refusal(done.stderr.decode(errors="replace")) if done.returncode != 0 else ""
+        if why:
+            raise Conflict(
+                f"HTCondor on {self._transport.host} refused the run: {why}",
+                advice="change what it refuses, or ask the administrators of the pool; then submit again",
+            )
         text = done.check(self._transport.host).stdout.decode().strip()
         if not text.isdecimal():
             raise BackendUnavailable(f"condor_submit did not say which cluster it made: {done.error_text}")

@@ -17,6 +17,7 @@ from bpsd.models import TERMINAL, JobObservation, WmsStates, ending
 from bpsd_adapters.htcondor.dagfile import DagShape
 from bpsd_adapters.htcondor.eventlog import Event, EventKind
 from bpsd_adapters.htcondor.jobstate import PRE_FAILED, REFUSED, NodeEvent
+from bpsd_adapters.htcondor.policy import removal
 
 LOG_SOURCE = "log"
 LOG_RANK = 20
@@ -227,8 +228,7 @@ def _apply(job: _Job, event: Event) -> bool:  # noqa: C901, PLR0912  # one branc
         job.state = WmsStates.SUCCEEDED if event.exit_code == 0 else WmsStates.FAILED
         job.exit_code, job.time, job.end_time, job.note = event.exit_code, event.time, event.time, ""
     elif kind is EventKind.ABORTED:
-        job.state, job.time, job.end_time = WmsStates.DELETED, event.time, event.time
-        job.note = f"removed: {event.reason}"[:_NOTE_CHARS]
+        _removed(job, event)
     elif kind is EventKind.EXECUTABLE_ERROR:
         job.note = "HTCondor could not run the executable"
     elif kind is EventKind.SUSPENDED:
@@ -244,6 +244,15 @@ def _apply(job: _Job, event: Event) -> bool:  # noqa: C901, PLR0912  # one branc
     else:
         return False
     return True
+
+
+def _removed(job: _Job, event: Event) -> None:
+    """Take the removal of a job as what it was: its failure, or a person's wish."""
+    held_for = job.note.removeprefix("held: ") if job.state is WmsStates.HELD else ""
+    was = removal(event.reason, held_for)
+    job.state = WmsStates.FAILED if was.failed else WmsStates.DELETED
+    job.exit_code, job.note = was.exit_code, was.note[:_NOTE_CHARS]
+    job.time = job.end_time = event.time
 
 
 def _post(job: _Job, event: Event) -> bool:
