@@ -43,18 +43,21 @@ VERBS: Mapping[str, Verb] = {
 }
 
 
+SUPERSEDED_BY_CANCEL = frozenset({"submit", "restart"})
+"""Verbs of which a cancel of the run precedes the next try."""
+
+
 class _Entry:
     """An unfinished command.
 
-    ``begun`` is set before the journal says so: from then on it is not superseded. ``looking_up`` is the look-up in
-    flight; ``settling`` is held by whoever writes what came of the command, the engine or a person, whose word wins.
+    ``superseded``: a later cancel of the run comes before the next try. ``looking_up`` is the look-up in flight;
+    ``settling`` is held by whoever writes what came of the command, the engine or a person, whose word wins.
     """
 
-    __slots__ = ("begun", "command", "looking_up", "nudge", "over", "resolved", "settling", "superseded")
+    __slots__ = ("command", "looking_up", "nudge", "over", "resolved", "settling", "superseded")
 
     def __init__(self, command: CommandRecord) -> None:
         self.command = command
-        self.begun = command.state != "ACCEPTED"
         self.superseded = False
         self.resolved = False
         self.looking_up = anyio.CancelScope()
@@ -191,7 +194,7 @@ class CommandEngine:
         queue = self._queues.get(command.run_id)
         if command.verb == "cancel" and queue:
             for earlier in queue:
-                if earlier.command.verb == "submit" and not earlier.begun:
+                if earlier.command.verb in SUPERSEDED_BY_CANCEL:
                     earlier.superseded = True
                     earlier.nudge.set()
         if queue is None:
@@ -283,7 +286,6 @@ class CommandEngine:
         else:
             state = "IN_DOUBT" if isinstance(outcome, Doubt) else "ACCEPTED"
             await self._set(entry, state, note=outcome.reason)
-            entry.begun = state != "ACCEPTED"
 
     async def _step(self, entry: _Entry) -> Outcome | None:
         """One try; `None` if nothing came of it, as the command ended without one or a person was quicker."""
@@ -292,7 +294,7 @@ class CommandEngine:
         backend = self._backends.get(command.backend)
         if command.state == "ACCEPTED":
             if entry.superseded:
-                await self._set(entry, "SUPERSEDED", note="cancelled before it had begun")
+                await self._set(entry, "SUPERSEDED", note="cancelled before it was carried out")
                 return None
             if command.expires_at is not None and self._clock() > command.expires_at:
                 await self._expire(entry)
@@ -304,7 +306,6 @@ class CommandEngine:
         except BackendUnavailable as exc:  # the adapter is not open: then nothing is begun
             return self._same(entry, str(exc))
         if command.state == "ACCEPTED":
-            entry.begun = True
             await self._set(entry, "RUNNING")
             return await self._ask(verb.perform, desk, entry)
         with anyio.CancelScope() as entry.looking_up:
