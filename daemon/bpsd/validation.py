@@ -31,6 +31,7 @@ import msgspec
 
 from bpsd import documents, topology
 from bpsd.errors import Problem, WorkflowInvalid
+from bpsd.models import made_ready
 from bpsd.workflow import JOB_FIELDS, Job, Workflow
 from bpsd.workflowchecks import UNSET, WorkflowChecks
 
@@ -68,6 +69,8 @@ def _like(struct: type[msgspec.Struct], name: str, names: tuple[str, ...], **typ
 _Defaults = _like(Job, "Defaults", _DEFAULTABLE)
 _Source = _like(Workflow, "Source", Workflow.__struct_fields__, defaults=_Defaults)
 """A `Workflow` as it comes from outside: the defaults have the types of a job's fields."""
+
+made_ready(_Source)  # documents are validated in threads, many at the same moment
 
 _OF_BPS = {"pipelineYaml", "payload", "submitPath", "wmsServiceClass", "includeConfigs", "pipetask"}
 _BPS_CONFIG = Problem(
