@@ -109,7 +109,7 @@ async def a_job_that_policy_removes(pool: CondorBed) -> None:
         wms_id, _ = await observer.submit(document(shell_job("long_1", "sleep 300", profile=policy)))
         run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
         assert run.state is WmsStates.FAILED
-        assert observer.states(wms_id) == {"long_1": "DELETED"}
+        assert observer.states(wms_id) == {"long_1": "FAILED"}
         assert "PeriodicRemove" in observer.jobs[wms_id].row(0).note
 
 
