@@ -31,7 +31,9 @@ from bpsd.errors import RunNotFound
 from bpsd.peers import Members, Peer, Policy, Right, UserNames
 from bpsd.protocol import event_line
 from bpsd.server import Call, Connection, MethodSpec, SocketServer, open_listener, service
+from bpsd.server import connection as connection_module
 from bpsd.server.figures import COUNTERS, HELP
+from bpsd.server.looptime import LoopTime
 from tests.figures import figure
 from tests.integration.socket_server import METHODS, hello
 
@@ -337,6 +339,64 @@ async def test_what_handlers_do_wrong_is_logged_and_told_with_a_reference(
             assert entry["reference"] == error["data"]["reference"]
             assert isinstance(entry["exc_info"], Exception)
         assert (await client.ask("ping"))["result"] == {"time": 1.0}
+
+
+async def test_an_internal_error_is_logged_a_few_times_for_each_user_and_every_answer_refers_to_a_line(
+    socket_path: Path, log: CapturingLogger
+) -> None:
+    async def fail(call: Call, params: Any) -> object:
+        raise KeyError("what only the log is told")
+
+    references = []
+    async with serving(socket_path, {"health": MethodSpec(fail, "none")}, log=log) as served:
+        async with connected(socket_path) as client:
+            for number in range(100):
+                error = (await client.ask("health", number))["error"]
+                assert "only the log" not in str(error)
+                assert "Traceback" not in str(error)
+                references.append(error["data"]["reference"])
+        assert served.server.figures.internal_errors == 100
+    lines = logged(log, "request_broke")
+
+    assert 0 < len(lines) < 50  # 5 in 10 s
+    assert {(line["method"], line["uid"]) for line in lines} == {("health", os.getuid())}
+    assert set(references) == {line["reference"] for line in lines}
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+async def test_a_request_that_holds_the_loop_is_logged_with_its_user(
+    socket_path: Path, log: CapturingLogger, awaits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(connection_module, "LoopTime", lambda: LoopTime(lambda: now))
+
+    def work() -> messages.PingResult:
+        nonlocal now
+        now += 0.02
+        return messages.PingResult(time=1.0)
+
+    def at_once(call: Call, params: Any) -> object:
+        return [work(), work(), work()][0]
+
+    async def in_pieces(call: Call, params: Any) -> object:
+        for _ in range(2):
+            work()
+            await anyio.lowlevel.checkpoint()
+        return work()
+
+    async def waits(call: Call, params: Any) -> object:
+        asyncio.get_running_loop().call_soon(work)  # somebody else's time
+        asyncio.get_running_loop().call_soon(work)
+        await anyio.lowlevel.checkpoint()
+        return work()
+
+    methods = {"version": MethodSpec(in_pieces if awaits else at_once, "none"), "backends": MethodSpec(waits, "none")}
+    async with serving(socket_path, methods, log=log) as served, connected(socket_path) as client:
+        assert "result" in await client.ask("version")
+        assert "result" in await client.ask("backends")
+        assert served.server.figures.requests_slow == 1
+    (line,) = logged(log, "request_slow")
+    assert (line["method"], line["uid"], line["pid"], line["held_s"]) == ("version", os.getuid(), os.getpid(), 0.06)
 
 
 async def test_errors_of_bpsd_and_deadlines_are_told_as_they_are(socket_path: Path, log: CapturingLogger) -> None:

@@ -37,7 +37,8 @@ class LogEvent(StrEnum):
     CLIENT_DROPPED = "client_dropped"  # connection, uid, pid, code, reason
     MESSAGE_REFUSED = "message_refused"  # connection, code: it was no request
     REQUEST_DENIED = "request_denied"  # method, uid, pid, user, reason: somebody may not do that
-    REQUEST_BROKE = "request_broke"  # method, reference (the client was told it)
+    REQUEST_BROKE = "request_broke"  # method, uid, pid, user, reference (the client was told it), left_out
+    REQUEST_SLOW = "request_slow"  # method, uid, pid, user, held_s: it used much time of the event loop
     CLOSE_CALLBACK_BROKE = "close_callback_broke"  # connection
 
     # -- backends and polls --

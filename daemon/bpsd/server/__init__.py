@@ -6,6 +6,7 @@
     service     SocketServer: accepts, refuses, checks time limits, stops in order
     connection  Connection: one client; bytes to requests, answers to bytes, flow control both ways
     methods     MethodSpec and Call: what the layer above gives and gets
+    looptime    how long a request holds the event loop
     figures     what is counted
 
 A request goes `Connection.buffer_updated` -> `bpsd.protocol` -> right -> typed parameters -> handler -> answer, in one

@@ -34,6 +34,7 @@ from bpsd.messages import Goodbye
 from bpsd.peers import Peer, Right
 from bpsd.protocol import Refused, Request, RequestId, ServerProtocol, decode_params, unknown_method
 from bpsd.server.figures import SocketFigures
+from bpsd.server.looptime import SLOW_REQUEST_S, LoopTime
 from bpsd.server.methods import Call, MethodSpec
 
 READ_BYTES = 65_536
@@ -44,6 +45,9 @@ REQUESTS_PER_SHARE = 8
 
 FLUSH_BYTES = 65_536
 """Answers of one share that are sent before the share is over: else they would pile up where no limit sees them."""
+
+MAX_REFERENCES = 1_000
+"""Internal errors whose last line in the log is remembered."""
 
 TURN_S = 0.004
 """How long connections with more to do are served before the loop looks for news from all others."""
@@ -106,6 +110,7 @@ class Core:
         self.turns = Turns()
         self.buffer = memoryview(bytearray(READ_BYTES))
         self._throttle = Throttle()
+        self._references: dict[tuple[object, ...], str] = {}  # of the last line about each internal error
 
     def warn(self, event: LogEvent, about: tuple[object, ...], **fields: object) -> None:
         """Log what a client could make happen as often as it likes, and of many times ``about`` the same only some."""
@@ -113,15 +118,58 @@ class Core:
         if left_out is not None:
             self.log.warning(event, **fields, **({"left_out": left_out} if left_out else {}))
 
-    def internal_error(self, method: str, error: BaseException) -> BpsdError:
-        """Log a mistake of ours; return what the client is told of it."""
-        reference = os.urandom(4).hex()
-        self.log.error(LogEvent.REQUEST_BROKE, method=method, reference=reference, exc_info=error)
+    def account(self, peer: Peer, method: str, held: LoopTime) -> None:
+        """Log a request that held the loop for long."""
+        if held.used_s < SLOW_REQUEST_S:
+            return
+        self.figures.requests_slow += 1
+        self.warn(
+            LogEvent.REQUEST_SLOW,
+            (peer.uid, method),
+            method=method,
+            uid=peer.uid,
+            pid=peer.pid,
+            user=peer.user,
+            held_s=round(held.used_s, 4),
+        )
+
+    def internal_error(self, peer: Peer, method: str, error: BaseException) -> BpsdError:
+        """Log an error of the daemon; return what the client is told of it.
+
+        A user who causes the same error again and again gets the reference of its last line in the log.
+        """
+        self.figures.internal_errors += 1
+        about = (LogEvent.REQUEST_BROKE, peer.uid, method, type(error).__name__, _place(error))
+        left_out = self._throttle.admit(about)
+        reference = self._references.pop(about, None)
+        if left_out is not None or reference is None:
+            reference = os.urandom(4).hex()
+            self.log.error(
+                LogEvent.REQUEST_BROKE,
+                method=method,
+                uid=peer.uid,
+                pid=peer.pid,
+                user=peer.user,
+                reference=reference,
+                left_out=left_out or 0,
+                exc_info=error,
+            )
+        self._references[about] = reference
+        if len(self._references) > MAX_REFERENCES:
+            del self._references[next(iter(self._references))]
         return BpsdError(
-            f"{method} met a mistake in the daemon; what was asked for may not have been done",
-            advice=f"the daemon's log has the details under {reference}",
+            f"{method} failed: internal error of the daemon; the request may not have been carried out",
+            advice=f"report it; the daemon's log has the details under {reference}",
             reference=reference,
         )
+
+
+def _place(error: BaseException) -> tuple[str, int]:
+    """Where an error was raised, to tell one from another."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return (step.tb_frame.f_code.co_filename, step.tb_lineno) if step is not None else ("", 0)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -349,11 +397,21 @@ class Connection(asyncio.BufferedProtocol):
     def _answer(self, request: Request) -> None:
         core = self._core
         core.figures.requests += 1
-        call = Call(self.peer, self)
+        call, held = Call(self.peer, self), LoopTime()
+        with held:
+            started = self._begin(request, call)
+        if started is not None:
+            self._start(request, *started, call, held)
+        else:
+            core.account(self.peer, request.method, held)
+
+    def _begin(self, request: Request, call: Call) -> tuple[MethodSpec, Awaitable[object]] | None:
+        """Answer a request; what has to be awaited for the answer is returned."""
+        methods = self._core.methods
         try:
-            method = core.methods.get(request.method)
+            method = methods.get(request.method)
             if method is None:
-                raise unknown_method(request.method, core.methods)
+                raise unknown_method(request.method, methods)
             if method.right not in self.rights:
                 raise PermissionDenied(
                     f"{self.peer.user} may not {request.method}",
@@ -363,39 +421,46 @@ class Connection(asyncio.BufferedProtocol):
             result = method.handler(call, decode_params(request.method, request.params))
         except Exception as error:  # noqa: BLE001 - the boundary: what a handler raises is its answer
             self._send_failure(request, error)
-            return
+            return None
         if not isinstance(result, _RESULTS) and inspect.isawaitable(result):
-            self._start(request, method, call, result)
-        else:
-            self._send_result(request, call, result)
+            return method, result
+        self._send_result(request, call, result)
+        return None
 
-    def _start(self, request: Request, method: MethodSpec, call: Call, awaitable: Awaitable[object]) -> None:
+    def _start(
+        self, request: Request, method: MethodSpec, awaitable: Awaitable[object], call: Call, held: LoopTime
+    ) -> None:
         scope = anyio.CancelScope()
         if not method.finish:
             self._scopes[request.id] = scope
-        self._core.spawn(self._run, request, call, awaitable, scope, name=f"{request.method} of client {self.id}")
+        name = f"{request.method} of client {self.id}"
+        self._core.spawn(self._run, request, call, awaitable, scope, held, name=name)
 
-    async def _run(self, request: Request, call: Call, awaitable: Awaitable[object], scope: anyio.CancelScope) -> None:
+    async def _run(
+        self, request: Request, call: Call, awaitable: Awaitable[object], scope: anyio.CancelScope, held: LoopTime
+    ) -> None:
         result: object = None
         failure: Exception | None = None
         with scope:
             try:
-                result = await awaitable
-            except Exception as error:  # noqa: BLE001 - the boundary, as in _answer
+                result = await held.metered(awaitable)
+            except Exception as error:  # noqa: BLE001 - the boundary, as in _begin
                 failure = error
         self._scopes.pop(request.id, None)
-        if self._over:
-            if failure is not None and not isinstance(failure, BpsdError):
-                self._core.internal_error(request.method, failure)  # nobody is left to be told, but the log is
-            return
-        if failure is not None:
-            self._send_failure(request, failure)
-        else:
-            self._send_result(request, call, result)
-        self._flush()
-        if not self._reading:
-            self._serve_again()
-        self._end_if_done()
+        if not self._over:
+            with held:
+                if failure is not None:
+                    self._send_failure(request, failure)
+                else:
+                    self._send_result(request, call, result)
+                self._flush()
+            if not self._reading:
+                self._serve_again()
+            self._end_if_done()
+        elif failure is not None and not isinstance(failure, BpsdError):
+            # Nobody is left to be told, but the log is.
+            self._core.internal_error(self.peer, request.method, failure)
+        self._core.account(self.peer, request.method, held)
 
     def _send_result(self, request: Request, call: Call, result: object) -> None:
         try:
@@ -420,7 +485,7 @@ class Connection(asyncio.BufferedProtocol):
                     reason=error.message,
                 )
         else:
-            told = self._core.internal_error(request.method, error)
+            told = self._core.internal_error(self.peer, request.method, error)
         if request.id in self._protocol.in_flight:  # else it was answered, and what followed the answer failed
             self._protocol.send_error(request.id, told)
 

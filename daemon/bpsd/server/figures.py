@@ -16,6 +16,8 @@ class SocketFigures(msgspec.Struct):
     clients_dropped: int = 0
     requests: int = 0
     requests_in_flight: int = 0
+    requests_slow: int = 0
+    internal_errors: int = 0
     messages_malformed: int = 0
     notifications_lost: int = 0
     bytes_in: int = 0
@@ -42,6 +44,8 @@ HELP = {
     "clients_dropped": "Connections that were ended: half a message, nothing read, nothing asked",
     "requests": "Requests received",
     "requests_in_flight": "Requests that wait for their answer",
+    "requests_slow": "Requests that used more than 50 ms of the event loop",
+    "internal_errors": "Requests that failed by an error of the daemon",
     "messages_malformed": "Messages that were no request",
     "notifications_lost": "Notifications that a watcher was too slow for",
     "bytes_in": "Bytes received from clients",
