@@ -17,13 +17,15 @@ __all__ = [
     "loopback_address",
 ]
 
-import fnmatch
 import ipaddress
 import re
+from functools import lru_cache
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
+
+from bpsd.patterns import Glob
 
 NotificationKind: TypeAlias = Literal["finished", "failed", "held", "backend_down", "stale"]
 """What there is to tell. What mends it (``recovered``) is of the same kind."""
@@ -80,6 +82,9 @@ def loopback_address(text: str) -> tuple[str, int]:
     return str(address), int(port)
 
 
+_glob = lru_cache(maxsize=256)(Glob)
+
+
 class Webhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An address that gets a POST of a JSON document."""
 
@@ -129,7 +134,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tell: list[NotificationKind] = msgspec.field(default_factory=lambda: [*PROBLEMS])
     backends: list[str] = []
     users: list[str] = []
-    pattern: str = "*"
+    pattern: Annotated[str, Meta(max_length=1024)] = "*"
 
     def __post_init__(self) -> None:
         if sum(outlet is not None for outlet in (self.command, self.webhook, self.mail)) != 1:
@@ -147,7 +152,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             kind in self.tell
             and (not self.backends or backend in self.backends)
             and (not self.users or not users or not users.isdisjoint(self.users))
-            and (not names or any(fnmatch.fnmatchcase(name, self.pattern) for name in names))
+            and (not names or any(map(_glob(self.pattern).matches, names)))
         )
 
 

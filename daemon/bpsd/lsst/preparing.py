@@ -9,7 +9,6 @@ from __future__ import annotations
 
 __all__ = ["CannotPrepare", "backend_setting", "prepared_document", "searched", "shell_environment"]
 
-import fnmatch
 import logging
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from lsst.ctrl.bps import BpsConfig, GenericWorkflow, GenericWorkflowJob
 
 from bpsd.lsst import convert
+from bpsd.patterns import Glob
 
 _LOG = logging.getLogger(__name__)
 
@@ -111,11 +111,11 @@ def shell_environment(wanted: Any, environ: Mapping[str, str]) -> dict[str, str]
         patterns = ["*"] if str(wanted).lower() == "true" else []
     else:
         patterns = [each.strip() for each in (wanted.split(",") if isinstance(wanted, str) else map(str, wanted))]
+    globs = [Glob(pattern) for pattern in patterns]
+    without = [Glob(pattern) for pattern in _OF_THE_SESSION] if patterns == ["*"] else []
     kept, left_out = {}, []
     for name, value in sorted(environ.items()):
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-            continue
-        if patterns == ["*"] and any(fnmatch.fnmatchcase(name, pattern) for pattern in _OF_THE_SESSION):
+        if not any(glob.matches(name) for glob in globs) or any(glob.matches(name) for glob in without):
             continue
         if _NAME.fullmatch(name) and value.isprintable():
             kept[name] = value
