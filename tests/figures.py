@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FIGURES", "SOAK", "figure"]
+__all__ = ["FIGURES", "MEASURED", "SOAK", "figure", "measured"]
 
 import os
 import sys
@@ -25,3 +25,12 @@ def figure(name: str, *, test: int, soak: int) -> int:
     FIGURES[name] = (chosen, test, soak)
     NAMED_IN.setdefault(name, set()).add(sys._getframe(1).f_globals["__name__"])
     return chosen
+
+
+MEASURED: dict[str, tuple[str, str]] = {}
+"""Name to (value, module) of what was measured in this session, for the table."""
+
+
+def measured(name: str, value: str) -> None:
+    """Have a measured value in the row of the test file that calls this."""
+    MEASURED[name] = (value, sys._getframe(1).f_globals["__name__"])

@@ -28,7 +28,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.figures import FIGURES, NAMED_IN
+from tests.figures import FIGURES, MEASURED, NAMED_IN
 
 OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed")
 VERSION = pytest.StashKey[str]()
@@ -129,6 +129,11 @@ def _rows(stats: Mapping[str, Sequence[object]], chosen: Mapping[str, int], root
             f"`{name}` {used:,} ({small:,})"
             for name, (used, small, _) in sorted(FIGURES.items())
             if imported & {module.rpartition(".")[2] for module in NAMED_IN[name]}
+        ]
+        own += [
+            f"measured `{name}` {value}"
+            for name, (value, module) in sorted(MEASURED.items())
+            if module.rpartition(".")[2] == Path(file).stem
         ]
         result = ", ".join(f"{count} {word}" for word, count in of_file.items())
         rows.append(Row(file, ", ".join(own) or "-", result, _took(seconds[file]), now, version, python))

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["Bulk"]
 
 import base64
-import binascii
 from collections.abc import Awaitable
 from itertools import islice
 
@@ -47,7 +46,7 @@ class Bulk:
     async def _put(self, uid: int, params: BlobPut) -> BlobPutResult:
         try:
             data = base64.b64decode(params.data, validate=True)
-        except binascii.Error as exc:
+        except ValueError as exc:  # not base64, or not even ASCII
             raise InvalidParams(f"blob.put: data is not base64: {exc}") from exc
         have = await self._deps.spool.put(params.sha256, params.size, params.offset, data, uid)
         return BlobPutResult(have=have, complete=have >= params.size)

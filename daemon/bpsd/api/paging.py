@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from bpsd import wire
+from bpsd.bounds import MAX_EXACT
 from bpsd.errors import InvalidParams
 from bpsd.slices import Pause
 
@@ -75,6 +76,6 @@ def position(method: str, after: str | None) -> int | None:
     """
     if after is None:
         return None
-    if not (after.isascii() and after.isdigit()):
+    if not (after.isascii() and after.isdigit() and int(after) <= MAX_EXACT):
         raise InvalidParams(f"{method}: after is {after!r}, expected the next of the page before")
     return int(after)
