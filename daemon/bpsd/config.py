@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 import os
+import pwd
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -542,4 +543,10 @@ def _path(document: Document[ConfigFile], where: documents.Path, path: str, envi
 
 
 def _home(environ: Mapping[str, str]) -> str:
-    return environ.get("HOME") or str(Path.home())
+    try:
+        return environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError as exc:  # in a container, or in an LDAP outage
+        raise CannotStart(
+            f"cannot find the home directory: user {os.getuid()} has no entry in the user database",
+            advice="set HOME, or name the socket and the state_dir in the configuration",
+        ) from exc

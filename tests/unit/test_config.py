@@ -265,3 +265,13 @@ def test_nothing_that_looks_like_a_configuration_raises_anything_else(
         assert exc.problems  # noqa: PT017 - either outcome is fine
     else:
         assert loaded.backends
+
+
+def test_a_user_without_an_entry_needs_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, or while LDAP does not answer."""
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+
+    assert find_config({"HOME": "/h"}, UID) is None
+    with pytest.raises(CannotStart, match="cannot find the home directory: user 2147483641 has no entry") as caught:
+        find_config({}, UID)
+    assert "set HOME" in caught.value.advice

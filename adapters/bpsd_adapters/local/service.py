@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ["LocalConfig", "LocalService"]
 
-import getpass
 import math
 import os
 import signal
@@ -148,7 +147,7 @@ class LocalService(WmsService):
             config.cores or len(os.sched_getaffinity(0)),
             config.memory_mb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         )
-        self._follower = Follower(self._state, getpass.getuser())
+        self._follower = Follower(self._state, processes.user_name(os.getuid()))
         self._watching = anyio.CancelScope()
         self._have_live = anyio.Event()
         self._ending: set[str] = set()

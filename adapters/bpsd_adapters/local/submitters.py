@@ -13,7 +13,6 @@ __all__ = ["SubmitterService"]
 
 import math
 import os
-import pwd
 import shutil
 import sys
 import time
@@ -44,6 +43,7 @@ from bpsd_adapters.local.agentwire import (
 )
 from bpsd_adapters.local.fields import FIELDS
 from bpsd_adapters.local.observe import LOG, PROCESSES
+from bpsd_adapters.local.processes import user_name
 from bpsd_adapters.local.shares import Share, cursors_of, is_number, renamed, together, watches, whole_id
 from bpsd_adapters.local.units import service_command, unit_name
 
@@ -262,7 +262,7 @@ class SubmitterService(WmsService):
             agent = self._agents.get(uid)
             if agent is None or agent.broken:
                 agent = self._agents[uid] = await self._start(uid, unit_name("agent", uid), outlived=False)
-                self._names[uid] = await anyio.to_thread.run_sync(_user, uid)
+                self._names[uid] = await anyio.to_thread.run_sync(user_name, uid)
         self._asked[uid] = time.monotonic()
         yield agent
 
@@ -343,10 +343,3 @@ class _Owners:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"#{uid}"
