@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,16 +23,17 @@ class Runs:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.logs = {version: folder / f"{version}.log" for version in OTHER_PYTHONS}
-        self.processes = {
-            version: subprocess.Popen(
-                [python, *(argument.replace("FOLDER", str(folder / version)) for argument in arguments)],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=self.logs[version].open("wb"),
-                stderr=subprocess.STDOUT,
-            )
-            for version, python in OTHER_PYTHONS.items()
-        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for version, python in OTHER_PYTHONS.items():
+            with self.logs[version].open("wb") as log:
+                self.processes[version] = subprocess.Popen(
+                    [python, *(argument.replace("FOLDER", str(folder / version)) for argument in arguments)],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1"},  # a run that hangs shows where
+                )
 
     def said(self, version: str) -> str:
         """Wait for the run on a Python; return what it printed."""

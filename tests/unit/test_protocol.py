@@ -150,7 +150,7 @@ def test_repr_tells_the_state() -> None:
         (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":"\xff"}}\n', "parse_error", "byte 55 of the", None),
         (b'{"jsonrpc":"2.0","id":1,"method":"pi\xc3"}\n', "parse_error", "not UTF-8 (0xc3)", None),
         (b"[" * 100_000 + b"\n", "invalid_request", "batches are not taken", None),
-        (b'{"params":' + b"[" * 100_000 + b"\n", "parse_error", "nested too deeply", None),
+        (b'{"params":' + b"[" * 1_000_000 + b"\n", "parse_error", "nested too deeply", None),
         (b"[%s]\n" % PING.strip(), "invalid_request", "batches are not taken", None),
         (b"[]\n", "invalid_request", "batches are not taken", None),
         (b"17\n", "invalid_request", "expected `object`, got `int`", None),
