@@ -74,7 +74,7 @@ def _command_page(parser: argparse.ArgumentParser, section: int, summary: str, m
 
 def _bpsctl_parser() -> argparse.ArgumentParser:
     """One parser with all verbs of bpsctl; the options that all of them take are those of the root."""
-    root = Parser("", prog="bpsctl", usage="bpsctl [--socket PATH] [-v] [--no-color] VERB ...")
+    root = Parser("", prog="bpsctl", usage=bpsctl.usage().partition("\n")[0].removeprefix("usage: "))
     root.description = "Look at runs and act on them, through the bpsd daemon."
     common = Arguments()
     add_common(common)
