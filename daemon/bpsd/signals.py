@@ -41,6 +41,7 @@ class Signals:
     def stop_listening(self) -> None:
         """Ignore what comes from now on: the daemon has ended, and its process is about to."""
         self._listener = lambda _: None
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python's end would put back the default action, which is to die
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         received = signal.Signals(number)
