@@ -23,11 +23,11 @@ class Signals:
     def __init__(self) -> None:
         self._kept: list[signal.Signals] = []
         self._listener: Callable[[signal.Signals], None] | None = None
-        self._starting = False
+        self._installed = self._starting = False
 
     def install(self) -> None:
         """Take the signals of this process from now on (in its main thread)."""
-        self._starting = True
+        self._installed = self._starting = True
         for number in (signal.SIGHUP, *ENDING):
             signal.signal(number, self._handle)
 
@@ -41,7 +41,8 @@ class Signals:
     def stop_listening(self) -> None:
         """Ignore what comes from now on: the daemon has ended, and its process is about to."""
         self._listener = lambda _: None
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python's end would put back the default action, which is to die
+        if self._installed:  # Python's end would put back the default action, which is to die
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         received = signal.Signals(number)
