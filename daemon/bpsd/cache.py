@@ -23,8 +23,8 @@ from bpsd.hotrun import HotRun, RunCounts
 from bpsd.interface import WmsService
 from bpsd.jobtable import JobTable, encode_changes
 from bpsd.messages import Event
-from bpsd.models import JobObservation, KnownRun, PollResult, RunObservation
-from bpsd.reducer import absence_is_proof
+from bpsd.models import JobObservation, KnownRun, PollResult, RunObservation, WmsStates
+from bpsd.reducer import JOURNAL_SOURCE, absence_is_proof
 from bpsd.runnames import RunNames
 from bpsd.runorder import RunOrder, Scan
 from bpsd.runs import Change, RunRecord, decode_record, encode_record
@@ -442,6 +442,26 @@ class Cache:
         batch = Batch()
         self._publish(hot, changes, (), batch)
         await self._put(batch)
+
+    async def withdraw(self, run_id: str, note: str) -> bool:
+        """Forget a run that its WMS has refused to take; watchers are told that it has failed.
+
+        Returns
+        -------
+        gone : `bool`
+            Whether it is: a run that a source has seen, or that has an id in its WMS, stays.
+        """
+        hot = self._hot.get(run_id)
+        if hot is None or hot.record.wms_id or hot.record.source != JOURNAL_SOURCE:
+            return False
+        changes = hot.record.from_journal(WmsStates.FAILED, note, self._clock())
+        hot.row = None
+        for kind, data in changes:  # not for the timeline, which would keep it for ever
+            told = Change(kind, {**data, "refused": True, "note": note})
+            self._emit(told, hot.record.backend, run_id, (), Batch())
+        self._remove(run_id)
+        await self._put(Batch(forget=[run_id]))
+        return True
 
     async def put_again(self) -> None:
         """Hand everything to a store that had to begin anew."""

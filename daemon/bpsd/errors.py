@@ -70,10 +70,11 @@ __all__ = [
     "UnsupportedOperation",
     "WorkflowInvalid",
     "nearest",
+    "refusal_text",
 ]
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -84,6 +85,10 @@ MAX_NEAREST_CHARS = 100
 
 NEAREST_CUTOFF = 0.6
 """How much two words must have in common (`difflib.SequenceMatcher.ratio`)."""
+
+
+TOLD_IN_A_LINE = 3
+"""Mistakes that `refusal_text` names; it counts the others."""
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -262,6 +267,16 @@ class DocumentInvalid(BpsdError):
         if self.total > len(self.problems):
             lines.append(f"  ... and {self.total - len(self.problems)} more")
         return "\n".join(lines)
+
+
+def refusal_text(error: Mapping[str, Any]) -> str:
+    """A refusal as a command keeps it, in one line with the first of its mistakes."""
+    problems = error.get("problems") or ()
+    told = [f"{p['key']}: {p['message']}" if p.get("key") else str(p["message"]) for p in problems[:TOLD_IN_A_LINE]]
+    more = int(error.get("total") or 0) - len(told)
+    if told and more > 0:
+        told.append(f"and {more} more")
+    return f"{error.get('message', '')}" + (f": {'; '.join(told)}" if told else "")
 
 
 class WorkflowInvalid(DocumentInvalid):

@@ -191,6 +191,19 @@ class WmsService(ABC):
         """Raise what would make any submission fail (a missing program or folder, no right)."""
         return
 
+    async def check_workflow(self, config: Mapping[str, Any], generic_workflow: WorkflowFile) -> None:
+        """Raise what ``prepare`` would refuse of this workflow, and leave nothing behind.
+
+        ``validate`` and ``submit --dry-run`` ask this, so that they answer as ``submit`` does. So ``prepare`` must make
+        the same checks, best with the same function. ``config`` is that of ``prepare``.
+
+        Raises
+        ------
+        WorkflowInvalid
+            With every mistake.
+        """
+        return
+
     async def hold(self, wms_id: str, jobs: tuple[str, ...] = ()) -> tuple[bool, str]:
         """Put a run, or some of its jobs, on hold."""
         raise UnsupportedOperation(f"backend {self.context.backend} cannot hold runs")

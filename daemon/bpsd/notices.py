@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from bpsd import wire
+from bpsd.errors import refusal_text
 from bpsd.logs.redaction import redact_text
 from bpsd.messages import Event
 from bpsd.outlets import NotificationKind
@@ -102,7 +103,9 @@ def notices_of(event: Event, record: RunRecord | None, causes: Mapping[str, Mapp
     """
     if event.kind == "backend.state":
         return _of_backend(event)
-    if event.kind == "run.state" and record is not None and not record.muted:
+    if event.kind == "command.state" and "refused" in event.data:
+        return _of_refusal(event)
+    if event.kind == "run.state" and record is not None and not record.muted and "refused" not in event.data:
         return _of_run(event, record, causes)
     return []
 
@@ -120,6 +123,35 @@ def _of_backend(event: Event) -> list[Notice]:
             time=event.time,
             seq=event.seq,
             recovered=state == "up",
+        )
+    ]
+
+
+def _of_refusal(event: Event) -> list[Notice]:
+    """A submission that its backend refused: it has left no run, so that its command says all."""
+    told, error = event.data, event.data.get("error") or {}
+    user, name = str(told.get("user") or ""), str(told.get("name") or "")
+    lines = [f"{p['key']}: {p['message']}" if p.get("key") else p["message"] for p in error.get("problems") or ()]
+    if (more := int(error.get("total") or 0) - len(lines)) > 0 and lines:
+        lines.append(f"... and {more} more")
+    return [
+        Notice(
+            kind="failed",
+            subject=f"run {told['refused']}",
+            backend=event.backend or "",
+            cause=_likened(f"submission refused: {refusal_text(error)}"),
+            time=event.time,
+            seq=event.seq,
+            run={
+                "id": str(told["refused"]),
+                "name": redact_text(name),
+                "wms_id": "",
+                "operator": redact_text(user),
+                "note": redact_text(str(error.get("message", "")))[:CAUSE_CHARS],
+                "mistakes": "\n".join(redact_text(line) for line in lines),
+            },
+            users=frozenset(filter(None, (user,))),
+            names=frozenset(filter(None, (name,))),
         )
     ]
 
@@ -367,7 +399,9 @@ def _paragraph(group: Group) -> str:
     if group.outcome == "again":
         first += " (again)"
     lines = [first + (f": {group.cause}" if group.cause else "")]
-    lines += [f"  {' '.join(_words(run))}" for run in group.runs]
+    for run in group.runs:
+        lines.append(f"  {' '.join(_words(run))}")
+        lines += [f"    {mistake}" for mistake in run.get("mistakes", "").splitlines()]
     if group.runs and group.count > len(group.runs):
         lines.append(f"  ... and {group.count - len(group.runs)} more")
     return "\n".join(lines)

@@ -46,7 +46,7 @@ LOOK_S = 1.0
 SAVE_S = 60.0
 """How often is kept how far each route is, besides after each message."""
 
-KINDS = frozenset({"run.state", "backend.state"})
+KINDS = frozenset({"run.state", "backend.state", "command.state"})
 
 Timeline = Callable[[int, int], Awaitable[Sequence[TimelineEvent]]]
 """Gives events behind a number, at most so many."""

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +174,61 @@ def test_what_the_backend_finds_wrong_fails_the_command(daemon: RunningDaemon, c
     assert command["error"]["code"] == "workflow_invalid"
     assert command["error"]["source"] == "bad.yaml"
     assert [(p["line"], p["column"], p["key"]) for p in command["error"]["problems"]] == [(3, 37, "jobs[0].executable")]
-    assert state_of(client, command["run"]) == "FAILED"
-    assert "not submitted" in client.status(command["run"])["note"]
     assert daemon.wms("toy").read().runs == {}
+    assert client.report()["runs"] == []  # what was refused is no run
+    for ask in (client.status, lambda run: client.report(run), client.jobs, lambda run: list(client.watch(runs=[run]))):
+        with pytest.raises(RemoteError) as caught:
+            ask(command["run"])
+        assert caught.value.code == "run_not_found"
+        assert "its submission was refused: the workflow bad.yaml has 1 mistake: jobs[0].executable: " in str(
+            caught.value
+        )
+        assert caught.value.fields["problems"] == command["error"]["problems"]
+    assert [row["id"] for row in client.commands(run=command["run"])["commands"]] == [command["id"]]
+
+
+def test_validate_gives_the_answer_of_a_submission(daemon: RunningDaemon, client: Client) -> None:
+    bad = b"name: test\njobs:\n- {name: a_1, label: a, executable: missing}\n"
+    told = client.validate_document(bad, source="bad.yaml", backend="toy")
+    command = client.wait_command(client.submit_document(bad, backend="toy", source="bad.yaml")["id"], timeout_s=90)
+    assert (told["ok"], told["problems"]) == (False, command["error"]["problems"])
+
+    daemon.wms("toy").fault("run_submission_checks", "error", times=1)
+    told = client.validate_document(TWO, source="two.yaml", backend="toy")
+    assert told["ok"]
+    assert told["warnings"] == [
+        "backend toy could not check this now; it does so when you submit: the scripted WMS does not answer"
+    ]
+
+    daemon.wms("toy").fault("check_workflow", "refuse", times=1)
+    daemon.wms("toy").fault("prepare", "refuse", times=1)
+    told = client.validate_document(TWO, source="two.yaml", backend="toy")
+    command = client.wait_command(client.submit_document(TWO, backend="toy")["id"], timeout_s=90)
+    assert [problem["message"] for problem in told["problems"]] == ["the scripted WMS says no"]
+    assert command["error"]["message"] == "the scripted WMS says no"
+
+
+def test_who_watches_a_run_that_is_refused_is_told(daemon: RunningDaemon, client: Client) -> None:
+    daemon.wms("toy").fault("prepare", "slow", seconds=1.0, times=1)
+    bad = b"name: test\njobs:\n- {name: a_1, label: a, executable: missing}\n"
+    with daemon.client() as other:
+        daemon.wms("toy").fault("run_submission_checks", "slow", seconds=2.0, times=1)
+        command = client.submit_document(bad, backend="toy")
+        with closing(other.watch(runs=[command["run"]])) as watch:
+            told = next(item for item in watch if item["kind"] == "run.state" and item["data"]["state"] == "FAILED")
+        assert told["data"]["row"]["note"].startswith("not submitted: the workflow ")
+        assert told["data"]["refused"]
+
+
+def test_a_refused_submission_stays_refused_after_a_restart(daemon: RunningDaemon, client: Client) -> None:
+    bad = b"name: test\njobs:\n- {name: a_1, label: a, executable: missing}\n"
+    command = client.wait_command(client.submit_document(bad, backend="toy")["id"], timeout_s=90)
+    daemon.stop()
+    daemon.start()
+    with daemon.client() as again, pytest.raises(RemoteError, match="its submission was refused"):
+        again.status(command["run"])
+    with daemon.client() as again:
+        assert again.report(hist=10)["runs"] == []
 
 
 def test_commands_that_make_no_sense_are_refused(daemon: RunningDaemon, client: Client) -> None:

@@ -69,7 +69,8 @@ def test_a_run_that_was_never_submitted_has_no_logs(daemon: RunningDaemon) -> No
     done = bpsctl(daemon.socket, "logs", run, "a_1")
 
     assert done.code == 1
-    assert done.err.startswith(f"bpsctl: logs: run {run} has no logs: not submitted: ")
+    assert f"run {run} does not exist: its submission was refused: the workflow " in done.err
+    assert "the executable missing is not there" in done.err
 
 
 def test_a_submission_tells_what_is_only_approximated(state_dir: Path) -> None:

@@ -84,6 +84,10 @@ class Plugin:
         new_id, name, message = plain(self.service.restart(wms_id))
         return None if new_id is None or says_no(message) else str(new_id), name, message
 
+    def forget(self, token: str) -> None:
+        """Let go of what was prepared for a token: its files are about to be removed."""
+        self._prepared.pop(token, None)
+
     def prepare(self, folder: Path, token: str) -> tuple[Any, Any]:
         """The plugin for a run, and the run as it made it; what was made for the same token before is taken again."""
         os.chdir(folder)  # plugins write beside themselves (Parsl: runinfo)

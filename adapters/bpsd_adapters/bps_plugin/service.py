@@ -150,13 +150,34 @@ class BpsPluginService(WmsService):
         WorkflowInvalid
             If the plugin, or we for it, cannot run the workflow.
         """
-        token, name = generic_workflow.token, generic_workflow.name
+        folder = await self._made_ready(generic_workflow)
+        facts = {"run_summary": generic_workflow.run_summary, "job_count": generic_workflow.job_count}
+        return WmsWorkflow(name=generic_workflow.name, token=generic_workflow.token, submit_path=folder, data=facts)
+
+    async def check_workflow(self, config: Mapping[str, Any], generic_workflow: WorkflowFile) -> None:
+        """Let the plugin make its files, and remove them.
+
+        Raises
+        ------
+        WorkflowInvalid
+            If the plugin, or we for it, cannot run the workflow.
+        """
+        token = generic_workflow.token
+        try:
+            await self._made_ready(generic_workflow)
+        finally:
+            with anyio.CancelScope(shield=True), contextlib.suppress(BpsdError, OSError):
+                await self._commanding.ask("forget", self._config.call_deadline_s, token=token)
+
+    async def _made_ready(self, workflow: WorkflowFile) -> str:
+        """Bring the document to a folder of its own and have the plugin prepare it there."""
+        token, name = workflow.token, workflow.name
         with self._mapped("prepare"):
             await self._deployment.ensure()
             folder = f"{self._deployment.root}/{token}"
             done = await self._transport.run(["mkdir", "-p", folder], deadline_s=self._config.call_deadline_s)
             done.check(self._transport.host)
-            document = await anyio.to_thread.run_sync(Path(generic_workflow.path).read_bytes)
+            document = await anyio.to_thread.run_sync(Path(workflow.path).read_bytes)
             await self._transport.write(f"{folder}/workflow.json", document)
         try:
             await self._commanding.ask(
@@ -169,9 +190,8 @@ class BpsPluginService(WmsService):
             self._tell("prepare", exc)
             if exc.kind in _SURROUNDINGS:
                 raise self._as_error("prepare", exc) from exc
-            raise WorkflowInvalid(name, [Problem((), f"{self._config.plugin}: {exc.kind}: {exc.text}")]) from exc
-        facts = {"run_summary": generic_workflow.run_summary, "job_count": generic_workflow.job_count}
-        return WmsWorkflow(name=name, token=token, submit_path=folder, data=facts)
+            raise WorkflowInvalid(name, _problems(self._config.plugin, exc)) from exc
+        return folder
 
     async def submit(self, workflow: WmsWorkflow, **kwargs: Any) -> None:
         """Hand it to the plugin, or to a host of its own if the plugin blocks; once.
@@ -443,3 +463,10 @@ class BpsPluginService(WmsService):
 _OURS: Mapping[str, type[BpsdError]] = {"RunNotFound": RunNotFound, "TimeoutError": Conflict}
 _SURROUNDINGS = frozenset({"ImportError", "ModuleNotFoundError", "OSError", "PermissionError", "Busy"})
 """Kinds of error that say nothing of the workflow."""
+
+
+def _problems(plugin: str, exc: WorkerError) -> list[Problem]:
+    """What a worker found wrong: each of our own mistakes, or what the plugin said."""
+    if exc.kind == WorkflowInvalid.__name__:
+        return [Problem((), line) for line in exc.text.splitlines()]
+    return [Problem((), f"{plugin}: {exc.kind}: {exc.text}")]

@@ -24,6 +24,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import socket
 import sys
 import threading
@@ -33,6 +34,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
+
+MISSING_MAX = 100
+"""How many programs that are not there are told."""
 
 TEXT_CHARS = 8000
 """The most that is sent of a text that somebody else wrote."""
@@ -182,6 +186,7 @@ class Worker:
             "import": self.import_plugin,
             "plugin": self.ask_plugin,
             "prepare": self.prepare,
+            "forget": self.forget,
             "submit": self.submit,
             "restart": self.restart,
             "find": self.find,
@@ -208,6 +213,17 @@ class Worker:
             _check_executables(load_document(self.root / token))
         _, prepared = self.plugin.prepare(self.root / token, token)
         return {"name": prepared.name, "path": str(prepared.submit_path)}
+
+    def forget(self, token: str) -> Any:
+        """Remove a run's folder that was only made to see what the plugin says, unless the run was begun."""
+        folder = self.root / token
+        if folder.is_dir():
+            with locked(folder):
+                if Entry(folder).attempt(1).get("state") is None:
+                    if self._plugin is not None:
+                        self._plugin.forget(token)
+                    os.chdir(self.root)
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def submit(self, token: str, facts: dict[str, Any]) -> Any:
         """Hand a run to the WMS, once; the id that it has there."""
@@ -326,15 +342,18 @@ def _check_executables(document: dict[str, Any]) -> None:
     Raises
     ------
     Refused
-        If one is not there.
+        With those that are not there, one a line.
     """
+    missing = []
     declared = {e["name"]: e for e in document.get("executables", ())}
     for job in [*document["jobs"], *([document["final"]] if document.get("final") else [])]:
         name = job.get("executable") or ""
         entry = declared.get(name, {})
         path = (entry.get("src_uri") or name).removeprefix("file://")
         if path.startswith("/") and "<" not in path and not os.access(path, os.X_OK):
-            raise Refused("WorkflowInvalid", f"job {job['name']}: there is no program {path} on {socket.gethostname()}")
+            missing.append(f"job {job['name']}: there is no program {path} on {socket.gethostname()}")
+    if missing:
+        raise Refused("WorkflowInvalid", "\n".join(missing[:MISSING_MAX]))
 
 
 def _done_before(entry: Entry, number: int) -> str | None:

@@ -34,7 +34,7 @@ from bpsd_adapters.htcondor.finder import Finder, all_of_them, named_jobs
 from bpsd_adapters.htcondor.hostclock import HostClock
 from bpsd_adapters.htcondor.observe import HISTORY, Ids, dag_file
 from bpsd_adapters.htcondor.pool import Pool
-from bpsd_adapters.htcondor.prepare import prepare
+from bpsd_adapters.htcondor.prepare import PROBLEMS_MAX, Answer, prepare
 from bpsd_adapters.htcondor.runfiles import Room, RunFiles
 from bpsd_adapters.htcondor.settings import HTCondorConfig
 from bpsd_adapters.htcondor.submission import DAG_FILE
@@ -103,14 +103,12 @@ class HTCondorService(WmsService):
         self, config: Mapping[str, Any], generic_workflow: WorkflowFile, out_prefix: str | None = None
     ) -> WmsWorkflow:
         """See `WmsService.prepare`: the run's folder is whole, or is not there."""
-        root = await self._submit_root()
-        name = f"{_UNSAFE.sub('_', generic_workflow.name)[:80]}-{generic_workflow.token}"
+        root, name = await self._submit_root(), _folder_name(generic_workflow)
         folder = posixpath.join(root, name)
         if await self._transport.stat(posixpath.join(folder, DAG_FILE)) is None:
             archive = self.context.state_dir / f"{generic_workflow.token}.tar"
             try:
-                executables = await prepare(generic_workflow, folder, archive)
-                await self._check_executables(generic_workflow.name, executables)
+                await self._check(generic_workflow.name, await prepare(generic_workflow, folder, archive))
                 data = await anyio.Path(archive).read_bytes()
             finally:
                 with anyio.CancelScope(shield=True):
@@ -122,6 +120,11 @@ class HTCondorService(WmsService):
             )
             done.check(self._transport.host)
         return WmsWorkflow(name=generic_workflow.name, token=generic_workflow.token, submit_path=folder)
+
+    async def check_workflow(self, config: Mapping[str, Any], generic_workflow: WorkflowFile) -> None:
+        """See `WmsService.check_workflow`: whether the run's files can be written and its programs are there."""
+        folder = posixpath.join(await self._submit_root(), _folder_name(generic_workflow))
+        await self._check(generic_workflow.name, await prepare(generic_workflow, folder, None))
 
     async def submit(self, workflow: WmsWorkflow, **kwargs: Any) -> None:
         """See `WmsService.submit`: the script on the submit host submits once, whatever breaks."""
@@ -145,17 +148,18 @@ class HTCondorService(WmsService):
             self._root = root
         return self._root
 
-    async def _check_executables(self, source: str, executables: Mapping[str, str]) -> None:
-        if not self._settings.check_executables:
-            return
-        problems = []
-        for path, job in executables.items():
+    async def _check(self, source: str, looked: Answer) -> None:
+        """Raise what HTCondor cannot be told, and what is not on the submit host."""
+        problems = [Problem(found.where, found.message) for found in looked.problems]
+        total = looked.total
+        for path, job in looked.executables.items() if self._settings.check_executables else ():
             found: FileInfo | None = await self._transport.stat(path)
             if found is None or found.is_dir:
+                total += 1
                 message = f"there is no program {path} on {self._transport.host} (job {job})"
                 problems.append(Problem(("jobs",), message))
         if problems:
-            raise WorkflowInvalid(source, problems)
+            raise WorkflowInvalid(source, problems[:PROBLEMS_MAX], total=total)
 
     async def _once(
         self, script: str, folder: str, attempt_token: str, dag: str, *more: str, schedd: str | None = None
@@ -403,3 +407,8 @@ class HTCondorService(WmsService):
         if ids is None or ids.schedd is not None:
             return (text,)
         return tuple(dict.fromkeys((ids.text(), text)))
+
+
+def _folder_name(workflow: WorkflowFile) -> str:
+    """The name of a run's folder under ``submit_root``."""
+    return f"{_UNSAFE.sub('_', workflow.name)[:80]}-{workflow.token}"

@@ -46,7 +46,7 @@ _NOOP_SUB = "executable = /bin/true\nuniverse = vanilla\nqueue\n"
 
 
 class SubmissionProblem(ValueError):
-    """HTCondor cannot be told that; ``where`` is the place in the document."""
+    """A value cannot be said to HTCondor; ``where`` is its place in the document."""
 
     def __init__(self, where: tuple[str | int, ...], message: str) -> None:
         super().__init__(message)
@@ -54,12 +54,14 @@ class SubmissionProblem(ValueError):
 
 
 class Submission(NamedTuple):
-    """The files by their names in the run's folder, and which of them are programs."""
+    """The files by their names in the run's folder, and which of them are programs; of no use if there are problems."""
 
     files: dict[str, str]
     programs: frozenset[str]
     executables: dict[str, str]
     """Executable files that must be there before anything runs, and the job that names each first."""
+    problems: list[SubmissionProblem]
+    """Values that cannot be said in HTCondor's files, one of a job at most."""
 
 
 def write_submission(workflow: Workflow, token: str, folder: str, run_summary: str) -> Submission:
@@ -75,11 +77,6 @@ def write_submission(workflow: Workflow, token: str, folder: str, run_summary: s
         Where the files will lie on the submit host.
     run_summary : `str`
         ``label:count;...``.
-
-    Raises
-    ------
-    SubmissionProblem
-        If a value cannot be said in HTCondor's files.
     """
     return _Writer(workflow, token, folder, run_summary).write()
 
@@ -103,6 +100,7 @@ class _Writer:
         self.files: dict[str, str] = {}
         self.programs: set[str] = set()
         self.needed: dict[str, str] = {}
+        self.problems: list[SubmissionProblem] = []
         self.subdag_of = {group.name: group for group in workflow.groups if not group.blocking}
 
     def write(self) -> Submission:
@@ -121,20 +119,27 @@ class _Writer:
             else:
                 lines += self._subdag(group, members[group.name])
         if self.workflow.final is not None:
-            lines += self._node("FINAL", self.workflow.final, ("final",))
+            lines += self._node_or_none("FINAL", self.workflow.final, ("final",))
         lines += _order(self.workflow, self.subdag_of)
         lines += [f"MAXJOBS {_safe(name)} {limit}" for name, limit in sorted(self.workflow.category_limits.items())]
         lines += [f"SET_JOB_ATTR {name}={literal(value)}" for name, value in self.attributes.items()]
         name = posixpath.splitext(DAG_FILE)[0]
         lines += [f"NODE_STATUS_FILE {name}.node_status", f"JOBSTATE_LOG {name}.jobstate.log"]
         self.files[DAG_FILE] = "\n".join(lines) + "\n"
-        return Submission(self.files, frozenset(self.programs), self.needed)
+        return Submission(self.files, frozenset(self.programs), self.needed, self.problems)
 
     def _dag_lines(self, jobs: Sequence[tuple[int, Job]]) -> list[str]:
         lines: list[str] = []
         for number, job in jobs:
-            lines += self._node("JOB", job, ("jobs", number))
+            lines += self._node_or_none("JOB", job, ("jobs", number))
         return lines
+
+    def _node_or_none(self, command: str, job: Job, where: tuple[str | int, ...]) -> list[str]:
+        try:
+            return self._node(command, job, where)
+        except SubmissionProblem as exc:
+            self.problems.append(exc)
+            return []
 
     def _subdag(self, group: Group, members: Sequence[tuple[int, Job]]) -> list[str]:
         """A sub-DAG, a script that lets the run go on, and a node that fails if the group did."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -43,6 +43,8 @@ from bpsd_adapters.local.agentwire import (
 )
 from bpsd_adapters.local.ledgerfile import ledger_in
 from bpsd_adapters.local.service import LocalConfig, LocalService
+
+T = TypeVar("T")
 
 JOBS_PER_POLL = 2_000
 """How many observations of jobs go over at once: the daemon decodes them, and its loop has to wait for that."""
@@ -74,6 +76,7 @@ class Agent:
         self._writer: asyncio.StreamWriter | None = None
         self._calls: Mapping[str, Callable[[Any], Awaitable[object]]] = {
             "receive": self._receive,
+            "check": self._check,
             "prepare": self._prepare,
             "submit": self._submit,
             "restart": self._restart,
@@ -123,12 +126,21 @@ class Agent:
         except OSError as exc:
             raise StorageError(f"the workflow cannot be written to {self._incoming}: {exc.strerror}") from exc
 
-    async def _prepare(self, workflow: WorkflowFile) -> Prepared:
-        document = self._incoming / workflow.token
+    async def _check(self, workflow: WorkflowFile) -> None:
+        await self._with_document(self._service.check_workflow, workflow)
+
+    async def _with_document(
+        self, ask: Callable[[Mapping[str, Any], WorkflowFile], Awaitable[T]], run: WorkflowFile
+    ) -> T:
+        """Ask about a workflow whose document has come; it is gone afterwards."""
+        document = self._incoming / run.token
         try:
-            done = await self._service.prepare({}, msgspec.structs.replace(workflow, path=str(document)))
+            return await ask({}, msgspec.structs.replace(run, path=str(document)))
         finally:
             await anyio.to_thread.run_sync(document.unlink, True)
+
+    async def _prepare(self, workflow: WorkflowFile) -> Prepared:
+        done = await self._with_document(self._service.prepare, workflow)
         return Prepared(done.name, done.token, done.submit_path, done.data["wms_id"])
 
     async def _submit(self, run: Prepared) -> str:

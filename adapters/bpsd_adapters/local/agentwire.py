@@ -110,6 +110,7 @@ class OutputOrder(msgspec.Struct, frozen=True):
 
 CALLS: Mapping[str, tuple[type[Any], Any]] = {
     "receive": (Chunk, None),
+    "check": (WorkflowFile, None),
     "prepare": (WorkflowFile, Prepared),
     "submit": (Prepared, str),
     "restart": (Restart, tuple[str | None, str | None, str]),

@@ -39,13 +39,14 @@ class Found(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Order(msgspec.Struct, kw_only=True, frozen=True):
-    """What to prepare, and where."""
+    """What to prepare, and where; ``only_check``: look at every job and make nothing."""
 
     workflow: WorkflowFile
     state: str
     runs: str | None
     cores: int
     memory_mb: int
+    only_check: bool = False
 
 
 class Answer(msgspec.Struct, kw_only=True, frozen=True):
@@ -168,7 +169,7 @@ def work(order: Order) -> Answer:
 def _prepare(order: Order) -> Answer:
     state = StateFolder(Path(order.state), None if order.runs is None else Path(order.runs))
     folder = state.run(order.workflow.token)
-    if not folder.path.exists():
+    if order.only_check or not folder.path.exists():
         try:
             document = Document(Path(order.workflow.path))
         except msgspec.MsgspecError as exc:
@@ -185,6 +186,8 @@ def _prepare(order: Order) -> Answer:
             Dag(document.jobs(), groups=document.groups, category_limits=document.category_limits)
         except ValueError as exc:
             return Answer(problems=(Found((), str(exc)),), total=1)
+    if order.only_check:
+        return Answer()
     meta = make_folder(order, state)
     return Answer(wms_id=meta.wms_id, path=str(folder.path))
 

@@ -183,28 +183,44 @@ class LocalService(WmsService):
         StorageError
             If the folder could not be made.
         """
-        order = Order(
-            workflow=generic_workflow,
-            state=str(self._state.path),
-            runs=str(self._state.runs),
-            cores=self.capacity.cores,
-            memory_mb=self.capacity.memory_mb,
-        )
-        answer = await helper.ask(work, order, Answer, about=f"preparing run {generic_workflow.name}")
-        if answer.error:
-            raise StorageError(
-                f"the folder of run {generic_workflow.name} could not be made: {answer.error}",
-                advice=f"make room in {self._state.runs}, or mend its permissions, and submit again",
-            )
-        if answer.problems:
-            problems = [Problem(p.where, p.message) for p in answer.problems]
-            raise WorkflowInvalid(generic_workflow.name, problems, total=answer.total)
+        answer = await self._looked_at(generic_workflow, only_check=False)
         return WmsWorkflow(
             name=generic_workflow.name,
             token=generic_workflow.token,
             submit_path=answer.path,
             data={"wms_id": answer.wms_id},
         )
+
+    async def check_workflow(self, config: Mapping[str, Any], generic_workflow: WorkflowFile) -> None:
+        """Look at every job, in a helper process.
+
+        Raises
+        ------
+        WorkflowInvalid
+            If jobs cannot run here: with all of them.
+        """
+        await self._looked_at(generic_workflow, only_check=True)
+
+    async def _looked_at(self, workflow: WorkflowFile, *, only_check: bool) -> Answer:
+        order = Order(
+            workflow=workflow,
+            state=str(self._state.path),
+            runs=str(self._state.runs),
+            cores=self.capacity.cores,
+            memory_mb=self.capacity.memory_mb,
+            only_check=only_check,
+        )
+        about = f"{'checking' if only_check else 'preparing'} run {workflow.name}"
+        answer = await helper.ask(work, order, Answer, about=about)
+        if answer.error:
+            raise StorageError(
+                f"{about}: the files of the run failed: {answer.error}",
+                advice=f"make room in {self._state.runs}, or correct its permissions, and submit again",
+            )
+        if answer.problems:
+            problems = [Problem(p.where, p.message) for p in answer.problems]
+            raise WorkflowInvalid(workflow.name, problems, total=answer.total)
+        return answer
 
     async def submit(self, workflow: WmsWorkflow, **kwargs: Any) -> None:
         """Launch the run's first driver, unless that was done before.

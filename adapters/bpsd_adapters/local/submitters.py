@@ -115,7 +115,19 @@ class SubmitterService(WmsService):
         UnsupportedOperation
             If nobody is known to have submitted it.
         """
-        uid = config.get("submitter_uid")
+        uid = self._submitter(config)
+        await anyio.to_thread.run_sync(self._owners.note, generic_workflow.token, uid)
+        done: Prepared = await self._with_document(uid, "prepare", generic_workflow)
+        if not is_number(done.wms_id) or done.token != generic_workflow.token:
+            raise BackendUnavailable(f"the agent of user {uid} answered with a run that is none")
+        return WmsWorkflow(done.name, done.token, done.path, data={"uid": uid, "prepared": done})
+
+    async def check_workflow(self, config: Mapping[str, Any], generic_workflow: WorkflowFile) -> None:
+        """Have the submitter's agent look at every job."""
+        await self._with_document(self._submitter(config), "check", generic_workflow)
+
+    def _submitter(self, config: Mapping[str, Any]) -> int:
+        uid: int | None = config.get("submitter_uid")
         if uid is None:
             raise UnsupportedOperation(
                 f"backend {self.context.backend} runs jobs as who submitted them: that is nobody"
@@ -125,17 +137,17 @@ class SubmitterService(WmsService):
                 f"backend {self.context.backend} runs no jobs as root",
                 advice="submit as the person whose jobs these are",
             )
-        await anyio.to_thread.run_sync(self._owners.note, generic_workflow.token, uid)
+        return uid
+
+    async def _with_document(self, uid: int, call: str, workflow: WorkflowFile) -> Any:
+        """Send a workflow's document to a user's agent, and ask it about that workflow."""
         async with self._reader(uid) as agent:
-            async with await anyio.open_file(generic_workflow.path, "rb") as document:
+            async with await anyio.open_file(workflow.path, "rb") as document:
                 offset = 0
                 while data := await document.read(CHUNK_BYTES):
-                    await agent.call("receive", Chunk(generic_workflow.token, offset, data))
+                    await agent.call("receive", Chunk(workflow.token, offset, data))
                     offset += len(data)
-            done: Prepared = await agent.call("prepare", generic_workflow)
-        if not is_number(done.wms_id) or done.token != generic_workflow.token:
-            raise BackendUnavailable(f"the agent of user {uid} answered with a run that is none")
-        return WmsWorkflow(done.name, done.token, done.path, data={"uid": uid, "prepared": done})
+            return await agent.call(call, workflow)
 
     async def submit(self, workflow: WmsWorkflow, **kwargs: Any) -> None:
         """Launch the run's first driver, in a unit of its own, unless that was done before."""

@@ -121,10 +121,7 @@ class SlurmService(WmsService):
         token, settings = generic_workflow.token, self._settings
         folder = posixpath.join(settings.work_dir, token)
         if self._state.meta(token) is None:
-            found = await self._look_at(generic_workflow, folder)
-            await self._ask_site(found)
-            if found.total:
-                raise WorkflowInvalid(generic_workflow.name, found.problems, total=found.total)
+            await self.check_workflow(config, generic_workflow)
         await self._cluster.make_run(folder)
         try:
             await anyio.to_thread.run_sync(self._add, generic_workflow, folder)
@@ -133,6 +130,22 @@ class SlurmService(WmsService):
                 f"run {generic_workflow.name} could not be kept: {exc}", advice="make room and submit again"
             ) from exc
         return WmsWorkflow(name=generic_workflow.name, token=token, submit_path=folder)
+
+    async def check_workflow(self, config: Mapping[str, Any], generic_workflow: WorkflowFile) -> None:
+        """Look at every job, and ask the site about programs and resources.
+
+        Raises
+        ------
+        WorkflowInvalid
+            If jobs cannot run there: with all of them.
+        BackendUnavailable
+            If the submit host cannot be asked.
+        """
+        folder = posixpath.join(self._settings.work_dir, generic_workflow.token)
+        found = await self._look_at(generic_workflow, folder)
+        await self._ask_site(found)
+        if found.total:
+            raise WorkflowInvalid(generic_workflow.name, found.problems, total=found.total)
 
     async def submit(self, workflow: WmsWorkflow, **kwargs: Any) -> None:
         """Begin the run's first attempt, unless it was begun before; jobs are submitted from then on.

@@ -7,6 +7,7 @@ __all__ = ["Bulk"]
 import base64
 from collections.abc import Awaitable
 from itertools import islice
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -15,7 +16,17 @@ from bpsd import wire
 from bpsd.api.deps import Deps
 from bpsd.api.paging import PAGE_BYTES
 from bpsd.api.uploads import Uploads
-from bpsd.errors import InvalidParams, JobNotFound, WorkflowInvalid
+from bpsd.api.workflows import Checked
+from bpsd.commands.submit import check_submission
+from bpsd.errors import (
+    BackendAuthError,
+    BackendUnavailable,
+    BpsdError,
+    InvalidParams,
+    JobNotFound,
+    Problem,
+    WorkflowInvalid,
+)
 from bpsd.messages import (
     BlobPut,
     BlobPutResult,
@@ -25,11 +36,15 @@ from bpsd.messages import (
     ValidateParams,
     ValidateResult,
 )
+from bpsd.poller import Backend
 from bpsd.server import Call
 from bpsd.slices import nearest_of
 
 MOST_NEARBY = 1000
 """Jobs of a run among which the nearest to a mistyped name is looked for."""
+
+CHECKS_AT_ONCE = 2
+"""How many documents one backend is asked to check at once: some adapters ask the WMS."""
 
 
 class Bulk:
@@ -37,6 +52,7 @@ class Bulk:
 
     def __init__(self, deps: Deps, uploads: Uploads) -> None:
         self._deps, self._uploads = deps, uploads
+        self._checks: dict[str, anyio.CapacityLimiter] = {}
 
     def put(self, call: Call, params: BlobPut) -> Awaitable[BlobPutResult]:
         """A piece of a document, which belongs to the connection; answered when it is durable."""
@@ -52,9 +68,10 @@ class Bulk:
         return BlobPutResult(have=have, complete=have >= params.size)
 
     async def validate(self, call: Call, params: ValidateParams) -> ValidateResult:
-        """Everything that is wrong with a document, for one backend."""
+        """Everything that is wrong with a document, for one backend: what a submission of it would be told."""
         deps = self._deps
         backend = deps.backend(params.backend)
+        deps.check_submitter(call.peer, backend)
         blob = await deps.spool.open_blob(params.blob, call.peer.uid)
         token = wire.new_token()  # names the scratch file only
         try:
@@ -65,6 +82,7 @@ class Bulk:
                 capabilities=backend.service.capabilities,
                 token=token,
             )
+            more = await self._ask_adapter(backend, call.peer.uid, checked, blob, params.source)
         except WorkflowInvalid as exc:
             problems = [ProblemRow(key=p.key, message=p.message, line=p.line, column=p.column) for p in exc.problems]
             return ValidateResult(ok=False, backend=backend.name, problems=problems, total=exc.total)
@@ -73,11 +91,36 @@ class Bulk:
         return ValidateResult(
             ok=True,
             backend=backend.name,
-            warnings=checked.warnings,
+            warnings=[*checked.warnings, *more],
             name=checked.file.name,
             job_count=checked.file.job_count,
             labels=checked.labels,
         )
+
+    async def _ask_adapter(self, backend: Backend, uid: int, checked: Checked, blob: Path, source: str) -> list[str]:
+        """Let the backend check a workflow as it does before a submission; returns warnings.
+
+        Raises
+        ------
+        WorkflowInvalid
+            If a submission would be refused.
+        """
+        deadline_s = backend.settings.commands_deadline_s
+        try:
+            async with self._checks.setdefault(backend.name, anyio.CapacityLimiter(CHECKS_AT_ONCE)):
+                with anyio.fail_after(deadline_s):
+                    await check_submission(backend.service, uid, checked.file)
+        except WorkflowInvalid as exc:
+            raise await self._deps.workflows.place(blob, source, exc) from exc
+        except TimeoutError:
+            why = f"no answer within {deadline_s:g} s"
+        except (BackendUnavailable, BackendAuthError) as exc:
+            why = str(exc)
+        except BpsdError as exc:
+            raise WorkflowInvalid(source, [Problem((), str(exc))]) from exc
+        else:
+            return []
+        return [f"backend {backend.name} could not check this now; it does so when you submit: {why}"]
 
     async def logs(self, call: Call, params: LogsParams) -> LogsResult:
         """A piece of what a job printed, as text that ends at a whole character."""

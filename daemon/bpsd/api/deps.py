@@ -9,21 +9,25 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from bpsd import wire
 from bpsd.api.scans import Scans
 from bpsd.api.workflows import Workflows
 from bpsd.cache import Cache
 from bpsd.commands.engine import CommandEngine
 from bpsd.config import Config
-from bpsd.errors import RunAmbiguous, RunNotFound, UnknownBackend, nearest
+from bpsd.errors import PermissionDenied, RunAmbiguous, RunNotFound, UnknownBackend, nearest, refusal_text
 from bpsd.jobtable import JobTable
 from bpsd.journal import Journal
-from bpsd.peers import Policy
+from bpsd.peers import Peer, Policy, may_submit
 from bpsd.poller import Backend
 from bpsd.runs import RunRecord, decode_record
 from bpsd.server import ClientsUse
 from bpsd.slices import Pause, in_turns, nearest_of
 from bpsd.spool import Spool
 from bpsd.store import Store
+
+MOST_COMMANDS = 1000
+"""Commands of one run that are looked through for its submission."""
 
 MOST_NAMESAKES = 5
 """Runs that are named to somebody who gave the name of a run for its id."""
@@ -109,7 +113,11 @@ class Deps:
         try:
             record = self.cache.resolve(text, backend)
         except RunNotFound as unknown:
-            cold = await self._cold(text, backend, unknown)
+            try:
+                cold = await self._cold(text, backend, unknown)
+            except RunNotFound as nowhere:
+                await self.check_refused(text, nowhere)
+                raise
             hot = self.cache.get(cold.run_id)
             if hot is None:
                 return cold, await self.cold_jobs(cold.run_id), False
@@ -119,6 +127,41 @@ class Deps:
             # The jobs of a run that ended before the daemon started are on the disk only.
             return record, await self.cold_jobs(record.run_id), True
         return record, jobs, True
+
+    async def find_id(self, text: str, backend: str | None) -> str:
+        """Our id of the run that a person calls ``text``, also if its submission was refused."""
+        try:
+            record, _, _ = await self.find(text, backend)
+        except RunNotFound as exc:
+            if "refused" not in exc.fields:
+                raise
+            return str(exc.fields["run"])
+        return record.run_id
+
+    async def check_refused(self, text: str, unknown: RunNotFound) -> None:
+        """Raise why there is no run ``text``, if that is the id or the token of a submission that was refused."""
+        command = await self.journal.by_token(text) if len(text) == wire.TOKEN_LENGTH else None
+        if command is None:
+            found = await self.journal.commands(run_id=text, limit=MOST_COMMANDS)
+            command = next((c for c in found if c.verb == "submit"), None)
+        if command is None or command.state != "FAILED" or command.error is None:
+            return
+        raise RunNotFound(
+            f"run {command.run_id} does not exist: its submission was refused: {refusal_text(command.error)}",
+            advice=f"correct that and submit again; `bpsctl commands {command.id}` shows the refusal",
+            run=command.run_id,
+            refused=command.id,
+            **{name: command.error[name] for name in ("source", "problems", "total") if name in command.error},
+        ) from unknown
+
+    def check_submitter(self, peer: Peer, backend: Backend) -> None:
+        """Refuse somebody who may not submit to a backend."""
+        if not may_submit(peer, self.policy, backend.name):
+            raise PermissionDenied(
+                f"{peer.user} may not submit to backend {backend.name}",
+                advice=f"an administrator can name you, or a group of yours, in backends.{backend.name}.submitters",
+                right="submit",
+            )
 
     async def _cold(self, text: str, backend: str | None, unknown: RunNotFound) -> RunRecord:
         """The run in the history that has this id; `RunNotFound` with those that are only named so, as ``nearest``."""
@@ -168,6 +211,7 @@ class Deps:
             try:
                 found.append(self.cache.resolve(text, backend))
             except RunNotFound as unknown:
+                await self.check_refused(text, unknown)
                 raise await self._not_found(text, unknown) from None
             await pause.if_due()
         return found

@@ -29,7 +29,7 @@ from bpsd.messages import (
     SubmitParams,
 )
 from bpsd.models import WmsStates
-from bpsd.peers import Peer, claimed_command_line, may_command, may_submit
+from bpsd.peers import Peer, claimed_command_line, may_command
 from bpsd.runs import RunRecord
 from bpsd.server import Call
 from bpsd.slices import found_in
@@ -59,12 +59,7 @@ class Orders:
             return self._same_token(call.peer, params, known)
         self._check_quota(call.peer)
         backend = deps.backend(params.backend)
-        if not may_submit(call.peer, deps.policy, backend.name):
-            raise PermissionDenied(
-                f"{call.peer.user} may not submit to backend {backend.name}",
-                advice=f"an administrator can name you, or a group of yours, in backends.{backend.name}.submitters",
-                right="submit",
-            )
+        deps.check_submitter(call.peer, backend)
         blob = await deps.spool.open_blob(params.blob, call.peer.uid)
         checked = await deps.workflows.check(
             blob,
@@ -234,8 +229,7 @@ class Orders:
             return CommandsResult(commands=[command_row(found)])
         run_id = None
         if params.run is not None:
-            record, _, _ = await deps.find(params.run, None)
-            run_id = record.run_id
+            run_id = await deps.find_id(params.run, None)
         page = await deps.journal.commands(
             run_id=run_id,
             backend=params.backend,

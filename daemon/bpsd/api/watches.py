@@ -52,8 +52,7 @@ class Watches:
         """A page of the timeline."""
         run_id = None
         if params.run is not None:
-            record, _, _ = await self._deps.find(params.run, params.backend)
-            run_id = record.run_id
+            run_id = await self._deps.find_id(params.run, params.backend)
         await self._deps.store.flush()
         entries = await self._deps.store.timeline(
             run_id,

@@ -282,7 +282,7 @@ class CommandEngine:
         if isinstance(outcome, Done):
             await self._set(entry, "DONE", result=outcome.result, note=outcome.note)
         elif isinstance(outcome, Failed):
-            await self._fail(entry, outcome.error)
+            await self._fail(entry, outcome.error, refused=True)
         else:
             state = "IN_DOUBT" if isinstance(outcome, Doubt) else "ACCEPTED"
             await self._set(entry, state, note=outcome.reason)
@@ -345,16 +345,20 @@ class CommandEngine:
         slots.total_tokens = min(backend.settings.commands_at_once, allowed)
         return slots
 
-    async def _fail(self, entry: _Entry, error: BpsdError) -> None:
+    async def _fail(self, entry: _Entry, error: BpsdError, *, refused: bool = False) -> None:
+        """Write a failure down; a submission that was ``refused`` leaves no run behind."""
         command = entry.command
         if isinstance(error, WorkflowInvalid) and command.verb == "submit":  # the others brought no document
             error = await self._place(command, error)
         message = redact_text(error.message, lines=True)  # what a WMS said may hold what opens a door
         told = {**error.data(), "message": message}
-        await self._set(entry, "FAILED", error=told, note=str(error))
-        if command.verb == "submit":
-            why = redact_text(str(error), lines=True) if isinstance(error, WorkflowInvalid) else message
-            await self._not_submitted(command, WmsStates.FAILED, f"not submitted: {why}")
+        why = redact_text(str(error), lines=True) if isinstance(error, WorkflowInvalid) else message
+        # Before the command is over: who waits for that must not find a run of which nothing will come.
+        refusal = f"not submitted: {why}"
+        gone = command.verb == "submit" and refused and await self._cache.withdraw(command.run_id, refusal)
+        await self._set(entry, "FAILED", error=told, note=str(error), gone=gone)
+        if command.verb == "submit" and not gone:
+            await self._not_submitted(command, WmsStates.FAILED, refusal)
 
     async def _expire(self, entry: _Entry) -> None:
         await self._set(entry, "EXPIRED", note=f"not tried: {entry.command.note or 'its time was over'}")
@@ -375,8 +379,12 @@ class CommandEngine:
         error: dict[str, Any] | None = None,
         note: str = "",
         expires_at: float | None = None,
+        gone: bool = False,
     ) -> None:
-        """Write a state to the journal, however long the disk takes, and tell the watchers."""
+        """Write a state to the journal, however long the disk takes, and tell the watchers.
+
+        ``gone``: its run is not there any more, and the event does not belong to its timeline.
+        """
         command, note = entry.command, redact_text(note, lines=True)
         if command.state == state:
             if note and note != command.note:
@@ -390,14 +398,18 @@ class CommandEngine:
                     command.id, state, result=result, error=error, note=note, expires_at=expires_at
                 )
             )
+        more: dict[str, Any] = {} if error is None else {"error": error, "user": command.user}
+        if gone:
+            more |= {"refused": command.run_id, "name": command.args.get("workflow", {}).get("name", "")}
         await self._cache.announce(
             "command.state",
             backend=command.backend,
-            run=command.run_id,
+            run=None if gone else command.run_id,
             command=command.id,
             verb=command.verb,
             state=state,
             note=note,
+            **more,
         )
 
     async def _durably(self, write: Callable[[], Awaitable[CommandRecord]]) -> CommandRecord:

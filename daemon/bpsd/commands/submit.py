@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Submit", "workflow_of"]
+__all__ = ["Submit", "check_submission", "workflow_of"]
+
+from typing import Any
 
 import msgspec
 
 from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome
 from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError
+from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord
 from bpsd.models import WmsStates
 from bpsd.runs import Change, RunRecord
@@ -19,6 +22,23 @@ def workflow_of(command: CommandRecord) -> WorkflowFile:
     return msgspec.convert(command.args["workflow"], WorkflowFile)
 
 
+def _about(uid: int) -> dict[str, Any]:
+    """What an adapter is told of who submits."""
+    return {"submitter_uid": uid}
+
+
+async def check_submission(service: WmsService, uid: int, workflow: WorkflowFile) -> None:
+    """Ask an adapter what `Submit.perform` asks it before the WMS is touched; for validate and the dry run.
+
+    Raises
+    ------
+    BpsdError
+        What the submission would be refused with.
+    """
+    await service.run_submission_checks()
+    await service.check_workflow(_about(uid), workflow)
+
+
 class Submit:
     """Hands a run to the WMS, and finds it there by its token when that was interrupted."""
 
@@ -28,7 +48,7 @@ class Submit:
         try:
             service = desk.service
             await desk.call("checking before submission", service.run_submission_checks)
-            prepared = await desk.call("preparing", service.prepare, {"submitter_uid": command.uid}, workflow)
+            prepared = await desk.call("preparing", service.prepare, _about(command.uid), workflow)
         except (BackendUnavailable, BackendAuthError) as exc:
             return Again(str(exc))
         except BpsdError as exc:

@@ -106,6 +106,21 @@ class AdapterContract:
             assert run.attempt == 1
             assert [source.status for source in observer.sources] == ["ok"] * len(observer.sources)
 
+    async def test_a_check_leaves_nothing_behind(self, bed: Bed) -> None:
+        """What validate asks makes no run, and the same workflow can be submitted afterwards."""
+        async with bed.open() as observer:
+            workflow = await observer.workflow(_two_jobs())
+            await observer.service.run_submission_checks()
+            await observer.service.check_workflow({}, workflow)
+            answer = await observer.service.find_by_token(workflow.token, time.time() - 60)
+            assert answer.verdict != "found"
+            prepared = await observer.service.prepare({}, workflow)
+            await observer.service.submit(prepared)
+            assert prepared.run_id is not None
+            await bed.finish(observer, prepared.run_id)
+            run = await observer.until_over(prepared.run_id, timeout_s=bed.patience_s)
+            assert run.state is WmsStates.SUCCEEDED
+
     async def test_the_same_token_is_the_same_run(self, bed: Bed) -> None:
         """Submitting a prepared workflow twice, or preparing it twice, makes one run."""
         async with bed.open() as observer:

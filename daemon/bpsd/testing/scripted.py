@@ -76,16 +76,8 @@ class ScriptedService(WmsService):
     async def prepare(
         self, config: Mapping[str, Any], generic_workflow: WorkflowFile, out_prefix: str | None = None
     ) -> WmsWorkflow:
-        """Read the workflow; a job whose executable is ``missing`` is refused, as a real backend would."""
-        data = await anyio.Path(generic_workflow.path).read_bytes()
-        workflow = msgspec.json.decode(data, type=Workflow)
-        problems = [
-            Problem(("jobs", number, "executable"), "the executable missing is not there")
-            for number, job in enumerate(workflow.jobs)
-            if job.executable == "missing"
-        ]
-        if problems:
-            raise WorkflowInvalid(workflow.name, problems)
+        """Read the workflow and check it."""
+        workflow = await _checked(generic_workflow)
         await self._call("prepare", lambda _: None)
         jobs = [ScriptedJob(name=job.name, label=job.label) for job in workflow.jobs if job.kind != "noop"]
         return WmsWorkflow(
@@ -94,6 +86,15 @@ class ScriptedService(WmsService):
             submit_path=f"/scripted/{generic_workflow.token}",
             data={"jobs": jobs, "file": generic_workflow},
         )
+
+    async def run_submission_checks(self) -> None:
+        """Well, unless a fault says otherwise."""
+        await self._call("run_submission_checks", lambda _: None)
+
+    async def check_workflow(self, config: Mapping[str, Any], generic_workflow: WorkflowFile) -> None:
+        """Refuse a job whose executable is ``missing``, as a real backend would."""
+        await self._call("check_workflow", lambda _: None)
+        await _checked(generic_workflow)
 
     async def submit(self, workflow: WmsWorkflow, **kwargs: Any) -> None:
         """Put the run into the file, once for a token."""
@@ -267,6 +268,18 @@ class ScriptedService(WmsService):
     def _effect(self, effect: Callable[[WmsFile], T]) -> T:
         with self.wms.edit() as wms:
             return effect(wms)
+
+
+async def _checked(file: WorkflowFile) -> Workflow:
+    workflow = msgspec.json.decode(await anyio.Path(file.path).read_bytes(), type=Workflow)
+    problems = [
+        Problem(("jobs", number, "executable"), "the executable missing is not there")
+        for number, job in enumerate(workflow.jobs)
+        if job.executable == "missing"
+    ]
+    if problems:
+        raise WorkflowInvalid(workflow.name, problems)
+    return workflow
 
 
 async def _crash() -> None:
