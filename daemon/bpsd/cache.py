@@ -444,21 +444,14 @@ class Cache:
         await self._put(batch)
 
     async def withdraw(self, run_id: str, note: str) -> bool:
-        """Forget a run that its WMS has refused to take; watchers are told that it has failed.
-
-        Returns
-        -------
-        gone : `bool`
-            Whether it is: a run that a source has seen, or that has an id in its WMS, stays.
-        """
+        """Forget a run that its WMS refused and tell its watchers; false for one that the WMS may have."""
         hot = self._hot.get(run_id)
         if hot is None or hot.record.wms_id or hot.record.source != JOURNAL_SOURCE:
             return False
-        changes = hot.record.from_journal(WmsStates.FAILED, note, self._clock())
-        hot.row = None
-        for kind, data in changes:  # not for the timeline, which would keep it for ever
+        for kind, data in hot.record.from_journal(WmsStates.FAILED, note, self._clock()):
+            hot.row = None
             told = Change(kind, {**data, "refused": True, "note": note})
-            self._emit(told, hot.record.backend, run_id, (), Batch())
+            self._emit(told, hot.record.backend, run_id, (), Batch())  # not for the timeline, which would keep it
         self._remove(run_id)
         await self._put(Batch(forget=[run_id]))
         return True
