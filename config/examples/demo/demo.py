@@ -27,8 +27,8 @@ MARK = ".made-by-the-demo"
 """In a folder that the demo made, and may therefore remove."""
 CUT_SHORT = "v5_d2.pgm"
 """The exposure whose transfer "breaks off"."""
-START_LIMIT_S = 30.0
-STOP_LIMIT_S = 30.0
+START_LIMIT_S = 120.0
+STOP_LIMIT_S = 60.0
 TIME_OVER, NO_DAEMON, RUNNING, FAILED = 3, 4, 15, 19
 """Exit codes of bpsctl: the time of a ``wait`` is over, no daemon answers, and what ``status`` says."""
 SOCKET_MAX_BYTES = 100
