@@ -28,6 +28,8 @@ FAST: Mapping[str, Any] = {
         "stale_after_s": 1.0,
     },
     "commands": {"doubt_retry_initial_s": 0.1, "doubt_retry_max_s": 0.3, "cancel_verify_s": 0.5, "deadline_s": 3.0},
+    # A test is itself a client, and on a loaded machine one that reads late.
+    "limits": {"read_timeout_s": 600.0, "write_timeout_s": 600.0},
 }
 """Settings for tests that have no minutes to wait."""
 
