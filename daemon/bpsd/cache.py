@@ -13,7 +13,7 @@ __all__ = ["Cache", "Listener", "Recalled"]
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -163,10 +163,13 @@ class Cache:
         """Take something (`None`: nothing) of all hot runs, or of those behind ``after``, as they are now."""
 
         def of_run(run_id: str) -> T | None:
-            hot = self._hot.get(run_id)
-            return None if hot is None else take(hot.record)
+            return take(self._hot[run_id].record) if run_id in self._hot else None
 
         return self._order.scan(of_run, after)
+
+    def newest_first(self, run_ids: Iterable[str]) -> list[str]:
+        """These runs in the order of `records`, without those that are not hot."""
+        return self._order.sorted(run_ids)
 
     def by_token(self, token: str) -> RunRecord | None:
         """The hot run that bpsd submitted under ``token``."""
@@ -273,10 +276,8 @@ class Cache:
 
     def events_after(self, seq: int) -> list[Event] | None:
         """The events after ``seq``, or `None` if some of them are not at hand any more."""
-        if seq > self.seq:
-            return None
-        if seq == self.seq:
-            return []
+        if seq >= self.seq:
+            return [] if seq == self.seq else None
         if not self._events or self._events[0].seq > seq + 1:
             return None
         return [event for event in self._events if event.seq > seq]

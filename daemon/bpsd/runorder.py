@@ -52,14 +52,21 @@ class RunOrder:
     def _drop(self, key: _Key) -> None:
         del self._keys[bisect_right(self._keys, key) - 1]
 
-    def run_ids(self, after: str | None = None) -> list[str]:
-        """All runs, or those behind the run ``after``, which must be there."""
-        first = 0 if after is None else bisect_right(self._keys, self._key_of[after])
-        return [run_id for _, run_id in self._keys[first:]]
+    def run_ids(self, after: str | None = None) -> Iterator[str]:
+        """All runs as they are in order now, or those behind the run ``after``, which must be there."""
+        return (run_id for _, run_id in self._behind(after))
+
+    def _behind(self, after: str | None) -> list[_Key]:
+        # A copy of 50,000 references costs 0.1 ms; a list made of them in Python would cost twenty times as much.
+        return self._keys[0 if after is None else bisect_right(self._keys, self._key_of[after]) :]
+
+    def sorted(self, run_ids: Iterable[str]) -> list[str]:
+        """Some runs in order, without those that are not there."""
+        return [run_id for _, run_id in sorted(self._key_of[run_id] for run_id in run_ids if run_id in self._key_of)]
 
     def scan(self, take: Callable[[str], T], after: str | None = None) -> Scan[T]:
         """Go over all runs, or those behind the run ``after``: see `Scan`."""
-        return Scan(self._scans, self.run_ids(after), take)
+        return Scan(self._scans, self._behind(after), take)
 
     def about_to_change(self, run_id: str) -> None:
         """Let scans take what they want of a run, as it is about to change or to go."""
@@ -70,8 +77,8 @@ class RunOrder:
 class Scan(Generic[T]):
     """What ``take`` says of each run, as it was when the scan began. A context manager, and an iterator inside it."""
 
-    def __init__(self, scans: list[Scan[Any]], run_ids: list[str], take: Callable[[str], T]) -> None:
-        self._scans, self._run_ids, self._take = scans, run_ids, take
+    def __init__(self, scans: list[Scan[Any]], keys: list[_Key], take: Callable[[str], T]) -> None:
+        self._scans, self._keys, self._take = scans, keys, take
         self._ahead: set[str] | None = None  # made when the first run changes
         self._early: dict[str, T] = {}
         self._at = 0
@@ -84,7 +91,7 @@ class Scan(Generic[T]):
         self._scans.remove(self)
 
     def __iter__(self) -> Iterator[T]:
-        for run_id in self._run_ids:
+        for _, run_id in self._keys:
             self._at += 1
             if self._ahead is not None:
                 self._ahead.discard(run_id)
@@ -93,7 +100,7 @@ class Scan(Generic[T]):
     def take_early(self, run_id: str) -> None:
         """Take a run before its turn, if the scan has not come to it and has not taken it."""
         if self._ahead is None:
-            self._ahead = set(self._run_ids[self._at :])
+            self._ahead = {run_id for _, run_id in self._keys[self._at :]}
         if run_id in self._ahead:
             self._ahead.discard(run_id)
             self._early[run_id] = self._take(run_id)

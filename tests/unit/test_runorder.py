@@ -20,12 +20,14 @@ def test_the_newest_come_first_and_equal_ones_by_their_ids() -> None:
     order.place("a", 3.0)
     order.place("n", float("nan"))
 
-    assert order.run_ids() == ["a", "c", "d", "b", "n"]
-    assert order.run_ids("c") == ["d", "b", "n"]
+    assert [*order.run_ids()] == ["a", "c", "d", "b", "n"]
+    assert [*order.run_ids("c")] == ["d", "b", "n"]
+
+    assert order.sorted(["n", "x", "b", "a"]) == ["a", "b", "n"]
 
     order.remove("c")
 
-    assert order.run_ids() == ["a", "d", "b", "n"]
+    assert [*order.run_ids()] == ["a", "d", "b", "n"]
     assert len(order) == 4
 
 
@@ -56,7 +58,7 @@ def test_a_scan_shows_what_was_when_it_began_whatever_happens_meanwhile(
         seen += going
 
     assert seen == expected
-    assert order.run_ids() == sorted(state, key=lambda run: (-state[run], run))
+    assert [*order.run_ids()] == sorted(state, key=lambda run: (-state[run], run))
 
 
 def test_a_scan_takes_each_run_once_and_none_when_it_is_over() -> None:

@@ -118,10 +118,10 @@ class Watches:
         """Rows of the latest runs that are watched, as many as fit a message."""
         cache, page, pause = self._deps.cache, Page(MAX_SNAPSHOT_ROWS), Pause()
         if subject.runs:
-            named = filter(None, map(cache.get, subject.runs))
-            for record in sorted(named, key=lambda record: (-record.since, record.run_id)):
-                wanted = subject.holds(record.run_id, record.backend, record, is_mine) and record.run_id in cache
-                if wanted and not page.add(cache.row(record.run_id)):
+            for run_id in cache.newest_first(subject.runs):
+                record = cache.get(run_id)
+                wanted = record is not None and subject.holds(run_id, record.backend, record, is_mine)
+                if wanted and not page.add(cache.row(run_id)):
                     break
                 await pause.if_due()
             return page.rows
