@@ -5,7 +5,17 @@ A reason belongs to a group by its text alone, so a group has the same name on a
 
 from __future__ import annotations
 
-__all__ = ["Held", "HoldGroups", "Selection", "group_of", "held_in", "reason_of", "select_held"]
+__all__ = [
+    "Held",
+    "HoldGroups",
+    "Selection",
+    "group_of",
+    "held_in",
+    "reason_of",
+    "select_held",
+    "select_waiting",
+    "waiting_in",
+]
 
 import hashlib
 import re
@@ -136,6 +146,26 @@ def select_held(
         )
     stays = "the run itself stays on hold: release it by name" if itself else ""
     return Selection(whole=False, jobs=names, itself=itself, note=stays)
+
+
+_WAITING = frozenset({WmsStates.READY, WmsStates.PENDING})
+
+
+def waiting_in(jobs: JobTable, label: str) -> Iterator[str | None]:
+    """Go over all jobs: the name of each that waits and has the label, `None` for each other."""
+    names = jobs.names()
+    for row in jobs.scan(_WAITING, label):
+        yield None if row is None else names[row]
+
+
+def select_waiting(record: RunRecord, names: Sequence[str], label: str) -> Selection | None:
+    """What of a run a hold by label is about, of the jobs that `waiting_in` names; `None` if nothing.
+
+    The run's own label stands for the whole run.
+    """
+    if label == record.label:
+        return Selection(whole=True, itself=True)
+    return Selection(whole=False, jobs=tuple(names)) if names else None
 
 
 class HoldGroups:

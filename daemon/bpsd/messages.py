@@ -370,7 +370,8 @@ class Filters(Params, kw_only=True):
     """Which runs: all conditions must hold.
 
     ``hist`` adds runs that ended in the last so many days (default: all that are hot); ``pattern`` is a shell pattern
-    over run name, payload, campaign and project; ``active`` leaves out what is over.
+    over run name, payload, campaign and project; ``active`` leaves out what is over; ``commandable`` leaves out what
+    the caller may not cancel, restart, hold or release.
     """
 
     backend: Backends = []
@@ -381,6 +382,7 @@ class Filters(Params, kw_only=True):
     pattern: Pattern | None = None
     active: bool = False
     mine: bool = False
+    commandable: bool = False
 
 
 class ListParams(Filters, kw_only=True):
@@ -656,8 +658,8 @@ class SubmitParams(Params, kw_only=True):
 
 class RunCommand(Params, kw_only=True):
     """``cancel``, ``restart``, ``hold`` or ``release`` of a run; ``dry_run`` says what would be done and does
-    nothing. ``label`` and ``group`` (see `HoldGroup`) are for ``release``: only what is held of that label, in that
-    group.
+    nothing. ``label`` is for ``hold`` and ``release``: only the waiting or held jobs of that label; ``group`` (see
+    `HoldGroup`) is for ``release``: only what is held in that group.
     """
 
     run: RunName

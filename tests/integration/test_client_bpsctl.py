@@ -637,21 +637,22 @@ def test_orders_by_conditions_want_a_yes(daemon: FakeDaemon) -> None:
     none = bpsctl(daemon.path, "restart", "--mine", "--state", "HELD")
 
     assert unasked.code == 2
-    assert "restart: 2 runs would be hit, and nobody is there to say yes" in unasked.err
+    assert "restart: 2 whole runs would be hit, and nobody is there to say yes" in unasked.err
     assert dry.out == "rb: would restart it on here\nrc: would restart it on here\n"
     assert [row["run"] for row in document(agreed)["commands"]] == ["rb", "rc"]
-    assert (none.code, none.err) == (0, "bpsctl: no run fulfils the conditions\n")
+    assert (none.code, none.err) == (0, "bpsctl: no run that you may restart fulfils the conditions\n")
+    assert all(params.commandable for params in daemon.asked("list"))
     assert [params.state for params in daemon.asked("list")] == [["FAILED", "DELETED"]] * 3 + [["HELD"]]
 
 
 def test_a_person_is_asked(daemon: FakeDaemon) -> None:
     with on_a_terminal(daemon.path, "cancel", "--mine") as terminal:
-        terminal.until("cancel 1 run? [y/N] ")
+        terminal.until("cancel 1 whole run? [y/N] ")
         terminal.type("n\n")
         assert terminal.end() == 1
         assert "nothing was done" in terminal.seen
     with on_a_terminal(daemon.path, "cancel", "--mine") as terminal:
-        terminal.until("cancel 1 run? [y/N] ")
+        terminal.until("cancel 1 whole run? [y/N] ")
         terminal.type("y\n")
         assert terminal.end() == 0
         assert "cancelled and gone" in terminal.seen

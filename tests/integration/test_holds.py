@@ -97,6 +97,27 @@ def test_a_run_that_is_held_is_a_hold_and_is_released_by_its_reason(daemon: Runn
     assert toy.read().runs["1"].state == "RUNNING"
 
 
+def test_a_hold_by_label_holds_the_waiting_jobs_of_that_label(daemon: RunningDaemon, client: Client) -> None:
+    toy = daemon.wms("toy")
+    with toy.edit() as file:
+        run = add_run(file, "waits")
+        run.jobs = [
+            ScriptedJob(name="a_1", label="isr", state="PENDING"),
+            ScriptedJob(name="a_2", label="isr", state="RUNNING"),
+            ScriptedJob(name="b_1", label="coadd", state="PENDING"),
+        ]
+    until(lambda: client.list_runs()["runs"], "the run is seen")
+    run_id = only_run(client, "toy")
+    until(lambda: len(client.jobs(run_id)["jobs"]) == 3, "its jobs are seen")
+
+    dry = client.hold(run_id, label="isr", dry_run=True)
+    assert dry["note"] == "dry run: nothing was done; it would be 1 of its jobs"
+    assert client.wait_command(client.hold(run_id, label="isr")["id"], timeout_s=60)["state"] == "DONE"
+    assert states(toy) == ["HELD", "RUNNING", "PENDING"]
+    with pytest.raises(RemoteError, match=r"no job of run .* waits with label final"):
+        client.hold(run_id, label="final")
+
+
 def test_releases_that_make_no_sense(daemon: RunningDaemon, client: Client) -> None:
     add(daemon.wms("toy"), "alice")
     until(lambda: client.holds()["held"] == 3, "the holds are seen")
@@ -104,7 +125,7 @@ def test_releases_that_make_no_sense(daemon: RunningDaemon, client: Client) -> N
 
     with pytest.raises(RemoteError, match=r"nothing of run .* is held in group hffffffff with label isr") as nothing:
         client.release(run, group="hffffffff", label="isr")
-    with pytest.raises(RemoteError, match="choose what a release is about") as other_verb:
+    with pytest.raises(RemoteError, match="is about whole runs") as other_verb:
         client.command("cancel", run, label="isr")
 
     assert (nothing.value.code, other_verb.value.code) == ("conflict", "invalid_params")

@@ -10,7 +10,7 @@ from bpsd.jobtable import JobTable
 from bpsd.messages import Filters, JobsParams
 from bpsd.models import WmsStates
 from bpsd.patterns import Glob
-from bpsd.peers import Peer
+from bpsd.peers import Peer, Policy, may_command
 from bpsd.runs import RunRecord
 
 SECONDS_PER_DAY = 86_400.0
@@ -29,19 +29,21 @@ class Condition:
         Who asks (``mine``).
     now : `float`
         Epoch seconds (``hist``).
+    policy : `~bpsd.peers.Policy`
+        Who may do what (``commandable``).
     """
 
     __slots__ = ("_tests",)
 
-    def __init__(self, params: Filters, peer: Peer, now: float) -> None:
-        self._tests = tuple(_tests(params, peer, now))
+    def __init__(self, params: Filters, peer: Peer, now: float, policy: Policy) -> None:
+        self._tests = tuple(_tests(params, peer, now, policy))
 
     def __call__(self, record: RunRecord) -> bool:
         """Whether a run fulfils all conditions."""
         return all(test(record) for test in self._tests)
 
 
-def _tests(params: Filters, peer: Peer, now: float) -> Iterator[Test]:
+def _tests(params: Filters, peer: Peer, now: float, policy: Policy) -> Iterator[Test]:
     """The tests of which a run must pass every one, those that cost little first."""
     if params.active:
         yield lambda record: record.live
@@ -53,6 +55,8 @@ def _tests(params: Filters, peer: Peer, now: float) -> Iterator[Test]:
         yield lambda record: record.state in states
     if params.mine:
         yield lambda record: is_mine(record, peer.uid, peer.user)
+    if params.commandable:
+        yield lambda record: may_command(peer, policy, uid=record.uid, backend=record.backend, account=record.owner)
     if params.user:
         users = frozenset(params.user)
         yield lambda record: record.owner in users or record.operator in users

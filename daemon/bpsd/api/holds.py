@@ -55,7 +55,8 @@ class Holds:
         if params.runs:
             return await self._deps.hot(params.runs, params.backend[0] if params.backend else None)
         conditions = msgspec.structs.replace(params, label=None, active=True)
-        condition, pause = Condition(conditions, call.peer, self._deps.clock()), Pause()
+        condition = Condition(conditions, call.peer, self._deps.clock(), self._deps.policy)
+        pause = Pause()
         found = []
         for record in self._deps.cache.records():
             if condition(record):

@@ -15,7 +15,7 @@ from bpsd.api.deps import Deps
 from bpsd.api.paging import fitting, holding
 from bpsd.api.uploads import Uploads
 from bpsd.errors import Conflict, InvalidParams, LimitExceeded, PermissionDenied, RunNotFound
-from bpsd.holds import held_in, select_held
+from bpsd.holds import held_in, select_held, select_waiting, waiting_in
 from bpsd.journal import CommandRecord
 from bpsd.logs.events import LogEvent
 from bpsd.logs.redaction import redact_text
@@ -144,8 +144,20 @@ class Orders:
         return await self._order("restart", call, params, record)
 
     async def hold(self, call: Call, params: RunCommand) -> CommandRow:
-        """Put a run on hold."""
-        return await self._order("hold", call, params, await self._live_run(params, "hold"))
+        """Put a run on hold, or what waits of it with a label."""
+        record = await self._live_run(params, "hold")
+        if params.label is None:
+            return await self._order("hold", call, params, record)
+        waiting = await found_in(waiting_in(self._deps.cache.jobs(record.run_id), params.label))
+        chosen = select_waiting(record, waiting, params.label)
+        if chosen is None:
+            raise Conflict(
+                f"no job of run {record.run_id} waits {_for(params)}",
+                advice=f"`bpsctl jobs {record.run_id}` shows its jobs",
+                run=record.run_id,
+            )
+        what = "the whole run" if chosen.whole else f"{len(chosen.jobs)} of its jobs"
+        return await self._order("hold", call, params, record, what)
 
     async def release(self, call: Call, params: RunCommand) -> CommandRow:
         """Release a run, or what is held of it by label or reason."""
@@ -191,8 +203,12 @@ class Orders:
         return record
 
     async def _order(self, verb: str, call: Call, params: RunCommand, record: RunRecord, what: str = "") -> CommandRow:
-        if verb != "release" and (params.label, params.group) != (None, None):
-            raise InvalidParams(f"{verb}: label and group choose what a release is about; {verb} is about whole runs")
+        if (verb not in ("hold", "release") and params.label is not None) or (
+            verb != "release" and params.group is not None
+        ):
+            raise InvalidParams(
+                f"{verb}: a label chooses jobs for hold and release, a group for release; {verb} is about whole runs"
+            )
         self._check_owner(f"{verb} run {record.run_id}", call.peer, record.backend, record.uid, record.owner)
         command = await self._command(
             verb,

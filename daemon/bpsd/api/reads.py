@@ -136,7 +136,7 @@ class Reads:
         cold: Callable[[RunRecord], bytes] | None,
     ) -> tuple[list[bytes], str | None]:
         """A page of encoded rows, and the ``after`` of the next one: first what is hot, then what has cooled."""
-        condition = Condition(params, call.peer, self._deps.clock())
+        condition = Condition(params, call.peer, self._deps.clock(), self._deps.policy)
         async with self._deps.scans.turn(call.peer.uid):
             if params.after is not None and params.after.startswith(_COLD):
                 return await self._cold_rows(params, condition, cold or hot)

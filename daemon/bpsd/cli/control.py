@@ -10,7 +10,7 @@ from bpsd.cli.following import await_command, is_open
 from bpsd.cli.options import add_filters, add_json, add_runs, seconds
 from bpsd.cli.problems import candidate_lines
 from bpsd.cli.render import clean, plural
-from bpsd.cli.selection import select
+from bpsd.cli.selection import ACT_ON_JOBS, select
 from bpsd.client.failures import ClientError, NoDaemon, OutOfTime
 
 TYPE_CHECKING = False
@@ -38,7 +38,8 @@ def arguments(to: Arguments) -> None:
 def run(session: Session, states: tuple[str, ...]) -> int:
     """Choose runs, and give the command for each."""
     runs = select(session, states)
-    return 1 if runs is None else give(session, runs)
+    label = session.args.label if session.verb in ACT_ON_JOBS else None
+    return 1 if runs is None else give(session, runs, label=label)
 
 
 def give(session: Session, runs: list[str], **more: str | None) -> int:

@@ -7,7 +7,7 @@ __all__ = ["hold_groups", "select", "select_held"]
 import sys
 
 from bpsd.cli.options import UsageError, filters_of
-from bpsd.cli.render import plural, table
+from bpsd.cli.render import clean, plural, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from bpsd.cli.session import Session
 
     Row = dict[str, Any]
+
+
+ACT_ON_JOBS = ("hold", "release")
+"""Verbs for which ``--label`` chooses jobs; for all others it chooses whole runs."""
 
 
 def select(session: Session, states: tuple[str, ...]) -> list[str] | None:
@@ -46,19 +50,22 @@ def select(session: Session, states: tuple[str, ...]) -> list[str] | None:
         raise UsageError(f"{verb}: which runs?", f"name them, or give conditions: bpsctl {verb} --mine --state HELD")
     conditions.setdefault("state", [*states])
     rows: list[Row] = []
-    for page in session.client.pages(session.client.list_runs, "runs", args.limit or None, **conditions):
+    for page in session.client.pages(
+        session.client.list_runs, "runs", args.limit or None, commandable=True, **conditions
+    ):
         rows += page["runs"]
     if rows and not args.dry_run and not args.yes and not _agreed(session, rows):
         session.say("bpsctl: nothing was done")
         return None
     if not rows:
-        session.say("bpsctl: no run fulfils the conditions")
+        session.say(f"bpsctl: no run that you may {verb} fulfils the conditions")
     return [row["id"] for row in rows]
 
 
 def _named(session: Session, conditions: Row) -> list[str]:
     args, verb = session.args, session.verb
-    if set(conditions) - {"backend"} or len(args.backend) > 1:
+    free = {"backend", "label"} if verb in ACT_ON_JOBS else {"backend"}
+    if set(conditions) - free or len(args.backend) > 1:
         raise UsageError(f"{verb}: both runs and conditions were given", "name runs, or give conditions, not both")
     return [*dict.fromkeys(args.runs)]
 
@@ -68,7 +75,12 @@ def _agreed(session: Session, rows: list[Row]) -> bool:
     cells = [(row["id"], row["backend"], row["wms_id"], row["state"], row["name"]) for row in rows]
     header = ("ID", "BACKEND", "WMS ID", "STATE", "RUN")
     session.say(*table(header, cells, shrink=("RUN",), drop=("BACKEND", "WMS ID"), width=session.width))
-    return _asked(session, plural(len(rows), "run"), "--yes says it; --dry-run shows what would be done")
+    args = session.args
+    if session.verb in ACT_ON_JOBS and args.label:
+        what = f"the waiting jobs with label {clean(args.label)} of {plural(len(rows), 'run')}"
+    else:
+        what = plural(len(rows), "whole run")
+    return _asked(session, what, "--yes says it; --dry-run shows what would be done")
 
 
 def _asked(session: Session, what: str, advice: str) -> bool:
@@ -103,7 +115,7 @@ def select_held(session: Session) -> list[str] | None:
         return _named(session, {name: value for name, value in conditions.items() if name != "label"})
     if not conditions and not by_jobs and not args.runs:
         raise UsageError("release: which runs?", "name them, or give conditions: bpsctl release --reason GROUP")
-    groups = hold_groups(session, args.runs, args.reason, conditions, None)["groups"]
+    groups = hold_groups(session, args.runs, args.reason, {**conditions, "commandable": True}, None)["groups"]
     runs = [*dict.fromkeys(run for group in groups for run in group["runs"])][: args.limit or None]
     chosen = {*runs}
     held = sum(number for group in groups for run, number in group["runs"].items() if run in chosen)

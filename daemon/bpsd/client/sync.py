@@ -74,6 +74,7 @@ class Client(Connection):
         pattern: str | None = None,
         active: bool = False,
         mine: bool = False,
+        commandable: bool = False,
         limit: int | None = None,
         after: str | None = None,
     ) -> Row:
@@ -88,6 +89,7 @@ class Client(Connection):
             pattern=pattern,
             active=active,
             mine=mine,
+            commandable=commandable,
             limit=limit,
             after=after,
         )
@@ -163,6 +165,7 @@ class Client(Connection):
         label: str | None = None,
         pattern: str | None = None,
         mine: bool = False,
+        commandable: bool = False,
         limit: int | None = None,
         after: str | None = None,
     ) -> Row:
@@ -177,6 +180,7 @@ class Client(Connection):
             label=label,
             pattern=pattern,
             mine=mine,
+            commandable=commandable,
             limit=limit,
             after=after,
         )
@@ -388,7 +392,8 @@ class Client(Connection):
     ) -> Row:
         """Give a command on a run and return it as accepted, durable at the daemon (`wait_command` waits for its end).
 
-        ``label`` and ``group`` are for ``release``: only what is held of that label, in that group of `holds`.
+        ``label`` is for ``hold`` and ``release``: only jobs of that label; ``group`` is for ``release``: only what is
+        held in that group of `holds`.
 
         If the connection breaks before the answer, the daemon is asked, by a mark in the command's ``client``, whether
         it has the command, and told again only if not.

@@ -6,14 +6,14 @@ __all__ = ["Hold", "Release"]
 
 from bpsd.commands.outcomes import Again, Desk, Done, Failed, Outcome
 from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict, UnsupportedOperation
-from bpsd.holds import Selection, held_in, select_held
+from bpsd.holds import Selection, held_in, select_held, select_waiting, waiting_in
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord
 from bpsd.slices import found_in
 
 
 class Hold:
-    """Puts a run on hold."""
+    """Puts a run on hold, or what waits of it with a label."""
 
     participle = "held"
 
@@ -53,7 +53,11 @@ class Hold:
 
     async def choose(self, desk: Desk, command: CommandRecord) -> Selection | None:
         """What of the run it is about, as it is now; `None`: nothing any more."""
-        return Selection(whole=True, itself=True)
+        label, record = command.args.get("label"), desk.cache.get(command.run_id)
+        if record is None or label is None:
+            return Selection(whole=True, itself=True)
+        waiting = await found_in(waiting_in(desk.cache.jobs(command.run_id), label))
+        return select_waiting(record, waiting, label)
 
     async def ask(self, service: WmsService, wms_id: str, jobs: tuple[str, ...]) -> tuple[bool, str]:
         """The call itself."""

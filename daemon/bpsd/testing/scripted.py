@@ -154,8 +154,8 @@ class ScriptedService(WmsService):
         return await self._call("cancel", effect)
 
     async def hold(self, wms_id: str, jobs: tuple[str, ...] = ()) -> tuple[bool, str]:
-        """HELD until released."""
-        return await self._call("hold", lambda wms: _set_state(wms, wms_id, "HELD"))
+        """HELD until released: the run, or these of its jobs."""
+        return await self._call("hold", lambda wms: _hold(wms, wms_id, jobs))
 
     async def release(self, wms_id: str, jobs: tuple[str, ...] = ()) -> tuple[bool, str]:
         """RUNNING again: the run, or these of its jobs."""
@@ -296,6 +296,17 @@ def _run(wms: WmsFile, wms_id: str) -> ScriptedRun:
 def _set_state(wms: WmsFile, wms_id: str, state: str) -> tuple[bool, str]:
     run = _run(wms, wms_id)
     run.state = state
+    touch(wms, run)
+    return True, ""
+
+
+def _hold(wms: WmsFile, wms_id: str, jobs: tuple[str, ...]) -> tuple[bool, str]:
+    if not jobs:
+        return _set_state(wms, wms_id, "HELD")
+    run = _run(wms, wms_id)
+    for job in run.jobs:
+        if job.name in jobs:
+            job.state = "HELD"
     touch(wms, run)
     return True, ""
 

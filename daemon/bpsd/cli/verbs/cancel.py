@@ -11,7 +11,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bpsd.cli.session import Session
 
-EPILOG = "It returns when the runs were seen to be gone. Conditions choose among the runs that are not over."
+EPILOG = (
+    "It returns when the runs were seen to be gone. Conditions choose among the runs that are not over; "
+    "--label, too, chooses whole runs."
+)
 
 LIVE = ("UNKNOWN", "MISFIT", "UNREADY", "READY", "PENDING", "RUNNING", "HELD")
 

@@ -11,7 +11,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bpsd.cli.session import Session
 
-EPILOG = "Conditions choose among the runs that are not over and not held."
+EPILOG = (
+    "Conditions choose among the runs that are not over and not held. With --label only their waiting jobs of that "
+    "label are held, where the backend can."
+)
 
 
 def run(session: Session) -> int:

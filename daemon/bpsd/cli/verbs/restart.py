@@ -11,7 +11,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bpsd.cli.session import Session
 
-EPILOG = "It returns when the WMS has taken them. Conditions choose among the runs that failed or were deleted."
+EPILOG = (
+    "It returns when the WMS has taken them. Conditions choose among the runs that failed or were deleted; "
+    "--label, too, chooses whole runs."
+)
 
 
 def run(session: Session) -> int:
