@@ -338,6 +338,11 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             return len(jobs)
         return sum(self.expected().values()) or None
 
+    def percent(self, jobs: JobTable | None) -> int | None:
+        """``%S``: the share of jobs that succeeded; of all that are counted, where a WMS has more than it expected."""
+        total, counts = self.total(jobs), self.counts(jobs)
+        return int(counts.get("SUCCEEDED", 0) / max(total, sum(counts.values())) * 100) if total else None
+
     def counts(self, jobs: JobTable | None) -> dict[str, int]:
         """Jobs by state: from the jobs if they are known, else as the WMS counts them."""
         if jobs is not None and len(jobs):
@@ -363,7 +368,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             name=self.name,
             state=self.state.name,  # type: ignore[arg-type]  # the names are those of StateName
             flag=_flag(self.state, counts),
-            percent=int(counts.get("SUCCEEDED", 0) / total * 100) if total else None,
+            percent=self.percent(jobs),
             attempt=self.attempt,
             total=total,
             counts=counts,

@@ -34,3 +34,14 @@ def test_commandable_selects_what_the_caller_may_command(peer: int, record: RunR
 
     assert Condition(ListParams(commandable=True), who, 0.0, policy)(record) is selected
     assert Condition(ListParams(), who, 0.0, policy)(record)
+
+
+@pytest.mark.parametrize(
+    ("total", "succeeded", "percent"), [(12, 3, 25), (12, 12, 100), (12, 100_002, 100), (None, 5, None), (0, 5, None)]
+)
+def test_the_percentage_is_never_above_100(total: int | None, succeeded: int, percent: int | None) -> None:
+    record = run(ALICE)
+    record.total_number_jobs, record.job_state_counts = total, {WmsStates.SUCCEEDED: succeeded}
+
+    assert record.percent(None) == percent
+    assert record.as_row(None).percent == percent

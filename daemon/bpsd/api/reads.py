@@ -233,8 +233,6 @@ class Reads:
         observed_at = self._deps.cache.observed_at(record)
         stale = record.live and (backend is None or backend.is_stale(observed_at))
         jobs = self._deps.cache.jobs(record.run_id) if hot else None
-        total = record.total(jobs)
-        counts = record.counts(jobs)
         return StatusResult(
             id=record.run_id,
             backend=record.backend,
@@ -243,7 +241,7 @@ class Reads:
             state=record.state.name,  # type: ignore[arg-type]  # the names are those of StateName
             code=int(record.state),
             attempt=record.attempt,
-            percent=int(counts.get("SUCCEEDED", 0) / total * 100) if total else None,
+            percent=record.percent(jobs),
             note=record.note,
             last_known=record.last_known.name if record.last_known is not None else None,  # type: ignore[arg-type]
             last_known_at=record.last_known_at,

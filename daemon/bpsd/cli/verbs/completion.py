@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from bpsd.cli.session import Session
 
 EPILOG = (
-    "bash: bpsctl completion bash > ~/.local/share/bash-completion/completions/bpsctl; "
+    "bash: mkdir -p ~/.local/share/bash-completion/completions; "
+    "bpsctl completion bash > ~/.local/share/bash-completion/completions/bpsctl; "
     "zsh: bpsctl completion zsh > a folder of $fpath, as _bpsctl; "
     "tcsh: bpsctl completion tcsh | source /dev/stdin"
 )
