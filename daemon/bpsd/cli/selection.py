@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["hold_groups", "select", "select_held"]
+__all__ = ["ACT_ON_JOBS", "hold_groups", "select", "select_held"]
 
 import sys
 
