@@ -659,6 +659,7 @@ def test_databases_and_socket_are_private(daemon: RunningDaemon) -> None:
     assert os.getuid() == daemon.state.stat().st_uid
 
 
+@pytest.mark.timeout(900)  # seconds of the processor: minutes on a loaded machine
 def test_a_watcher_that_reads_too_slowly_is_told_what_it_missed(daemon: RunningDaemon, client: Client) -> None:
     wms = daemon.wms("toy")
     with wms.edit() as content:
