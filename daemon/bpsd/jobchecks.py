@@ -7,11 +7,13 @@ from __future__ import annotations
 
 __all__ = [
     "ARGUMENTS_MAX_CHARS",
+    "ENV_MAX_BYTES",
     "NAME_MAX_BYTES",
     "NEST_MAX",
     "TEXT_MAX_CHARS",
     "arguments_problem",
     "env_name_problem",
+    "env_value_problem",
     "files_in",
     "is_nested_too_deep",
     "label_problem",
@@ -29,7 +31,7 @@ from string import Formatter
 from typing import Any
 
 from bpsd import wire
-from bpsd.workflow import Job, walltime_seconds
+from bpsd.workflow import RESERVED_PREFIX, Job, walltime_seconds
 
 NAME_MAX_BYTES = 200
 """The longest name of a job, group or label: with a suffix it still is a file name (at most 255 bytes)."""
@@ -39,6 +41,9 @@ TEXT_MAX_CHARS = 4096
 
 ARGUMENTS_MAX_CHARS = 1024 * 1024
 """The longest command line; Linux takes about 2 MB of arguments and environment together."""
+
+ENV_MAX_BYTES = 128 * 1024
+"""The longest ``NAME=VALUE`` of the environment, with the NUL at its end (MAX_ARG_STRLEN of Linux)."""
 
 NEST_MAX = 32
 """How deep the values of ``tags``, ``attrs``, ``profile`` and ``cmdvals`` may be nested."""
@@ -117,7 +122,19 @@ def env_name_problem(name: str) -> str:
         return "a variable needs a name"
     if "=" in name:
         return f"{name!r} contains '='"
+    if name.startswith(RESERVED_PREFIX):
+        return f"{name!r} begins with {RESERVED_PREFIX}, which is reserved for the scripts that run jobs"
     return text_problem(name)
+
+
+def env_value_problem(name: str, value: str) -> str:
+    """Why a variable of the environment cannot have a value."""
+    if "\0" in value:
+        return "contains a NUL character"
+    size = len(name.encode("utf-8", "surrogatepass")) + len(value.encode("utf-8", "surrogatepass")) + 2
+    if size > ENV_MAX_BYTES:
+        return f"has {size} bytes with its name; Linux takes at most {ENV_MAX_BYTES}; put it into a file"
+    return ""
 
 
 def quoting_problem(text: str) -> str:

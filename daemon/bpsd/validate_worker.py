@@ -90,6 +90,7 @@ def _validate(instructions: Instructions) -> dict[str, Any]:
         "run_summary": valid.run_summary,
         "labels": dict(valid.label_counts),
         "size_bytes": len(canonical),
+        "umask": valid.workflow.umask or "",
         "warnings": list(valid.warnings),
     }
 

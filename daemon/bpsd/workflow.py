@@ -19,6 +19,8 @@ from __future__ import annotations
 
 __all__ = [
     "JOB_FIELDS",
+    "RESERVED_PREFIX",
+    "UMASK_PATTERN",
     "Executable",
     "File",
     "Group",
@@ -35,6 +37,12 @@ from typing import Any, Literal
 import msgspec
 
 from bpsd.models import made_ready
+
+RESERVED_PREFIX = "_bpsd_"
+"""Variables of jobs do not begin with this: they are those of the scripts that run jobs."""
+
+UMASK_PATTERN = "^0?[0-7]{3}$"
+"""A umask as a document and the settings write it."""
 
 _CLOCK = re.compile(r"(?:(?:(?P<h>\d+):)?(?P<m>\d+):)?(?P<s>\d+)", re.ASCII)
 
@@ -143,8 +151,9 @@ class RunAttributes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
 class Workflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A whole workflow. ``name`` is the run's name (bps: ``uniqProcName`` or the output run).
 
-    ``bps_config`` is the ``BpsConfig`` that a workflow of LSST's ``bps`` was made with, for backends that are plugins
-    of ctrl_bps; nobody else reads it.
+    ``umask`` is that of the jobs, as octal digits in quotes (``"0027"``; default: the submitter's own). ``bps_config``
+    is the ``BpsConfig`` that a workflow of LSST's ``bps`` was made with, for backends that are plugins of ctrl_bps;
+    nobody else reads it.
     """
 
     bpsd: Literal[1] = 1
@@ -158,6 +167,7 @@ class Workflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
     groups: list[Group] = []
     jobs: list[Job] = []
     final: Job | None = None
+    umask: str | None = None
     bps_config: dict[str, Any] = {}
 
 
@@ -177,6 +187,8 @@ class WorkflowFile(msgspec.Struct, frozen=True, kw_only=True):
     job_count: int
     run_summary: str
     size_bytes: int
+    umask: str = ""
+    """`Workflow.umask`; empty if the document names none."""
 
 
 def walltime_seconds(walltime: int | str) -> int:

@@ -6,6 +6,7 @@ __all__ = ["LABELS_MAX", "RUN_ATTRS_MAX", "UNSET", "FieldTable", "WorkflowChecks
 
 import bisect
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 
 from bpsd import errors, jobchecks, topology
 from bpsd.documents import Document
-from bpsd.workflow import JOB_FIELDS, Executable, File, Group, Job, Workflow
+from bpsd.workflow import JOB_FIELDS, UMASK_PATTERN, Executable, File, Group, Job, Workflow
 
 _PathT: TypeAlias = tuple[str | int, ...]
 _Why: TypeAlias = str | Callable[[], str]
@@ -164,8 +165,11 @@ class WorkflowChecks:
             )
         for name, value in workflow.run.attrs.items():
             self._complain(("run", "attrs", name), jobchecks.name_problem(name) or jobchecks.text_problem(value))
-        for name in workflow.environment:
-            self._complain(("environment", name), jobchecks.env_name_problem(name))
+        for name, value in workflow.environment.items():
+            why = jobchecks.env_name_problem(name) or jobchecks.env_value_problem(name, value)
+            self._complain(("environment", name), why)
+        if workflow.umask is not None and not re.fullmatch(UMASK_PATTERN, workflow.umask):
+            self._complain(("umask",), f'{workflow.umask!r} is not a umask, as in "0027"')
 
     def _complain(self, path: _PathT, why: _Why) -> None:
         if why and not self.document.is_bad(path):
@@ -328,8 +332,8 @@ class WorkflowChecks:
                     self._say(path, job, field, self._unknown_file(name), index)
 
     def _mappings(self, path: _PathT, job: Job) -> None:
-        for name in job.environment:
-            why = jobchecks.env_name_problem(name)
+        for name, value in job.environment.items():
+            why = jobchecks.env_name_problem(name) or jobchecks.env_value_problem(name, value)
             if why:
                 self._say(path, job, "environment", why, name)
         for name, count in job.quanta_counts.items():

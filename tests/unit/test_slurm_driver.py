@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,8 @@ from bpsd.workflow import RunAttributes, WorkflowFile
 from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.slurm import observe
 from bpsd_adapters.slurm.acts import Acts
+from bpsd_adapters.slurm.answers import Outcome, Submission
 from bpsd_adapters.slurm.chunks import Plan
-from bpsd_adapters.slurm.cluster import Outcome, Submission
 from bpsd_adapters.slurm.driver import Driver
 from bpsd_adapters.slurm.engine import Engine
 from bpsd_adapters.slurm.layout import StateFolder, run_id
@@ -52,6 +52,7 @@ class FakeCluster:
         self.outcome = Outcome.SUBMITTED
         self.unreadable = False
         self.ended: list[int] = []
+        self.discarded: list[tuple[str, int]] = []
         self.asked: list[list[str]] = []
         self._ids = iter(range(100, 10_000, 100))
 
@@ -79,13 +80,16 @@ class FakeCluster:
         ]
         return Submission(Outcome.SUBMITTED, array)
 
-    async def call_off(self, folder: str, chunks: Sequence[int]) -> dict[int, str]:
+    async def call_off(self, folder: str, chunks: Sequence[int]) -> dict[int, tuple[str, int | None]]:
         if folder in self.gone:
             raise CommandFailed(f"cannot cd to {folder}", returncode=1, stderr="")
-        return dict.fromkeys(chunks, "tried")
+        return dict.fromkeys(chunks, ("tried", None))
 
-    async def cancel(self, ids: Iterable[int]) -> None:
-        ended = set(ids)
+    async def discard(self, folder: str, chunks: Sequence[int]) -> None:
+        self.discarded += [(folder, chunk) for chunk in chunks]
+
+    async def cancel(self, arrays: Mapping[int, str]) -> None:
+        ended = set(arrays)
         self.ended += sorted(ended)
         self.rows = [row._replace(state="CANCELLED") if row.array_id in ended else row for row in self.rows]
 
@@ -192,7 +196,7 @@ async def test_between_looks_success_is_read_from_the_disk_and_the_run_goes_on(t
 
         assert cluster.asked == [[f"{token}/exits/1/{index}" for index in range(3)]]
         assert await states(driver, token) == ["SUCCEEDED", "RUNNING", "RUNNING", "RUNNING", "UNREADY"]
-        assert [row.name for row in cluster.rows] == [f"bps-{token}-1"] * 3 + [f"bps-{token}-2"]
+        assert [row.name for row in cluster.rows] == [f"bps-{token}-1.a"] * 3 + [f"bps-{token}-2.c"]
 
 
 async def test_between_looks_a_well_filled_queue_is_left_alone(tmp_path: Path) -> None:

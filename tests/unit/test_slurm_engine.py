@@ -211,7 +211,7 @@ def test_what_sbatch_refuses_keeps_no_other_job_waiting() -> None:
         engine = opened(folder)
         engine.begin(1, 1.0)
         (plan,) = engine.plan(3, 1.0)
-        engine.withdraw(plan.chunk, 1.0, "sbatch refuses it: too much", refused=True)
+        engine.withdraw(plan.chunk, 1.0, "sbatch refuses it: too much", unused=True, refused_s=100.0)
         assert [p.label for p in engine.plan(3, 2.0)] == ["a"]
         assert not engine.has_ready
         engine.note("", 2.0)

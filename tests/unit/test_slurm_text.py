@@ -13,25 +13,25 @@ from hypothesis import strategies as st
 
 from bpsd.workflow import File, Job
 from bpsd_adapters.cmdline import CommandError
-from bpsd_adapters.slurm.chunks import Plan
-from bpsd_adapters.slurm.cluster import Cluster, Outcome
+from bpsd_adapters.slurm.answers import Outcome, Submission, parse_called_off, read_submission, read_submissions
 from bpsd_adapters.slurm.commands import RunFacts, entry
 from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
 from bpsd_adapters.slurm.pacing import Window, next_look
 from bpsd_adapters.slurm.parsing import parse_exits
 from bpsd_adapters.slurm.scripts import (
     CALL_OFF,
+    CANCEL,
     COLLECT,
+    CONTROL,
+    DISCARD,
     MAKE_RUN,
     NOT_CLAIMED,
-    NOT_WRITTEN,
     SUBMIT,
     SUBMIT_ALL,
     VOID,
     WRAPPER,
+    clean,
 )
-from bpsd_adapters.slurm.settings import SlurmConfig
-from bpsd_adapters.transports.scripted import ScriptedTransport, answer
 
 FACTS = RunFacts("t" * 20, "run", "/run", 1, {}, {"f": File(name="f", src_uri="/data/a b")}, {"ALL": "1"})
 TEXT = st.text(st.characters(exclude_characters="\0", categories=("L", "N", "P", "S", "Z", "Cc")), max_size=30)
@@ -112,7 +112,7 @@ def test_a_shell_reads_nothing_in_what_is_literal(words: list[str], value: str) 
     text = entry(FACTS, one, 0, 1, 5, None)
     assert all(line.startswith((" ", "@")) for line in text.split("\n")[:-1])
     body = "\n".join(line[1:] for line in text.split("\n")[1:-1])
-    program = body.replace("exec /bin/true", "show") + '\nshow() { printf "%s\\0" "$ODD" "$@"; }\nbpsd_env\nbpsd_job'
+    program = body.replace("exec /bin/true", "show") + '\nshow() { printf "%s\\0" "$ODD" "$@"; }\n_bpsd_env\n_bpsd_job'
     done = subprocess.run(["bash", "-c", program], capture_output=True, check=True, timeout=60)
 
     assert done.stdout.decode().split("\0")[:-1] == [value, *words]
@@ -170,7 +170,7 @@ def test_files_of_the_workflow_are_put_in() -> None:
     assert "${Y}" in text
     with pytest.raises(CommandError, match="names no file"):
         entry(FACTS, job(arguments="<FILE:g>"), 0, 1, 0, None)
-    with pytest.raises(CommandError, match="no name of a variable"):
+    with pytest.raises(CommandError, match="not a name of a variable"):
         entry(FACTS, job(environment={"A B": "1"}), 0, 1, 0, None)
 
 
@@ -197,11 +197,127 @@ def test_a_chunk_is_submitted_once_or_called_off(tmp_path: Path) -> None:
     off = sh(CALL_OFF, tmp_path, 1, 2)
     late = sh(SUBMIT, tmp_path, 2, 4, "--parsable", input="jobs", path=path)
 
-    assert {part.returncode for part in parts} == {NOT_WRITTEN}, "of a part nothing is submitted"
-    assert (first.returncode, first.stdout) == (0, "42;bed\n")
-    assert off.stdout.splitlines() == ["1 id 42;bed", "2 off"]
-    assert (second.returncode, late.returncode) == (73, 73)
+    assert {read(part).outcome for part in parts} == {Outcome.NOT_WRITTEN}, "of a part nothing is submitted"
+    assert read(first) == (Outcome.SUBMITTED, 42, "")
+    assert parse_called_off(off.stdout) == {1: ("id", 42), 2: ("off", None)}
+    assert (read(second).outcome, read(late).outcome) == (Outcome.DOUBT, Outcome.DOUBT)
     assert (tmp_path / "calls").read_text() == "called\n"
+
+
+def read(done: subprocess.CompletedProcess[str]) -> Submission:
+    return read_submission(done.stdout, done.stderr)
+
+
+def tools_in(folder: Path, **scripts: str) -> str:
+    """A PATH on which these tools come first; ``chunks`` is there too."""
+    (folder / "tools").mkdir()
+    (folder / "chunks").mkdir()
+    for name, script in scripts.items():
+        (folder / "tools" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "tools" / name).chmod(0o755)
+    return f"{folder / 'tools'}:/usr/bin:/bin"
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "outcome", "job_id", "called_off"),
+    [
+        ("echo '*** Welcome ***'; echo; echo 42", Outcome.SUBMITTED, 42, ("id", 42)),
+        ("echo '17 nodes are down'; echo ' 42;bed '; echo bye", Outcome.SUBMITTED, 42, ("id", 42)),
+        ("echo Usage: sbatch; echo more", Outcome.DOUBT, 0, ("tried", None)),
+        ("true", Outcome.DOUBT, 0, ("tried", None)),
+        ("echo 42; exit 3", Outcome.DOUBT, 0, ("tried", None)),
+        ("echo 42; exit 255", Outcome.DOUBT, 0, ("tried", None)),
+        ("echo sbatch: error: Invalid --time specification >&2; exit 255", Outcome.REFUSED, 0, ("tried", None)),
+        ("kill -9 $$", Outcome.DOUBT, 0, ("tried", None)),
+        ("exit 1", Outcome.DOUBT, 0, ("tried", None)),
+    ],
+)
+def test_an_answer_of_any_form_is_read_and_never_breaks(
+    tmp_path: Path, sbatch: str, outcome: Outcome, job_id: int, called_off: tuple[str, int | None]
+) -> None:
+    """Also by the next process, which finds the files of one that was killed right after sbatch."""
+    path = tools_in(tmp_path, sbatch=sbatch)
+    done = read(sh(SUBMIT, tmp_path, 1, 4, "--parsable", input="jobs", path=path))
+    assert (done.outcome, done.job_id) == (outcome, job_id)
+    assert parse_called_off(sh(CALL_OFF, tmp_path, 1).stdout) == {1: called_off}
+
+
+@pytest.mark.parametrize("kept", ["*** Welcome ***\n42\n", "Usage: sbatch\n", "", "\n\n", "42\nbye\n"])
+def test_the_id_file_of_an_older_version_is_read_or_left_in_doubt(tmp_path: Path, kept: str) -> None:
+    (tmp_path / "chunks" / "1.try").mkdir(parents=True)
+    (tmp_path / "chunks" / "1.id").write_text(kept)
+    said = parse_called_off(sh(CALL_OFF, tmp_path, 1).stdout)
+    assert said == {1: ("id", 42) if "42" in kept else ("tried", None)}
+
+
+def test_of_a_garbled_answer_nothing_is_taken() -> None:
+    assert parse_called_off("1 id\nid 7\n\n2 id x\nWelcome\n3 id 7;x\n4 off now\n5 off\n") == {5: ("off", None)}
+    for stdout in ("", "ended", "ended x\n42\n", "42\n", "tried\n42\n"):
+        assert read_submission(stdout, "").outcome is Outcome.DOUBT
+
+
+@pytest.mark.parametrize(("end", "outcome"), [("kill -9 $$", Outcome.DOUBT), ("exit 255", Outcome.REFUSED)])
+def test_jobs_handed_over_stop_at_the_first_that_is_not_submitted(tmp_path: Path, end: str, outcome: Outcome) -> None:
+    path = tools_in(tmp_path, sbatch=f'case "$*" in *bad*) {end} ;; esac; echo banner; echo $$')
+    lines = "1 0 '' --parsable\n2 1 1 --bad\n3 2 1 --parsable\n"
+    done = sh(SUBMIT_ALL, tmp_path, input=lines, path=path)
+    found, why = read_submissions(done.stdout, done.stderr)
+    assert list(found) == [1]
+    assert why is not None
+    assert why.outcome is outcome
+    sh(DISCARD, tmp_path, input="2\n")
+    (tmp_path / "tools" / "sbatch").write_text("#!/bin/sh\necho 7\n")
+    done = sh(SUBMIT_ALL, tmp_path, input=lines, path=path)
+    assert read_submissions(done.stdout, done.stderr) == ({1: found[1], 2: 7, 3: 7}, None)
+
+
+def test_only_the_files_of_the_chunks_that_are_named_go(tmp_path: Path) -> None:
+    path = tools_in(tmp_path, sbatch="echo 42")
+    for chunk in (1, 12):
+        sh(SUBMIT, tmp_path, chunk, 4, "--parsable", input="jobs", path=path)
+    (tmp_path / "chunks" / "all.jobs").write_text("x")
+    sh(DISCARD, tmp_path, input="1\n../12\n*\nall\n\n")
+    assert sorted(p.name for p in (tmp_path / "chunks").iterdir()) == [
+        "12.err", "12.id", "12.jobs", "12.said", "12.try", "all.jobs",
+    ]  # fmt: skip
+    assert [p.name for p in (tmp_path / "exits").iterdir()] == ["12"]
+
+
+def test_an_order_reaches_only_what_the_queue_shows_under_its_name(tmp_path: Path) -> None:
+    """Ids are given again: one that bears another name now is another job."""
+    calls = tmp_path / "calls"
+    tool = f'echo "$0 $*" | sed "s|.*/||" >>{calls}'
+    path = tools_in(
+        tmp_path, squeue="echo '7|bps-a-1.x'; echo '7|bps-a-1.x'; echo '8|mine'", scancel=tool, scontrol=tool
+    )
+    sh(CANCEL, input="7|bps-a-1.x\n8|bps-a-2\n9|bps-a-3\n", path=path)
+    sh(CONTROL, "hold", input="7_3|bps-a-1.x\n7_4|bps-a-1.x\n8_0|bps-a-2\n", path=path)
+    sh(CANCEL, input="8|bps-a-2\n", path=path)
+    sh(CANCEL, input="", path=path)
+    assert calls.read_text().splitlines() == ["scancel 7", "scontrol hold 7_3,7_4"]
+    (tmp_path / "tools" / "squeue").write_text("#!/bin/sh\necho down >&2; exit 1\n")
+    assert sh(CANCEL, input="7|bps-a-1.x\n", path=path).returncode == 1
+
+
+def test_variables_that_change_what_tools_do_are_unset_and_those_of_the_site_stay() -> None:
+    given = {
+        "PATH": "/usr/bin:/bin",
+        "SBATCH_WAIT": "1",
+        "SBATCH_ARRAY_INX": "0-9",
+        "SQUEUE_FORMAT": "%i",
+        "SACCT_FORMAT": "JobID",
+        "SLURM_CLUSTERS": "other",
+        "SLURM_EXIT_ERROR": "7",
+        "SLURM_CONF": "/etc/x",
+        "SLURM_TIME_FORMAT": "relative",
+        "SBATCH_ACCOUNT": "lsst",
+        "SBATCH_COMMENT": "a\nSLURM_FAKE=1",
+        "OTHER": "1",
+    }
+    script = clean(["SLURM_TIME_FORMAT"]) + "exec env"
+    done = subprocess.run(["sh", "-c", script], env=given, capture_output=True, text=True, check=True, timeout=60)
+    left = {line.partition("=")[0] for line in done.stdout.splitlines()} - {"PWD", "_", "SHLVL", "OLDPWD"}
+    assert left == {"PATH", "SLURM_CONF", "SLURM_TIME_FORMAT", "SBATCH_ACCOUNT", "OTHER"}
 
 
 def test_a_wrapper_that_came_in_part_is_not_put_in_place(tmp_path: Path) -> None:
@@ -209,23 +325,6 @@ def test_a_wrapper_that_came_in_part_is_not_put_in_place(tmp_path: Path) -> None
     assert not (tmp_path / "run" / "wrapper.sh").exists()
     assert sh(MAKE_RUN, tmp_path / "run", len(WRAPPER), input=WRAPPER).returncode == 0
     assert (tmp_path / "run" / "wrapper.sh").read_text() == WRAPPER
-
-
-@pytest.mark.parametrize(("end", "tried"), [("kill -9 $$", True), ("exit 1", False)])
-async def test_an_sbatch_that_was_killed_said_nothing_of_what_slurm_has(tmp_path: Path, end: str, tried: bool) -> None:
-    (tmp_path / "chunks").mkdir()
-    (tmp_path / "sbatch").write_text(f"#!/bin/sh\n{end}\n")
-    (tmp_path / "sbatch").chmod(0o755)
-    path = f"{tmp_path}:/usr/bin:/bin"
-
-    one = sh(SUBMIT, tmp_path, 1, 4, "--parsable", input="jobs", path=path)
-    whole = sh(SUBMIT_ALL, tmp_path, input="2 0 '' --parsable\n", path=path)
-
-    cluster = Cluster(ScriptedTransport(lambda _, __: answer("", one.returncode)), SlurmConfig(work_dir="/w"))
-    done = await cluster.submit("/w/run", Plan(1, "bps-x-1", "a", 1, (), b""))
-    assert done.outcome is (Outcome.DOUBT if tried else Outcome.REFUSED)
-    assert whole.returncode == 1
-    assert (tmp_path / "chunks/2.try").exists() is tried
 
 
 def test_a_claim_that_was_taken_back_keeps_the_job_from_running(tmp_path: Path) -> None:

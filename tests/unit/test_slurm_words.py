@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bpsd.models import WmsStates
-from bpsd_adapters.slurm import states
-from bpsd_adapters.slurm.cluster import Outcome, classify_refusal
+from bpsd_adapters.slurm.answers import Outcome, classify, is_mistake, job_id_in
 from bpsd_adapters.slurm.looks import by_run
 from bpsd_adapters.slurm.parsing import (
     chunk_name,
@@ -20,7 +21,8 @@ from bpsd_adapters.slurm.parsing import (
     parse_squeue,
     smallest_limit,
 )
-from bpsd_adapters.slurm.states import is_live, meaning_of, why_stuck
+from bpsd_adapters.slurm.reasons import is_policy, is_submit_limit, why_stuck
+from bpsd_adapters.slurm.states import is_live, meaning_of
 
 TOKEN = "abcdefghij0123456789"
 
@@ -75,17 +77,27 @@ def test_whatever_slurm_says_has_a_meaning(word: str, reason: str, priority: int
     assert is_live(word) == (not meaning_of(word).over)
 
 
-@pytest.mark.parametrize("reason", sorted(states.STUCK))
+REASONS = [
+    line.split()
+    for line in (Path(__file__).parents[1] / "fixtures" / "slurm_reasons.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
+NEVER, SUBMIT_LIMITS, PASSING = ([name for name, kind in REASONS if kind == k] for k in ("never", "submit", "passes"))
+
+
+@pytest.mark.parametrize("reason", NEVER)
 def test_reasons_that_do_not_pass_say_why(reason: str) -> None:
-    assert reason in meaning_of("PENDING", reason, 5).note
-    assert why_stuck(f"({reason})")
+    assert why_stuck(f"({reason})").startswith(f"{reason}: ")
+    assert why_stuck(f"({reason}, and more)")
+    assert is_policy(reason)
+    if not reason.startswith("Dependency"):
+        assert meaning_of("PENDING", reason, 5) == (WmsStates.PENDING, False, why_stuck(reason))
 
 
 def test_reasons_that_pass_are_no_alarm() -> None:
-    assert [
-        r for r in ("Resources", "Priority", "None", "AssocGrpCpuLimit", "QOSMaxJobsPerUserLimit") if why_stuck(r)
-    ] == []
-    assert why_stuck("QOSMaxGRESPerJob")
+    assert [reason for reason in (*PASSING, *SUBMIT_LIMITS) if why_stuck(reason)] == []
+    assert [reason for reason in (*PASSING, *NEVER) if is_submit_limit(reason)] == []
+    assert all(is_submit_limit(reason) and is_policy(reason) for reason in SUBMIT_LIMITS)
 
 
 @given(st.sets(st.integers(0, 5000), min_size=1))
@@ -131,13 +143,19 @@ def test_squeue_rows_of_arrays_and_of_others() -> None:
 
 
 @given(
-    st.text(alphabet=st.characters(exclude_characters="\n")).filter(lambda line: line.count("|") < 7 and line.split())
+    st.lists(st.text(st.characters(exclude_characters="\n|", categories=("L", "N", "P", "Zs"))), min_size=2, max_size=6)
 )
-def test_a_garbled_line_makes_the_answer_none(line: str) -> None:
+def test_a_garbled_row_makes_the_answer_none(parts: list[str]) -> None:
+    line = "|".join(parts)
     with pytest.raises(ValueError, match="squeue printed"):
         parse_squeue(line)
     with pytest.raises(ValueError, match="sacct printed"):
         parse_sacct(line)
+
+
+def test_the_banner_of_a_site_is_passed_over() -> None:
+    assert parse_squeue("*** Welcome ***\n\n12|0|12|x|RUNNING|1|1|None\n@end\n")[0].array_id == 12
+    assert parse_sacct("*** Welcome ***\n5|y|COMPLETED|0:0|1|2|n1\n")[0].array_id == 5
 
 
 def test_sacct_rows() -> None:
@@ -185,22 +203,80 @@ def test_names_of_chunks(number: int) -> None:
     assert parse_chunk_name(chunk_name(TOKEN, number)) == (TOKEN, number)
 
 
+@given(st.integers(0, 10**9), st.text())
+def test_the_label_is_in_the_name_for_people(number: int, label: str) -> None:
+    name = chunk_name(TOKEN, number, label)
+    assert parse_chunk_name(name) == (TOKEN, number)
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+    assert chunk_name(TOKEN, 7, "isr") == f"bps-{TOKEN}-7.isr"
+
+
 def test_names_of_others_are_not_ours() -> None:
     for name in ("bps-abc-1", f"bps-{TOKEN}", f"bps-{TOKEN}-x", f"x-bps-{TOKEN}-1", f"bps-{TOKEN.upper()}-1"):
         assert parse_chunk_name(name) is None
 
 
-@pytest.mark.parametrize(
-    ("said", "outcome"),
-    [
-        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", Outcome.DOUBT),
-        ("Unable to contact slurm controller (connect failure)", Outcome.DOUBT),
-        ("sbatch: error: AssocMaxSubmitJobLimit", Outcome.LIMITED),
-        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", Outcome.LIMITED),
-        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", Outcome.LIMITED),
-        ("Batch job submission failed: Invalid partition name specified", Outcome.REFUSED),
-        ("Requested node configuration is not available", Outcome.REFUSED),
-    ],
+POLICY = (
+    "sbatch: error: Batch job submission failed: "
+    "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 )
-def test_what_sbatch_says_when_it_fails(said: str, outcome: Outcome) -> None:
-    assert classify_refusal(said) is outcome
+
+SAID = [
+    # code, stderr, what it means, whether --test-only may refuse the workflow for it
+    (1, "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", Outcome.DOUBT, False),
+    (1, "sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received", Outcome.DOUBT, False),
+    (1, ("sbatch: error: slurm_persist_conn_open: failed to send persistent connection init message\nsbatch: error: "
+        "Batch job submission failed: Unable to contact slurm controller (connect failure)"), Outcome.DOUBT, False),
+    (1, "sbatch: fatal: Unable to contact slurm controller (connect failure)", Outcome.DOUBT, False),
+    (1, f"sbatch: error: AssocMaxSubmitJobLimit\n{POLICY}", Outcome.LIMITED, False),
+    (1, f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{POLICY}", Outcome.LIMITED, False),
+    (1, f"sbatch: error: QOSGrpSubmitJobsLimit\n{POLICY}", Outcome.LIMITED, False),
+    (1, POLICY, Outcome.LIMITED, False),
+    (1, "sbatch: error: Batch job submission failed: Resource temporarily unavailable", Outcome.LIMITED, False),
+    (1, "sbatch: error: Batch job submission failed: MaxJobCount limit reached", Outcome.LIMITED, False),
+    (143, "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", Outcome.FULL, False),
+    (1, f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{POLICY}", Outcome.REFUSED, True),
+    (1, f"sbatch: error: QOSMaxNodePerJobLimit\n{POLICY}", Outcome.REFUSED, True),
+    (1, f"sbatch: error: AssocMaxCpuPerJobLimit\n{POLICY}", Outcome.REFUSED, True),
+    (1, f"sbatch: error: QOSMaxCpuPerUserLimit\n{POLICY}", Outcome.REFUSED, True),
+    (1, ("QOSMaxWallDurationPerJobLimit\nallocation failure: Job violates accounting/QOS policy (job submit limit, "
+        "user's size and/or time limits)"), Outcome.REFUSED, True),
+    (1, ("sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: Invalid "
+        "partition name specified"), Outcome.REFUSED, True),
+    (1, "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+        Outcome.REFUSED, True),
+    (1, "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+        Outcome.REFUSED, True),
+    (1, ("sbatch: error: Memory specification can not be satisfied\nsbatch: error: Batch job submission failed: "
+        "Requested node configuration is not available"), Outcome.REFUSED, False),
+    (1, "allocation failure: Requested node configuration is not available", Outcome.REFUSED, False),
+    (255, "sbatch: error: Invalid --time specification", Outcome.REFUSED, True),
+    (255, "sbatch: error: invalid memory constraint 4 GB\nsbatch: error: Invalid --mem specification",
+        Outcome.REFUSED, True),
+    (1, 'sbatch: unrecognized option \'--nope\'\nTry "sbatch --help" for more information', Outcome.REFUSED, True),
+    (255, "sbatch: error: Invalid numeric value \"x\" for --sockets-per-node.", Outcome.REFUSED, True),
+    (255, "", Outcome.REFUSED, True),
+    (137, "", Outcome.DOUBT, False),
+    (143, "sbatch: error: Batch job submission failed: Invalid qos specification", Outcome.DOUBT, False),
+    (1, "", Outcome.DOUBT, False),
+    (1, "You must name a project", Outcome.DOUBT, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "said", "outcome", "mistake"), SAID)
+def test_what_sbatch_says_when_it_fails(code: int, said: str, outcome: Outcome, mistake: bool) -> None:
+    assert classify(said, code) is outcome
+    assert is_mistake(said, code) is mistake
+
+
+@given(st.text(), st.integers(0, 255))
+def test_whatever_sbatch_says_has_a_meaning(said: str, code: int) -> None:
+    assert classify(said, code) in Outcome
+    assert not is_mistake(said, 0)
+    job_id_in(said)
+
+
+def test_the_id_is_the_last_line_that_is_one() -> None:
+    assert job_id_in("12 nodes\n\n 7 \n42;bed\nbye 3\n") == 42
+    assert job_id_in("Submitted batch job 42") is None
+    assert job_id_in("") is None

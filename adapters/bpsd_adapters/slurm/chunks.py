@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Chunk", "Plan", "QueuedJob", "Sight"]
+__all__ = ["Chunk", "Plan", "QueuedJob", "Refused", "Sight"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +34,9 @@ class Chunk:
 
     number: int
     intended: float
+    name: str
+    """Its job name in Slurm."""
+
     open: dict[int, QueuedJob] = field(default_factory=dict)
     """By index: those that are not over."""
 
@@ -45,6 +48,9 @@ class Chunk:
     doubted: float | None = None
     """Since when it is known that nobody knows whether Slurm has it."""
 
+    why: str = ""
+    """What sbatch said when it ended and left that in doubt; empty if it was cut off."""
+
     in_flight: bool = False
     """Whether this process is submitting it just now."""
 
@@ -53,6 +59,14 @@ class Chunk:
 
     others: set[int] = field(default_factory=set)
     """Further Slurm jobs that bear its name."""
+
+
+class Refused(NamedTuple):
+    """A ready job that Slurm does not take as it is."""
+
+    note: str
+    due: float
+    """When it is offered again (epoch seconds)."""
 
 
 class Plan(NamedTuple):

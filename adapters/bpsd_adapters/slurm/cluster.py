@@ -5,18 +5,28 @@ A return code is no state: what cannot be asked raises, and an answer that is ga
 
 from __future__ import annotations
 
-__all__ = ["Cluster", "Outcome", "Submission", "classify_refusal"]
+__all__ = ["Cluster"]
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
 
 import anyio.to_thread
 
 from bpsd.errors import BackendAuthError, BackendUnavailable
 from bpsd_adapters.slurm import scripts
+from bpsd_adapters.slurm.answers import (
+    Outcome,
+    Submission,
+    is_mistake,
+    is_uncertain,
+    parse_called_off,
+    plain,
+    read_submission,
+    read_submissions,
+)
 from bpsd_adapters.slurm.chunks import Plan
 from bpsd_adapters.slurm.options import job_options
 from bpsd_adapters.slurm.parsing import (
@@ -41,61 +51,11 @@ IDS_PER_CALL = 1000
 PING_DEADLINE_S = 20.0
 
 _ALL_STATES = "BF,CA,CD,DL,F,NF,OOM,PD,PR,R,RQ,S,TO"
-_LIMITED = re.compile(
-    r"MaxSubmitJob|SubmitJobLimit|SubmitJobsLimit|accounting/QOS policy|temporarily unable to accept|MaxJobCount",
-    re.IGNORECASE,
-)
 _OF_NO_CONCERN = re.compile(r"\S+: (Job has already finished|No error|Job/step already completing or completed)\s*")
 """What scontrol says, and fails for, of those tasks of an array that ended before."""
 
-_SAID_BY_SBATCH = re.compile(r"\s*sbatch: error: ")
-_MISTAKE = re.compile(
-    r"invalid (partition|account|qos|feature|license|time|reservation|gres|generic resource|wckey)|option|"
-    r"time limit is invalid",
-    re.IGNORECASE,
-)
-_UNCERTAIN = re.compile(
-    r"timed out|unable to contact|connect failure|connection (refused|reset)|socket|zero bytes|transport endpoint|"
-    r"communication|standby|state save|I/O error writing|message (send|receive) failure|slurmctld.*(down|not respond)",
-    re.IGNORECASE,
-)
-
+K = TypeVar("K", int, str)
 R = TypeVar("R")
-
-
-class Outcome(Enum):
-    """What became of an attempt to submit a chunk."""
-
-    SUBMITTED = "submitted"
-    LIMITED = "limited"
-    """Refused, since too many jobs are in the queue: later it may be taken."""
-
-    REFUSED = "refused"
-    """Refused as it is."""
-
-    DOUBT = "doubt"
-    """Nobody said whether Slurm has it."""
-
-    FULL = "full"
-    """As `DOUBT`, and Slurm said that it takes no more jobs for now."""
-
-    NOT_WRITTEN = "not written"
-    """Its files could not be written: nothing was submitted."""
-
-
-class Submission(NamedTuple):
-    """What became of a chunk."""
-
-    outcome: Outcome
-    job_id: int = 0
-    text: str = ""
-
-
-def classify_refusal(text: str) -> Outcome:
-    """What a word of sbatch that failed means for the chunk."""
-    if _UNCERTAIN.search(text):
-        return Outcome.DOUBT
-    return Outcome.LIMITED if _LIMITED.search(text) else Outcome.REFUSED
 
 
 class Cluster:
@@ -112,6 +72,7 @@ class Cluster:
     def __init__(self, transport: Transport, config: SlurmConfig) -> None:
         self.transport = transport
         self._config = config
+        self._clean = scripts.clean(config.environment)
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
@@ -123,8 +84,10 @@ class Cluster:
         BackendUnavailable
             If it does not answer, or not completely.
         """
-        done = await self._shell(scripts.SQUEUE, SQUEUE_FORMAT)
+        done = await self._shell(self._clean + scripts.SQUEUE, SQUEUE_FORMAT)
         text = done.check(self.transport.host).stdout.decode(errors="replace")
+        if not text.endswith("@end\n"):
+            raise BackendUnavailable(f"squeue on {self.transport.host} gave an answer that is not whole")
         rows = await anyio.to_thread.run_sync(_parsed, parse_squeue, text, self.transport.host)
         return rows, len(done.stdout)
 
@@ -169,9 +132,8 @@ class Cluster:
 
     async def association_limit(self, cluster: str) -> int | None:
         """How many jobs our association in this cluster may have submitted, if that is limited and can be read."""
-        script = 'exec sacctmgr -n -P show assoc where user="$(id -un)" cluster="$1" format=MaxSubmitJobs,GrpSubmitJobs'
         try:
-            done = await self._shell(script, cluster)
+            done = await self._shell(self._clean + scripts.ASSOCIATION, cluster)
         except BackendUnavailable:
             return None  # accounting is away: a refusal will tell
         if done.returncode != 0:
@@ -180,7 +142,10 @@ class Cluster:
 
     async def ping(self) -> tuple[int, str]:
         """Whether slurmctld is up; asked so that a dead one is told of at once."""
-        done = await self.transport.run(["scontrol", "ping"], deadline_s=PING_DEADLINE_S)
+        argv = ["sh", "-c", self._clean + scripts.PING, "sh", self._config.work_dir]
+        done = await self.transport.run(argv, deadline_s=PING_DEADLINE_S)
+        if done.returncode == scripts.NO_WORK_DIR:
+            return 1, f"work_dir {self._config.work_dir} cannot be used on {self.transport.host}: {done.error_text}"
         text = " ".join(done.stdout.decode(errors="replace").split()) or done.error_text
         return (0, "") if done.returncode == 0 and " UP" in text else (1, f"slurmctld: {text or 'no word'}")
 
@@ -202,15 +167,13 @@ class Cluster:
 
     async def would_refuse(self, options: Sequence[str]) -> str:
         """What sbatch says against these options, if they are a mistake; nodes that are away now may come back."""
-        argv = ["sbatch", "--test-only", "--array=0", *options, "--wrap=true"]
-        done = await self.transport.run(argv, deadline_s=self._config.command_deadline_s)
-        if done.returncode == 0 or not _MISTAKE.search(done.error_text):
-            return ""
-        return done.error_text
+        done = await self._tool("sbatch", "--test-only", "--array=0", *options, "--wrap=true")
+        said = done.stderr.decode(errors="replace")
+        return plain(said)[-STDERR_CHARS:] if is_mistake(said, done.returncode) else ""
 
     # -- orders ------------------------------------------------------------------------------------------------------
 
-    async def make_run(self, folder: str) -> None:
+    async def make_run(self, folder: str, umask: str) -> None:
         """Make a run's folder on the submit host; doing it again does no harm.
 
         Raises
@@ -219,12 +182,12 @@ class Cluster:
             If it cannot be made.
         """
         wrapper = scripts.WRAPPER.encode()
-        await self._of_work_dir(scripts.MAKE_RUN, folder, f"{len(wrapper)}", input=wrapper)
+        await self._of_work_dir(scripts.MAKE_RUN, folder, f"{len(wrapper)}", umask, input=wrapper)
 
     async def submit(self, folder: str, plan: Plan) -> Submission:
         """Submit a chunk, once: a second call for the same chunk only says that it was tried."""
         argv = [
-            "sh", "-c", scripts.SUBMIT, "sh", folder, str(plan.chunk), str(len(plan.jobs)),
+            "sh", "-c", self._clean + scripts.SUBMIT, "sh", folder, str(plan.chunk), str(len(plan.jobs)),
             "--parsable", f"--array=0-{plan.size - 1}",
             *job_options(folder, plan.name, plan.label, f"{plan.chunk}_%a"), *plan.options,
             f"{folder}/wrapper.sh", folder, str(plan.chunk),
@@ -233,27 +196,20 @@ class Cluster:
             done = await self.transport.run(argv, deadline_s=self._config.submit_deadline_s, input=plan.jobs)
         except (BackendUnavailable, BackendAuthError) as exc:
             return Submission(Outcome.DOUBT, text=exc.message)
-        if done.returncode == 0:
-            text = done.stdout.decode(errors="replace").strip().partition(";")[0]
-            return Submission(Outcome.SUBMITTED, int(text)) if text.isdecimal() else Submission(Outcome.DOUBT)
-        outcome = {
-            scripts.CALLED_OFF: Outcome.DOUBT,
-            scripts.NOT_WRITTEN: Outcome.NOT_WRITTEN,
-            scripts.FULL: Outcome.FULL,
-        }.get(done.returncode)
-        if outcome is None:  # one that a signal ended said nothing of what Slurm has
-            ended_by_signal = done.returncode < 0 or done.returncode > 128
-            outcome = Outcome.DOUBT if ended_by_signal else classify_refusal(done.error_text)
-        text = _SAID_BY_SBATCH.sub("; ", done.error_text).strip("; ")
-        if outcome is Outcome.NOT_WRITTEN:
-            text = f"{folder} on {self.transport.host} cannot be written: {text}"
-        return Submission(outcome, text=text)
+        answer = read_submission(done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        if answer.outcome is Outcome.NOT_WRITTEN:
+            return answer._replace(text=f"{folder} on {self.transport.host} cannot be written: {answer.text}")
+        return answer
 
-    async def call_off(self, folder: str, chunks: Sequence[int]) -> dict[int, str]:
-        """Keep chunks from being submitted, if that was not begun: ``off``, ``tried``, or ``id N``."""
+    async def call_off(self, folder: str, chunks: Sequence[int]) -> dict[int, tuple[str, int | None]]:
+        """Keep chunks from being submitted, if that was not begun; see `parse_called_off`."""
         done = (await self._shell(scripts.CALL_OFF, folder, *map(str, chunks))).check(self.transport.host)
-        lines = (line.partition(" ") for line in done.stdout.decode(errors="replace").splitlines())
-        return {int(number): said for number, _, said in lines}
+        return parse_called_off(done.stdout.decode(errors="replace"))
+
+    async def discard(self, folder: str, chunks: Iterable[int]) -> None:
+        """Remove the files of chunks that are over, or that Slurm refused."""
+        told = "".join(f"{chunk}\n" for chunk in chunks).encode()
+        (await self._shell(scripts.DISCARD, folder, input=told)).check(self.transport.host)
 
     async def void(self, folder: str, claims: Sequence[str]) -> dict[str, str]:
         """Take the claims that nobody has, so that no job begins under them; who has each now (``void`` or a job)."""
@@ -269,50 +225,41 @@ class Cluster:
     async def submit_all(self, folder: str, lines: Sequence[Sequence[str]]) -> tuple[dict[int, int], Submission | None]:
         """Submit jobs with what they wait for, in this order: chunk to id, as far as it came, and why no further."""
         told = "".join(shlex.join(line) + "\n" for line in lines).encode()
-        argv = ["sh", "-c", scripts.SUBMIT_ALL, "sh", folder]
+        argv = ["sh", "-c", self._clean + scripts.SUBMIT_ALL, "sh", folder]
         done = await self.transport.run(argv, deadline_s=self._config.submit_deadline_s, input=told)
-        found = {}
-        for line in done.stdout.decode(errors="replace").splitlines():
-            chunk, _, said = line.partition(" ")
-            job_id = said.partition(";")[0]
-            if job_id.isdecimal():
-                found[int(chunk)] = int(job_id)
-        if done.returncode == 0:
-            return found, None
-        doubt = done.returncode == scripts.CALLED_OFF
-        outcome = Outcome.DOUBT if doubt else classify_refusal(done.error_text)
-        return found, Submission(outcome, text=done.error_text)
+        return read_submissions(done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
-    async def cancel(self, ids: Iterable[int]) -> None:
-        """End arrays with all their tasks; those that are over are no error. The queue will tell."""
-        await self._each("scancel", (), ids)
+    async def cancel(self, arrays: Mapping[int, str]) -> None:
+        """End arrays (id to name) with all their tasks; those that are over are no error. The queue will tell.
 
-    async def hold(self, ids: Iterable[int | str]) -> str:
-        """Hold what waits of these; what it had to say."""
+        Raises
+        ------
+        BackendUnavailable
+            If Slurm cannot be asked.
+        """
+        for some in _portions(arrays.items()):
+            done = await self._shell(self._clean + scripts.CANCEL, input=_lines(some))
+            if done.returncode and is_uncertain(done.error_text):
+                done.check(self.transport.host)
+
+    async def hold(self, ids: Mapping[str, str]) -> str:
+        """Hold what waits of these arrays or tasks (id to the name of the array); what scontrol had to say."""
         return await self._control("hold", ids)
 
-    async def release(self, ids: Iterable[int | str]) -> str:
-        """Release these; what it had to say."""
+    async def release(self, ids: Mapping[str, str]) -> str:
+        """Release these (see `hold`); what scontrol had to say."""
         return await self._control("release", ids)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    async def _control(self, verb: str, ids: Iterable[int | str]) -> str:
+    async def _control(self, verb: str, ids: Mapping[str, str]) -> str:
         said = ""
-        whole = [str(i) for i in ids]
-        for start in range(0, len(whole), IDS_PER_CALL):
-            done = await self._tool("scontrol", verb, ",".join(whole[start : start + IDS_PER_CALL]))
+        for some in _portions(ids.items()):
+            done = await self._shell(self._clean + scripts.CONTROL, verb, input=_lines(some))
             if done.returncode and not said:
                 left = " ".join(_OF_NO_CONCERN.sub("", done.stderr.decode(errors="replace")).split())
                 said = left[:STDERR_CHARS]
         return said
-
-    async def _each(self, tool: str, options: Sequence[str], ids: Iterable[int]) -> None:
-        whole = [str(i) for i in ids]
-        for start in range(0, len(whole), IDS_PER_CALL):
-            done = await self._tool(tool, *options, *whole[start : start + IDS_PER_CALL])
-            if done.returncode and _UNCERTAIN.search(done.error_text):
-                done.check(self.transport.host)
 
     async def _sacct(self, *which: str) -> list[AccountRow]:
         argv = ["env", "SLURM_TIME_FORMAT=%s", "sacct", "-X", "-n", "-P", *which, "-o", SACCT_FORMAT]
@@ -330,11 +277,22 @@ class Cluster:
             )
 
     async def _tool(self, *argv: str) -> Completed:
-        return await self.transport.run(argv, deadline_s=self._config.command_deadline_s)
+        return await self._shell(self._clean + scripts.TOOL, *argv)
 
     async def _shell(self, script: str, *arguments: str, input: bytes = b"") -> Completed:
         argv = ["sh", "-c", script, "sh", *arguments]
         return await self.transport.run(argv, deadline_s=self._config.command_deadline_s, input=input)
+
+
+def _portions(items: Iterable[tuple[K, str]]) -> Iterator[list[tuple[K, str]]]:
+    """So many at a time as one call names."""
+    left = iter(items)
+    while some := list(islice(left, IDS_PER_CALL)):
+        yield some
+
+
+def _lines(arrays: Iterable[tuple[int | str, str]]) -> bytes:
+    return "".join(f"{job_id}|{name}\n" for job_id, name in arrays).encode()
 
 
 def _parsed(parse: Callable[[str], list[R]], text: str, host: str) -> list[R]:

@@ -20,6 +20,12 @@ from bpsd_adapters.files import safe_name
 _FILE = re.compile(r"<FILE:([^<>]+)>")
 _ENV = re.compile(r"<ENV:([A-Za-z_][A-Za-z0-9_]*)>")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_OF_SHELLS = re.compile(
+    r"_|BASH.*|COMP_.*|DIRSTACK|E?UID|EPOCH(SECONDS|REALTIME)|FUNCNAME|GROUPS|HISTCMD|IFS|LINENO|OLDPWD|OPT(IND|ARG|ERR)|"
+    r"PPID|PS[0-4]|PWD|S?RANDOM|SECONDS|SHELLOPTS",
+    re.ASCII,
+)
+"""Variables that a shell cannot set, or that mean something to it: the job gets them from ``env``, past the shell."""
 
 
 class RunFacts(NamedTuple):
@@ -32,6 +38,8 @@ class RunFacts(NamedTuple):
     executables: Mapping[str, Executable]
     files: Mapping[str, File]
     environment: Mapping[str, str]
+    umask: str = ""
+    """The umask of the jobs, as octal digits; empty: that of the account."""
 
 
 def entry(run: RunFacts, job: Job, node: int, attempt: int, index: int, memory_mb: int | None) -> str:
@@ -59,12 +67,11 @@ def _lines(run: RunFacts, job: Job, node: int, attempt: int, memory_mb: int | No
     folder = job.working_directory or f"{run.folder}/work"
     if not folder.startswith("/"):
         raise CommandError("working_directory", f"{folder!r} is not an absolute path")
-    yield f"node={node} attempt={attempt}"
-    yield f"base={shlex.quote(f'{safe_name(job.name)}.{attempt}')}"
-    yield f"folder={shlex.quote(folder)}"
-    yield f"pre={_shell_line(run, job.pre_cmdline, 'pre_cmdline')}"
-    yield f"post={_shell_line(run, job.post_cmdline, 'post_cmdline')}"
-    yield "bpsd_env() {"
+    yield f"_bpsd_node={node} _bpsd_attempt={attempt} _bpsd_umask={run.umask}"
+    yield f"_bpsd_base={shlex.quote(f'{safe_name(job.name)}.{attempt}')}"
+    yield f"_bpsd_folder={shlex.quote(folder)}"
+    yield f"_bpsd_pre={_shell_line(run, job.pre_cmdline, 'pre_cmdline')}"
+    yield f"_bpsd_post={_shell_line(run, job.post_cmdline, 'post_cmdline')}"
     marks = {
         "BPSD_TOKEN": run.token,
         "BPSD_RUN": run.name,
@@ -76,17 +83,23 @@ def _lines(run: RunFacts, job: Job, node: int, attempt: int, memory_mb: int | No
         "BPSD_CPUS": str(job.request_cpus or 1),
         "BPSD_MEMORY_MB": str(memory_mb or 0),
     }
+    variables = {**run.environment, **job.environment}
+    yield "_bpsd_env() {"
     for name, value in marks.items():
         yield f"export {name}={shlex.quote(value)}"
     for values in (run.environment, job.environment):
         for name, value in values.items():
             if not _NAME.fullmatch(name):
-                raise CommandError("environment", f"{name!r} is no name of a variable")
-            yield f"export {name}={_expanded(value)}"
+                raise CommandError("environment", f"{name!r} is not a name of a variable")
+            if not _OF_SHELLS.fullmatch(name):
+                yield f"export {name}={_expanded(value)}"
     yield "}"
-    yield "bpsd_job() {"
+    past_shell = [f"{name}={_expanded(value)}" for name, value in variables.items() if _OF_SHELLS.fullmatch(name)]
+    before = " ".join(["exec", *(["/usr/bin/env", *past_shell] if past_shell else [])])
+    yield f'_bpsd_step() {{ {before} "$@"; }}'
+    yield "_bpsd_job() {"
     words = [program_of(run, job), *words_of(job)]
-    yield "exec " + " ".join(_expanded(_with_files(run, word, "arguments")) for word in words)
+    yield f"{before} " + " ".join(_expanded(_with_files(run, word, "arguments")) for word in words)
     yield "}"
 
 

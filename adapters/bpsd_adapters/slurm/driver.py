@@ -34,9 +34,6 @@ from bpsd_adapters.transports.base import CommandFailed
 SUBMITS_AT_ONCE = 4
 """How many sbatch run at the same time."""
 
-REFUSED_RETRY_LOOKS = 10
-"""After so many poll intervals what Slurm refused is offered again."""
-
 JITTER = 0.1
 
 NUDGE_FLOOR_S, NUDGE_COST_FACTOR = 2.0, 5.0
@@ -306,9 +303,9 @@ class Driver:
 
     async def _end(self, held: Held) -> None:
         """End what of a run is to go: first of all, whatever else of it breaks."""
-        ending = [chunk for chunk in held.engine.chunks.values() if chunk.ending and chunk.job_id is not None]
+        ending = await held.do(Engine.ending)
         if ending:
-            await self._cluster.cancel(i for chunk in ending for i in (chunk.job_id or 0, *chunk.others))
+            await self._cluster.cancel(ending)
 
     async def _act(self, held: Held) -> None:
         """What is to be done for a run beside submitting what is ready."""
@@ -323,11 +320,11 @@ class Driver:
             await self._acts.resolve(held, doubtful)
         if engine.held:
             await self._cluster.hold(engine.waiting())
-        waited_s = self._context.clock() - held.refused_at
-        if engine.refused and waited_s > REFUSED_RETRY_LOOKS * self._config.poll_interval_s:
-            await held.do(Engine.offer_again)
+        if engine.refused:
+            await held.do(Engine.offer_due, self._context.clock())
         if engine.meta.hands_off and engine.live and not (engine.cancelled or engine.held):
             await self._acts.hand_over(held)
+        await self._acts.discard_spent(held)
 
     async def _submit_ready(self) -> None:
         """Fill the window from all runs in turn."""

@@ -17,7 +17,7 @@ from bpsd.models import WmsStates, ending
 from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.dag import Outcome, Verdict
 from bpsd_adapters.runlog import RunLog
-from bpsd_adapters.slurm.chunks import Chunk, Plan, QueuedJob, Sight
+from bpsd_adapters.slurm.chunks import Chunk, Plan, QueuedJob, Refused, Sight
 from bpsd_adapters.slurm.commands import RunFacts, entry
 from bpsd_adapters.slurm.events import (
     Begin,
@@ -39,8 +39,8 @@ from bpsd_adapters.slurm.layout import Meta, RunFolder
 from bpsd_adapters.slurm.looks import WHOLE, record_path
 from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
 from bpsd_adapters.slurm.parsing import ExitRecord, QueueRow, chunk_name
+from bpsd_adapters.slurm.reasons import why_stuck
 from bpsd_adapters.slurm.runstate import RunState
-from bpsd_adapters.slurm.states import why_stuck
 from bpsd_adapters.slurm.verdicts import Doubt, Evidence, Live, Over, is_alive, judge
 
 STATES_PER_LINE = 100
@@ -51,6 +51,9 @@ RECORD_GRACE_S = 30.0
 
 RECORDS_BETWEEN_LOOKS = 5000
 """How many exit records of a run are looked for at once from look to look: each path is some 50 bytes on the way."""
+
+REFUSED_MAX_S = 3600.0
+"""The longest pause between two offers of a job that Slurm refuses."""
 
 STUCK_NAMED = 3
 """How many reasons for never starting the note of a run names."""
@@ -107,24 +110,32 @@ class Engine(RunState):
     def _to_hand(self, chunk: Chunk) -> bool:
         return chunk.whole and chunk.job_id is None and chunk.doubted is None and not chunk.ending
 
-    def waiting(self) -> set[int]:
-        """The arrays in which jobs wait without being on hold."""
-        waits = (WmsStates.PENDING, WmsStates.UNREADY)
-        return {c.job_id for c in self.chunks.values() if c.job_id is not None and _some(c, *waits)}
+    def waiting(self) -> dict[str, str]:
+        """The arrays in which jobs wait without being on hold: id to name."""
+        return self._arrays(WmsStates.PENDING, WmsStates.UNREADY)
 
-    def on_hold(self) -> set[int]:
-        """The arrays in which jobs are on hold."""
-        return {c.job_id for c in self.chunks.values() if c.job_id is not None and _some(c, WmsStates.HELD)}
+    def on_hold(self) -> dict[str, str]:
+        """The arrays in which jobs are on hold: id to name."""
+        return self._arrays(WmsStates.HELD)
 
-    def slurm_ids(self, names: Iterable[str]) -> list[str]:
-        """The ids in Slurm of those of these jobs that are there."""
+    def _arrays(self, *states: WmsStates) -> dict[str, str]:
+        there = [chunk for chunk in self.chunks.values() if chunk.job_id is not None]
+        return {f"{chunk.job_id}": chunk.name for chunk in there if _some(chunk, *states)}
+
+    def ending(self) -> dict[int, str]:
+        """The arrays that are to end: id to name."""
+        there = [chunk for chunk in self.chunks.values() if chunk.ending and chunk.job_id is not None]
+        return {job_id: chunk.name for chunk in there for job_id in (chunk.job_id or 0, *chunk.others)}
+
+    def slurm_ids(self, names: Iterable[str]) -> dict[str, str]:
+        """The ids in Slurm of those of these jobs that are there, each with the name of its array."""
         wanted = set(names)
-        return [
-            f"{chunk.job_id}_{index}"
+        return {
+            f"{chunk.job_id}_{index}": chunk.name
             for chunk in self.chunks.values()
             for index, job in chunk.open.items()
             if chunk.job_id is not None and job.ref.name in wanted
-        ]
+        }
 
     def quiet(self, sight: Sight) -> Iterator[tuple[Chunk, int]]:
         """The jobs (by chunk and index) that the queue does not show as alive: how they ended is to be found out."""
@@ -164,6 +175,7 @@ class Engine(RunState):
             executables=document.executables,
             files=document.files,
             environment=document.environment,
+            umask=self.meta.umask,
         )
 
     # -- orders ------------------------------------------------------------------------------------------------------
@@ -225,9 +237,9 @@ class Engine(RunState):
             self._fail_unstarted(ref, why, now)
         intents, plans = [], []
         for number, ((label, options), array) in enumerate(((k, a) for k, a in groups.items() if a), self._next_chunk):
-            intents.append(Intent(chunk=number, time=now, jobs=tuple(ref for ref, _ in array)))
+            name = chunk_name(self.meta.token, number, label)
+            intents.append(Intent(chunk=number, time=now, jobs=tuple(ref for ref, _ in array), name=name))
             text = "".join(text for _, text in array)
-            name = chunk_name(self.meta.token, number)
             plans.append(Plan(number, name, label, len(array), options, text.encode()))
         if not intents:
             return []
@@ -254,6 +266,7 @@ class Engine(RunState):
                 time=now,
                 jobs=(JobRef(n, jobs[n].name, jobs[n].label, self._dag.starts[n] + 1),),
                 whole=True,
+                name=chunk_name(self.meta.token, number, jobs[n].label),
             )
             for number, n in enumerate(fresh, self._next_chunk)
         ]
@@ -275,34 +288,62 @@ class Engine(RunState):
         pending = WmsStates.UNREADY if chunk.whole else WmsStates.PENDING
         for index, job in chunk.open.items():
             job.state, job.wms_id = pending, f"{job_id}_{index}"
+            self._refusals.pop(job.ref.node, None)
         self._tell(
             JobState(j.ref.node, j.ref.name, j.ref.label, j.attempt, int(pending), f"{job_id}_{i}")
             for i, j in chunk.open.items()
         )
         self.write(now)
 
-    def in_doubt(self, number: int, now: float) -> None:
-        """Sbatch has ended, and whether Slurm has the chunk is not known."""
-        self.chunks[number].in_flight = False
-        self.chunks[number].doubted = now
+    def in_doubt(self, number: int, now: float, why: str = "") -> None:
+        """Sbatch has ended, and whether Slurm has the chunk is not known. ``why`` is what sbatch said, if it did."""
+        chunk = self.chunks[number]
+        chunk.in_flight = False
+        chunk.doubted, chunk.why = now, why
 
     def withdraw(
-        self, number: int, now: float, note: str = "", indices: Iterable[int] | None = None, *, refused: bool = False
+        self,
+        number: int,
+        now: float,
+        note: str = "",
+        indices: Iterable[int] | None = None,
+        *,
+        unused: bool = False,
+        refused_s: float | None = None,
     ) -> None:
-        """Jobs of a chunk (all) did not run and never will under their number: they are ready again.
+        """Jobs of a chunk (all) did not run and never will in it: they are ready again.
 
-        Those that were ``refused`` as they are wait until somebody offers them again; the others of the run go on.
+        Parameters
+        ----------
+        number : `int`
+            The chunk.
+        now : `float`
+            Epoch seconds.
+        note : `str`, optional
+            Why.
+        indices : `~collections.abc.Iterable` [`int`], optional
+            Which jobs.
+        unused : `bool`, optional
+            Whether Slurm never had them: then their next offer is the same attempt.
+        refused_s : `float`, optional
+            How long jobs that were refused as they are wait for their next offer, the first time; each further refusal
+            doubles it. The other jobs of the run go on.
         """
         chunk = self.chunks[number]
         chunk.in_flight = False
         self._now = now
         refs = [chunk.open[i].ref for i in (list(chunk.open) if indices is None else indices)]
-        self._pending.append(Withdrawn(chunk=number, time=now, nodes=tuple(ref.node for ref in refs), note=note))
+        self._pending.append(
+            Withdrawn(chunk=number, time=now, nodes=tuple(ref.node for ref in refs), note=note, unused=unused)
+        )
         told = []
         for ref in refs:
-            out = self._withdraw(chunk, ref.node)
-            if refused and out.ready:
-                self.refused[ref.node] = note
+            out = self._withdraw(chunk, ref.node, unused=unused)
+            if refused_s is not None and out.ready:
+                before = self._refusals.get(ref.node, 0)
+                self._refusals[ref.node] = before + 1
+                pause_s = min(refused_s * 2.0 ** min(before, 20), max(refused_s, REFUSED_MAX_S))
+                self.refused[ref.node] = Refused(note, now + pause_s)
             state = WmsStates.HELD if ref.node in self.refused else WmsStates(self._dag.state[ref.node])
             told.append(JobState(ref.node, ref.name, ref.label, ref.attempt, int(state), "", note))
         self._tell(told)
@@ -316,6 +357,11 @@ class Engine(RunState):
         for node in again:
             del self.refused[node]
         return len(again)
+
+    def offer_due(self, now: float) -> None:
+        """Let those refused jobs be submitted again that have waited for long enough."""
+        for node in [n for n, refused in self.refused.items() if now >= refused.due]:
+            del self.refused[node]
 
     # -- seeing ------------------------------------------------------------------------------------------------------
 
@@ -391,6 +437,11 @@ class Engine(RunState):
         for event in ends:
             self._replay(event)
 
+    def take_spent(self) -> list[int]:
+        """Return the chunks whose files can go, once; of a run that is over all that it had."""
+        spent, self.spent = self.spent, []
+        return spent
+
     def close(self) -> None:
         """Let the log go."""
         self._log.close()
@@ -418,7 +469,9 @@ class Engine(RunState):
         if record is not None and not _is_of(record, ref):
             record = None  # an earlier attempt's
         ids = (chunk.job_id or 0, *chunk.others)
-        account = next((a for i in ids if (a := sight.accounts.get((i, index))) is not None), None)
+        accounts = (sight.accounts.get((i, index)) for i in ids)
+        # An id that has another name there was given to another job, before or after.
+        account = next((a for a in accounts if a is not None and a.name == chunk.name), None)
         return Evidence(_rows(chunk, index, sight), record, account)
 
     def _is_live(self, index: int, job: QueuedJob, seen: Live) -> None:
@@ -494,7 +547,7 @@ class Engine(RunState):
             for job in chunk.open.values()
             if job.state in (WmsStates.PENDING, WmsStates.PRUNED) and why_stuck(job.note.partition(":")[0])
         )
-        reasons.update(f"not submitted: {why}" for why in self.refused.values())
+        reasons.update(f"not submitted: {refused.note}" for refused in self.refused.values())
         told = [f"{count} job{'s' * (count > 1)} {why}" for why, count in reasons.most_common(STUCK_NAMED)]
         self.say("; ".join([*([trouble] if trouble else []), *told]), now)
         self.write(now)

@@ -67,6 +67,9 @@ class Intent(msgspec.Struct, frozen=True, tag_field="e", tag="intent", kw_only=T
     whole: bool = False
     """Whether it is one job of a run that is handed to Slurm whole."""
 
+    name: str = ""
+    """Its job name in Slurm; empty in logs of older versions: then it has no label."""
+
 
 class Submitted(msgspec.Struct, frozen=True, tag_field="e", tag="submitted", kw_only=True):
     """Slurm has the chunk, under this id."""
@@ -83,6 +86,8 @@ class Withdrawn(msgspec.Struct, frozen=True, tag_field="e", tag="withdrawn", kw_
     time: float
     nodes: tuple[int, ...]
     note: str = ""
+    unused: bool = False
+    """Whether Slurm never had them: then their number is given again."""
 
 
 class Ended(msgspec.Struct, frozen=True, tag_field="e", tag="ended", kw_only=True):

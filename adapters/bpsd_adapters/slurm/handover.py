@@ -11,7 +11,6 @@ from bpsd.workflow import Job
 from bpsd_adapters.slurm.chunks import Chunk
 from bpsd_adapters.slurm.commands import RunFacts, entry
 from bpsd_adapters.slurm.options import Defaults, job_options, options_of
-from bpsd_adapters.slurm.parsing import chunk_name
 from bpsd_adapters.slurm.scripts import ALL
 
 
@@ -56,7 +55,7 @@ def handed_over(
             lines.append([
                 str(chunk.number), str(node), " ".join(str(whole[p].number) for p in sorted(after)),
                 "--parsable", "--array=0", "--kill-on-invalid-dep=yes",
-                *job_options(facts.folder, chunk_name(facts.token, chunk.number), job.label, f"{ALL}_{node}"),
+                *job_options(facts.folder, chunk.name, job.label, f"{ALL}_{node}"),
                 *options_of(job, defaults),
             ])  # fmt: skip
     return "".join(text).encode(), lines

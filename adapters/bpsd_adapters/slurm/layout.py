@@ -45,6 +45,8 @@ class Meta(RunMeta, frozen=True, kw_only=True):
     number: int
     folder: str
     hands_off: bool = False
+    umask: str = ""
+    """The umask of its jobs, as octal digits; empty: that of the account on the submit host."""
 
 
 made_ready(Meta)
@@ -117,7 +119,7 @@ class StateFolder:
         """The run's folder is gone."""
         self._metas.pop(token, None)
 
-    def add(self, workflow: WorkflowFile, folder: str, now: float, *, hands_off: bool) -> Meta:
+    def add(self, workflow: WorkflowFile, folder: str, now: float, *, hands_off: bool, umask: str = "") -> Meta:
         """Make the folder of a run, whole, unless it is there.
 
         Raises
@@ -140,6 +142,7 @@ class StateFolder:
                 created=now,
                 folder=folder,
                 hands_off=hands_off,
+                umask=umask,
             )
             half = self.runs / f".{workflow.token}"
             shutil.rmtree(half, ignore_errors=True)

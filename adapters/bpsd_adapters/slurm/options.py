@@ -15,10 +15,13 @@ OURS = frozenset(
     {
         "array",
         "chdir",
+        "clusters",
         "comment",
         "dependency",
         "error",
         "export",
+        "export-file",
+        "help",
         "hold",
         "input",
         "job-name",
@@ -27,11 +30,20 @@ OURS = frozenset(
         "parsable",
         "quiet",
         "test-only",
+        "usage",
+        "version",
         "wait",
         "wrap",
     }
 )
-"""Options that bpsd itself needs."""
+"""Options that bpsd itself needs, that do not submit, or that take a job where bpsd does not look for it."""
+
+_SET_BY_BPSD = "bpsd sets it itself"
+_REFUSED = {
+    "clusters": "the backend is one cluster; make a backend for each",
+    **dict.fromkeys(("help", "test-only", "usage", "version"), "with it sbatch submits nothing"),
+}
+"""Why an option is refused, if not because bpsd sets it."""
 
 _MAIL = {"always": "ALL", "complete": "END", "error": "FAIL", "never": "NONE"}
 _OPTION = re.compile(r"[a-z][a-z0-9-]+", re.ASCII)
@@ -111,7 +123,7 @@ def _options(field: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not _OPTION.fullmatch(name):
             raise OptionError(field, f"{key!r} is no long option of sbatch")
         if name in OURS:
-            raise OptionError(field, f"bpsd itself says --{name}")
+            raise OptionError(field, f"sbatch --{name} is not for jobs of bpsd: {_REFUSED.get(name, _SET_BY_BPSD)}")
         if value is True:
             yield name, ""
         elif value is not None and value is not False:

@@ -32,7 +32,11 @@ SACCT_FORMAT = "JobID,JobName,State,ExitCode,Start,End,NodeList"
 
 MAX_ARRAY_INDEX = 4_000_000
 
-_NAME = re.compile(r"bps-([a-z0-9]{20})-([0-9]+)", re.ASCII)
+_NAME = re.compile(r"bps-([a-z0-9]{20})-([0-9]+)(?:\.[A-Za-z0-9_.-]*)?", re.ASCII)
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+", re.ASCII)
+LABEL_MAX_CHARS = 40
+"""How much of a label a job name shows."""
+
 _RANGE = re.compile(r"([0-9]+)(?:-([0-9]+)(?::([0-9]+))?)?", re.ASCII)
 _SACCT_ID = re.compile(r"([0-9]+)(?:_(?:([0-9]+)|\[([0-9,:%-]+)\]))?", re.ASCII)
 
@@ -90,9 +94,13 @@ class ClusterLimits(NamedTuple):
     has_accounting: bool = True
 
 
-def chunk_name(token: str, chunk: int) -> str:
-    """The job name of a chunk of a run: the one mark that Slurm shows everywhere and always."""
-    return f"{NAME_PREFIX}{token}-{chunk}"
+def chunk_name(token: str, chunk: int, label: str = "") -> str:
+    """The job name of a chunk of a run: the one mark that Slurm shows everywhere and always.
+
+    The label is for people.
+    """
+    shown = _NOT_IN_NAMES.sub("_", label)[:LABEL_MAX_CHARS]
+    return f"{NAME_PREFIX}{token}-{chunk}" + (f".{shown}" if shown else "")
 
 
 def parse_chunk_name(name: str) -> tuple[str, int] | None:
@@ -128,11 +136,13 @@ def parse_squeue(text: str) -> list[QueueRow]:
     Raises
     ------
     ValueError
-        If one is garbled: then the answer is not complete.
+        If one is garbled: then the answer is not complete. What is no row at all is passed over.
     """
     rows = []
     for line in text.splitlines():
         parts = line.split("|", 7)
+        if len(parts) == 1:
+            continue  # the banner of a site's wrapper
         if len(parts) != 8:
             raise ValueError(f"squeue printed {line[:120]!r}")
         array_id, indices, job_id, name, state, priority, start, reason = parts
@@ -162,6 +172,8 @@ def parse_sacct(text: str) -> list[AccountRow]:
     rows = []
     for line in text.splitlines():
         parts = line.split("|")
+        if len(parts) == 1:
+            continue
         found = _SACCT_ID.fullmatch(parts[0].partition("+")[0])
         if len(parts) != 7 or found is None:
             raise ValueError(f"sacct printed {line[:120]!r}")

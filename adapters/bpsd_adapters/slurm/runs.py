@@ -34,8 +34,11 @@ class Held:
     """A run that this process drives."""
 
     engine: Engine
-    refused_at: float = 0.0
-    """When something of it was refused last."""
+    refusals: int = 0
+    """Hands-off: how often the next job was refused."""
+
+    not_before: float = 0.0
+    """Hands-off: when the next job is offered (epoch seconds)."""
 
     trouble: str = ""
     """What went wrong with this run alone in the last look."""

@@ -8,7 +8,7 @@ from bpsd.models import WmsStates, ending
 from bpsd_adapters import runlog
 from bpsd_adapters.dag import Dag, Outcome, Verdict
 from bpsd_adapters.document import Document
-from bpsd_adapters.slurm.chunks import Chunk, QueuedJob
+from bpsd_adapters.slurm.chunks import Chunk, QueuedJob, Refused
 from bpsd_adapters.slurm.events import (
     Begin,
     Cancel,
@@ -25,6 +25,7 @@ from bpsd_adapters.slurm.events import (
     decode,
 )
 from bpsd_adapters.slurm.layout import Meta, RunFolder
+from bpsd_adapters.slurm.parsing import chunk_name
 
 FAILURES_NAMED = 3
 """How many failed jobs the note at the end of a run names."""
@@ -59,11 +60,17 @@ class RunState:
         self.attempt = 0
         self.end: End | None = None
         self.held = self.cancelled = False
-        self.refused: dict[int, str] = {}
+        self.refused: dict[int, Refused] = {}
         """Ready jobs that are not to be had as they are, and why: they are not submitted until they are offered again.
         A process that takes up the run offers them once."""
 
+        self.spent: list[int] = []
+        """Chunks of which nothing is open any more and whose files are still to be removed."""
+
         self.skipped_events = 0
+        self._refusals: dict[int, int] = {}
+        """How often a job was refused since it was last taken."""
+
         self._queued: dict[int, tuple[Chunk, int]] = {}
         self._next_chunk = 1
         self._note = ""
@@ -103,7 +110,7 @@ class RunState:
         elif isinstance(event, Withdrawn):
             chunk = self.chunks[event.chunk]
             for node in event.nodes:
-                self._withdraw(chunk, node)
+                self._withdraw(chunk, node, unused=event.unused)
             self._drop_empty(chunk)
         elif isinstance(event, Ended):
             self._replay_end(event)
@@ -124,6 +131,7 @@ class RunState:
         self.attempt, self.end = event.attempt, None
         self.held = self.cancelled = False
         self.refused.clear()
+        self._refusals.clear()
         self._note = self._stop_note = ""
         self._failures, self._failure_count = [], 0
         self.chunks.clear()
@@ -131,7 +139,12 @@ class RunState:
         self._dag.begin()
 
     def _intend(self, event: Intent) -> None:
-        chunk = self.chunks[event.chunk] = Chunk(event.chunk, event.time, whole=event.whole)
+        chunk = self.chunks[event.chunk] = Chunk(
+            event.chunk,
+            event.time,
+            event.name or chunk_name(self.meta.token, event.chunk),
+            whole=event.whole,
+        )
         self._next_chunk = max(self._next_chunk, event.chunk + 1)
         for index, ref in enumerate(event.jobs):
             if not event.whole or self._dag.state[ref.node] == WmsStates.READY:
@@ -170,14 +183,18 @@ class RunState:
         self._dag.starts[node] = max(self._dag.starts[node], job.attempt)
         return self._dag.finish(node, judged, removed=removed, lost=lost)
 
-    def _withdraw(self, chunk: Chunk, node: int) -> Outcome:
+    def _withdraw(self, chunk: Chunk, node: int, *, unused: bool) -> Outcome:
         _, index = self._queued.pop(node)
         del chunk.open[index]
-        return self._dag.withdraw(node) if self._dag.state[node] == WmsStates.RUNNING else Outcome()
+        if self._dag.state[node] != WmsStates.RUNNING:
+            return Outcome()
+        if unused:
+            self._dag.starts[node] -= 1
+        return self._dag.withdraw(node)
 
     def _drop_empty(self, chunk: Chunk) -> None:
-        if not chunk.open:
-            self.chunks.pop(chunk.number, None)
+        if not chunk.open and self.chunks.pop(chunk.number, None) is not None and not chunk.whole:
+            self.spent.append(chunk.number)
 
     def _note_failure(self, ref: JobRef, state: WmsStates, again: bool, why: str) -> None:
         if state is WmsStates.FAILED and not again:

@@ -55,6 +55,9 @@ OPTION_SETS_TRIED = 20
 
 OUTPUT_MAX_BYTES = 1024 * 1024
 
+DEFAULT_UMASK = "022"
+"""The umask of jobs where the submit host is this machine and the submitter's is not known: the daemon's own is 077."""
+
 
 class SlurmService(WmsService):
     """Runs jobs in a Slurm cluster, as one account there."""
@@ -122,9 +125,10 @@ class SlurmService(WmsService):
         folder = posixpath.join(settings.work_dir, token)
         if self._state.meta(token) is None:
             await self.check_workflow(config, generic_workflow)
-        await self._cluster.make_run(folder)
+        umask = self._umask_of(config, generic_workflow)
+        await self._cluster.make_run(folder, umask)
         try:
-            await anyio.to_thread.run_sync(self._add, generic_workflow, folder)
+            await anyio.to_thread.run_sync(self._add, generic_workflow, folder, umask)
         except OSError as exc:
             raise StorageError(
                 f"run {generic_workflow.name} could not be kept: {exc}", advice="make room and submit again"
@@ -178,7 +182,7 @@ class SlurmService(WmsService):
                 raise Conflict(f"run {wms_workflow_id} runs (attempt {last})", advice="wait for its end, or cancel it")
             if end is not None and end.state == WmsStates.SUCCEEDED:
                 raise Conflict(f"run {wms_workflow_id} has succeeded: there is nothing to restart")
-            await self._cluster.make_run(meta.folder)
+            await self._cluster.make_run(meta.folder, meta.umask)
             await self._begin(meta.token, attempt)
         return run_id(meta.token), meta.name, ""
 
@@ -378,8 +382,16 @@ class SlurmService(WmsService):
             if said:
                 found.add(where, f"sbatch {' '.join(options)}: {said}")
 
-    def _add(self, workflow: WorkflowFile, folder: str) -> Meta:
-        return self._state.add(workflow, folder, self.context.clock(), hands_off=self._settings.hands_off)
+    def _umask_of(self, config: Mapping[str, Any], workflow: WorkflowFile) -> str:
+        """The umask of a run's jobs: of the document, the settings or the submitter; over SSH else the account's."""
+        chosen = workflow.umask or self._settings.umask
+        if chosen or self._settings.ssh is not None:
+            return chosen or ""
+        return str(config.get("submitter_umask") or DEFAULT_UMASK)
+
+    def _add(self, workflow: WorkflowFile, folder: str, umask: str) -> Meta:
+        now, hands_off = self.context.clock(), self._settings.hands_off
+        return self._state.add(workflow, folder, now, hands_off=hands_off, umask=umask)
 
     async def _begin(self, token: str, attempt: int) -> None:
         try:

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from bpsd.workflow import UMASK_PATTERN
 from bpsd_adapters.slurm.options import Defaults
 from bpsd_adapters.transports.settings import SshSettings
 
@@ -40,6 +41,9 @@ class SlurmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froz
         How long after a submission was cut off "not in the queue" begins to be proof.
     ``lost_after_s``
         How long a job must be unknown to the queue, to accounting and to its exit record before it is given up.
+    ``umask``
+        The umask of jobs, as in ``"0027"``, where the workflow names none (default: the submitter's; over SSH the
+        account's on the submit host).
     ``check_executables``
         Whether programs that jobs name must be there on the submit host.
     """
@@ -61,6 +65,7 @@ class SlurmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froz
     submit_deadline_s: Annotated[float, Meta(gt=0)] = 75.0
     settle_s: Annotated[float, Meta(ge=0)] = 120.0
     lost_after_s: Annotated[float, Meta(ge=0)] = 600.0
+    umask: Annotated[str, Meta(pattern=UMASK_PATTERN)] | None = None
     check_executables: bool = True
 
     @property

@@ -6,11 +6,12 @@ changes nothing, since Slurm gets new words with its releases.
 
 from __future__ import annotations
 
-__all__ = ["NO_OUTPUT", "NO_OUTPUT_SIGNAL", "STUCK", "Meaning", "is_live", "meaning_of", "why_stuck"]
+__all__ = ["NO_OUTPUT", "NO_OUTPUT_SIGNAL", "Meaning", "is_live", "meaning_of"]
 
 from typing import NamedTuple
 
 from bpsd.models import WmsStates
+from bpsd_adapters.slurm.reasons import why_stuck
 
 _WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "POWER_UP_NODE"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING", "LAUNCHING"})
@@ -41,25 +42,6 @@ _TELLING = {
     "LAUNCH_FAILED": "could not be launched",
     "RECONFIG_FAIL": "its node could not be configured",
 }
-
-STUCK: dict[str, str] = {
-    "AccountNotAllowed": "its account may not use this partition",
-    "AssocMaxCpuPerJobLimit": "it asks for more CPUs than its account may have in one job",
-    "AssocMaxMemPerJob": "it asks for more memory than its account may have in one job",
-    "AssocMaxWallDurationPerJobLimit": "it asks for more time than its account may have in one job",
-    "BadConstraints": "no node is as it asks for",
-    "DependencyNeverSatisfied": "what it waits for has failed or is gone",
-    "InvalidAccount": "its account is not known",
-    "InvalidQOS": "its QOS is not known",
-    "PartitionInactive": "its partition takes no jobs",
-    "PartitionNodeLimit": "it asks for more nodes than its partition has or gives",
-    "PartitionTimeLimit": "it asks for more time than its partition gives",
-    "QOSMaxCpuPerJobLimit": "it asks for more CPUs than its QOS gives one job",
-    "QOSMaxMemoryPerJob": "it asks for more memory than its QOS gives one job",
-    "QOSMaxWallDurationPerJobLimit": "it asks for more time than its QOS gives one job",
-    "QOSNotAllowed": "its QOS may not be used in this partition",
-}
-"""Reasons for waiting that do not pass by themselves, and what they mean."""
 
 NO_OUTPUT_SIGNAL = 53
 """What Slurm ends a job with whose output file it cannot make."""
@@ -121,15 +103,6 @@ def _waiting(reason: str, priority: int | None) -> Meaning:
     if reason == "Dependency":
         return Meaning(WmsStates.UNREADY, False)
     return Meaning(WmsStates.PENDING, False, why_stuck(reason) or reason)
-
-
-def why_stuck(reason: str) -> str:
-    """Why a job with this reason will never start unless somebody does something; empty if it may."""
-    name = reason.strip("()").split(",", 1)[0]
-    told = STUCK.get(name)
-    if told is None and name.startswith("QOSMax") and name.endswith("PerJob"):
-        told = "it asks for more than its QOS gives one job"
-    return f"{name}: {told}" if told else ""
 
 
 def is_live(word: str) -> bool:

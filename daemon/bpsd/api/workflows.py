@@ -83,7 +83,7 @@ class Workflows:
         answer = await (anyio.to_thread.run_sync(work, order) if size <= SMALL_BYTES else self._in_helper(order))
         if not answer["ok"]:
             raise _refusal(source, answer)
-        facts = {name: answer[name] for name in ("name", "run", "job_count", "run_summary", "size_bytes")}
+        facts = {name: answer[name] for name in ("name", "run", "job_count", "run_summary", "size_bytes", "umask")}
         return Checked(
             file=msgspec.convert({"path": order.output, "token": token, **facts}, WorkflowFile),
             warnings=answer["warnings"],

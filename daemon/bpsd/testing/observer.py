@@ -129,7 +129,7 @@ class Observer:
             )
         )
         assert answer["ok"], answer
-        facts = {name: answer[name] for name in ("name", "run", "job_count", "run_summary", "size_bytes")}
+        facts = {name: answer[name] for name in ("name", "run", "job_count", "run_summary", "size_bytes", "umask")}
         return msgspec.convert({"path": str(self.folder / f"{token}.json"), "token": token, **facts}, WorkflowFile)
 
     async def submit(self, document: Mapping[str, Any]) -> tuple[str, WorkflowFile]:
