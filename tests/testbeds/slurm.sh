@@ -10,6 +10,8 @@
 #                             (--clear: it forgets all jobs)
 #   slurm.sh DIR cgroup on|off  memory is enforced by the kernel (cgroup v1) until `cgroup off`; exit 4: not on this machine
 #   slurm.sh DIR ctld stop|start|freeze|thaw   slurmctld;  dbd stop|start: slurmdbd;  node NAME kill|start: a slurmd
+#   slurm.sh DIR shells       accounts with other login shells (in a running bed): op-dash, op-ksh, op-zsh, op-csh, op-tcsh, op-fish,
+#                             op-talk (prints), op-cd (changes folder), op-alias, op-read (reads its input), op-sftp (prints, no internal-sftp)
 #   slurm.sh DIR purge        stop, then delete what was built
 #
 # Two nodes n1 and n2 (one slurmd each, many pretended CPUs), slurmdbd with MariaDB on a socket, and an SSH server, all
@@ -160,9 +162,11 @@ KbdInteractiveAuthentication no
 PubkeyAuthentication yes
 PermitRootLogin no
 UsePAM no
-AllowUsers op
+AllowUsers op op-*
 MaxStartups 100
 Subsystem sftp internal-sftp
+Match User op-sftp
+  ForceCommand case "\$SSH_ORIGINAL_COMMAND" in internal-sftp*) exec /usr/lib/openssh/sftp-server;; *) eval "\$SSH_ORIGINAL_COMMAND";; esac
 E
   cat >"$ROOT/usr/local/sbin/bed-init" <<'E'
 #!/bin/bash
@@ -192,6 +196,34 @@ tryfor 15 idle || { rm -f /run/bed.failed; scontrol update nodename=n1,n2 state=
 touch /run/bed.ready
 E
   chmod 755 "$ROOT/usr/local/sbin/bed-init"
+}
+
+# The same person's work by other means: each account has a shell of its own, or startup files that surprise.
+shells() {
+  if [ ! -x "$ROOT/usr/bin/fish" ]; then
+    inside sh -c 'apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+      -o Dpkg::Options::=--force-unsafe-io dash ksh zsh csh tcsh fish' >"$DIR/shells.log" 2>&1 ||
+      { tail -n 20 "$DIR/shells.log" >&2; die "the shells could not be installed"; }
+  fi
+  local name shell
+  for name in dash ksh zsh csh tcsh fish talk cd alias read sftp; do
+    case $name in talk|cd|alias|read|sftp) shell=/bin/bash;; csh) shell=/bin/bsd-csh;; *) shell=$(inside sh -c "command -v $name");; esac
+    inside sh -c "id op-$name >/dev/null 2>&1 || useradd -m -s $shell op-$name; usermod -s $shell -p '*' op-$name
+      install -d -m 700 -o op-$name -g op-$name /home/op-$name/.ssh
+      install -m 600 -o op-$name -g op-$name /home/op/.ssh/authorized_keys /home/op-$name/.ssh/authorized_keys
+      sacctmgr -n -P list user op-$name format=user | grep -q . || sacctmgr -i add user op-$name account=lsst cluster=bed >/dev/null"
+  done
+  local talks='echo "*** Welcome to Cluster ***"; printf "no line end"; echo "stty: no terminal" >&2'
+  startup() { printf '%s\n' "$2" >"$ROOT/home/op-$1/${3:-.bashrc}"; }
+  startup talk "$talks"; startup sftp "$talks"
+  startup cd 'cd /usr/lib; cd() { builtin cd /usr/share; }; export -f cd'
+  startup alias 'shopt -s expand_aliases; alias ls="ls -l --color" cat="cat -n" rm="rm -i" sh="echo no" dd="echo no"; set -o noclobber'
+  startup read 'read -t 1 -n 4 x; umask 002'
+  startup tcsh "echo '*** Welcome ***'; alias rm 'rm -i'; set noclobber; umask 002" .cshrc
+  startup csh "echo '*** Welcome ***'" .cshrc
+  startup zsh "echo '*** Welcome ***'; setopt NO_CLOBBER; alias -g dd='no'" .zshenv
+  mkdir -p "$ROOT/home/op-fish/.config/fish"
+  startup fish "echo '*** Welcome ***'; function dd; echo no; end" .config/fish/config.fish
 }
 
 port_free() { python3 - "$@" <<'E'
@@ -304,6 +336,7 @@ case "$MODE" in
   status) if p=$(init_pid); then say "running (pid $p)"; inside sh -c 'scontrol ping; sinfo'; else say "not running"; exit 3; fi;;
   exec) inside "$@";;
   exec-op) as_op "$@";;
+  shells) shells;;
   conf) conf "$@";;
   cgroup) cgroup "$@";;
   ctld) ctld "$@";;

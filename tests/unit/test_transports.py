@@ -17,7 +17,7 @@ from bpsd_adapters.transports.scripted import ScriptedTransport, answer
 def _gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # also between opening and reading it
         return True
 
 

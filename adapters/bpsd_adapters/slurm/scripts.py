@@ -299,7 +299,7 @@ NO_WORK_DIR = 80
 """Exit code of `PING`: the work folder cannot be used."""
 
 PING = rf"""
-cd "$1" || exit {NO_WORK_DIR}
+mkdir -p "$1" && cd "$1" || exit {NO_WORK_DIR}
 : >.ping.$$ && rm -f .ping.$$ || exit {NO_WORK_DIR}
 exec scontrol ping
 """

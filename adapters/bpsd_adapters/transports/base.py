@@ -4,6 +4,7 @@ Errors tell apart what a person does next::
 
     BackendUnavailable
     ├── Unreachable         the host does not answer, or the connection broke
+    ├── ShellFailed         the login shell of the account did not come to run anything
     ├── CommandMissing      the program is not on that host
     ├── CommandFailed       the program ran and said no (`Completed.check`)
     ├── OutputTooLarge      it said more than we take; it was ended
@@ -26,6 +27,7 @@ __all__ = [
     "HostKeyRefused",
     "LoginRefused",
     "OutputTooLarge",
+    "ShellFailed",
     "Transport",
     "Unreachable",
 ]
@@ -54,6 +56,10 @@ class HostKeyRefused(BackendAuthError):
 
 class LoginRefused(BackendAuthError):
     """The host does not let us in."""
+
+
+class ShellFailed(BackendUnavailable):
+    """The login shell of the account did not come to run anything: nothing was done."""
 
 
 class CommandMissing(BackendUnavailable):

@@ -13,7 +13,6 @@ __all__ = ["MAX_CHANNELS", "SshTransport"]
 import contextlib
 import math
 import random
-import shlex
 import stat as modes
 import time
 import uuid
@@ -37,16 +36,22 @@ from bpsd_adapters.transports.base import (
     HostKeyRefused,
     LoginRefused,
     OutputTooLarge,
+    ShellFailed,
     Transport,
     Unreachable,
 )
+from bpsd_adapters.transports.loginshell import LoginScript, after_mark, login_script
 from bpsd_adapters.transports.settings import SshSettings, hops
+from bpsd_adapters.transports.shellfiles import ShellFiles
 
 MAX_CHANNELS = 8
 """Channels on one connection, the one for files included (OpenSSH's servers allow 10)."""
 
 RECONNECT_MIN_S = 1.0
 RECONNECT_MAX_S = 60.0
+SFTP_START_S = 10.0
+"""How long SFTP may take to start; then files are read and written by shell commands."""
+
 _GRACE_S = 3.0
 """How long after a command's deadline on the host its answer is waited for."""
 
@@ -82,6 +87,7 @@ class SshTransport(Transport):
         self._environment = dict(environment or {})
         self._path = tuple(path)
         self._link: _Link | None = None
+        self._shell_files = ShellFiles(self._file_script, settings.host)
 
     async def __aenter__(self) -> Self:
         link = _LINKS.get(self._settings)
@@ -113,17 +119,10 @@ class SshTransport(Transport):
         assert self._link is not None, "the transport is not open"
         return self._link
 
-    def command_line(self, argv: Sequence[str], deadline_s: float | None, cwd: str | None) -> str:
-        """What the shell of the host is asked to run: every word quoted, under ``timeout`` if there is a deadline."""
-        words = ["env"] if deadline_s is None else ["timeout", "-k", "2", f"{max(1, math.ceil(deadline_s))}", "env"]
-        words += [f"{name}={value}" for name, value in sorted(self._environment.items())]
-        line = " ".join(shlex.quote(word) for word in (*words, *argv))
-        before = "" if cwd is None else f"cd {shlex.quote(cwd)} && "
-        if self._path:
-            folders = ":".join(shlex.quote(folder) for folder in self._path)
-            before += f"PATH={folders}:$PATH; export PATH; "
-        # Whatever the login shell is, what it reads is one quoted word.
-        return f"exec /bin/sh -c {shlex.quote(f'{before}exec {line}')}"
+    def login_script(self, argv: Sequence[str], deadline_s: float | None, cwd: str | None) -> LoginScript:
+        """How to run a program there: under ``timeout`` if there is a deadline."""
+        whole_s = None if deadline_s is None else max(1, math.ceil(deadline_s))
+        return login_script(argv, environment=self._environment, path=self._path, cwd=cwd, deadline_s=whole_s)
 
     async def run(
         self,
@@ -135,13 +134,13 @@ class SshTransport(Transport):
         max_output_bytes: int = MAX_OUTPUT_BYTES,
     ) -> Completed:
         """See `Transport.run`."""
-        line = self.command_line(argv, deadline_s, cwd)
+        script = self.login_script(argv, deadline_s, cwd)
         began = time.monotonic()
         try:
             with anyio.fail_after(deadline_s + _GRACE_S):
                 async with self.link.channel():
                     began = time.monotonic()
-                    done = await self._run(line, argv, input, max_output_bytes)
+                    done = self._checked(await self._run(script, argv, input, max_output_bytes), script.mark)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"{argv[0]} on {self.host} did not end within {deadline_s:g} s") from exc
         if done.returncode in (_TIMED_OUT, _KILLED) and time.monotonic() - began >= deadline_s:
@@ -153,16 +152,28 @@ class SshTransport(Transport):
             )
         return done
 
-    async def _run(self, line: str, argv: Sequence[str], input: bytes, limit: int) -> Completed:
+    def _checked(self, done: Completed, mark: bytes) -> Completed:
+        """What the program itself printed, without what startup files of the account printed before it."""
+        out, err = after_mark(done.stdout, mark), after_mark(done.stderr, mark)
+        if out is None or err is None:
+            said = done.error_text or f"exit code {done.returncode}, no word of why"
+            raise ShellFailed(
+                f"the login shell of the account on {self.host} did not run {done.argv[0]}: {said}",
+                advice="log in there and see what the startup files of its shell do when no terminal is there",
+            )
+        return done._replace(stdout=out, stderr=err)
+
+    async def _run(self, script: LoginScript, argv: Sequence[str], input: bytes, limit: int) -> Completed:
         """Run it; once more if the connection turns out to be dead before anything was asked on it."""
+        whole = script.script + input
         try:
-            return await _run(await self.link.connected(), line, argv, input, limit)
+            return await _run(await self.link.connected(), script.line, argv, whole, limit)
         except _NotBegun:
-            return await _run(await self.link.connected(), line, argv, input, limit)
+            return await _run(await self.link.connected(), script.line, argv, whole, limit)
 
     async def converse(self, argv: Sequence[str]) -> Channel:
         """See `Transport.converse`. It has one of the connection's channels until its end."""
-        line = self.command_line(argv, None, None)
+        script = self.login_script(argv, None, None)
         link, borrower = self.link, object()
         try:
             with anyio.fail_after(self._settings.connect_timeout_s):
@@ -171,18 +182,21 @@ class SshTransport(Transport):
             raise Unreachable(f"all {MAX_CHANNELS} channels to {self.host} are in use") from exc
         try:
             try:
-                process = await (await link.connected()).create_process(line, encoding=None)
+                process = await (await link.connected()).create_process(script.line, encoding=None)
             except asyncssh.ChannelOpenError:  # it was dead before anything was asked on it
-                process = await (await link.connected()).create_process(line, encoding=None)
+                process = await (await link.connected()).create_process(script.line, encoding=None)
+            process.stdin.write(script.script)
         except BaseException as exc:
             link.limiter.release_on_behalf_of(borrower)
             if isinstance(exc, _BROKEN):
                 raise Unreachable(f"the connection to run {argv[0]} could not be used: {exc}") from exc
             raise
-        return _SshChannel(process, argv[0], lambda: link.limiter.release_on_behalf_of(borrower))
+        return _SshChannel(process, argv[0], script.mark, lambda: link.limiter.release_on_behalf_of(borrower))
 
     async def stat(self, path: str) -> FileInfo | None:
         """See `Transport.stat`."""
+        if await self._without_sftp():
+            return await self._shell_files.stat(path)
         try:
             async with self._files() as sftp:
                 found = await sftp.stat(path)
@@ -192,6 +206,8 @@ class SshTransport(Transport):
 
     async def read(self, path: str, offset: int, limit: int) -> bytes:
         """See `Transport.read`."""
+        if await self._without_sftp():
+            return await self._shell_files.read(path, offset, limit)
         # One request at a time: of several at once, those that a broken connection takes along are nobody's to await.
         async with self._files() as sftp, sftp.open(path, "rb", block_size=0) as file:
             data = bytearray()
@@ -204,6 +220,9 @@ class SshTransport(Transport):
 
     async def write(self, path: str, data: bytes) -> None:
         """See `Transport.write`."""
+        if await self._without_sftp():
+            await self._shell_files.write(path, data)
+            return
         half = f"{path}.{uuid.uuid4().hex[:8]}.part"
         async with self._files() as sftp:
             async with sftp.open(half, "wb") as file:
@@ -212,12 +231,32 @@ class SshTransport(Transport):
 
     async def listdir(self, path: str) -> list[str]:
         """See `Transport.listdir`."""
+        if await self._without_sftp():
+            return await self._shell_files.listdir(path)
         try:
             async with self._files() as sftp:
                 names = await sftp.listdir(path)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(str(name) for name in names if name not in (".", ".."))
+
+    async def _without_sftp(self) -> bool:
+        """Whether files are to be had by shell commands alone, since SFTP does not work on this connection."""
+        if not self.link.sftp_works:
+            return True
+        try:
+            with anyio.fail_after(SFTP_START_S):
+                await self.link.sftp()
+        except (asyncssh.SFTPError, asyncssh.ChannelOpenError, TimeoutError) as exc:
+            if isinstance(exc, (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection)) and self.link.is_broken:
+                return False  # not the server's fault: who asks next makes the connection again, or says why not
+            self.link.sftp_works = False
+            return True
+        return False
+
+    async def _file_script(self, script: str, arguments: tuple[str, ...], input: bytes) -> Completed:
+        deadline_s = self._settings.connect_timeout_s + 30.0
+        return await self.run(["sh", "-c", script, "sh", *arguments], deadline_s=deadline_s, input=input)
 
     @contextlib.asynccontextmanager
     async def _files(self) -> AsyncIterator[Any]:
@@ -243,8 +282,11 @@ class SshTransport(Transport):
 class _SshChannel(Channel):
     """A process of the other machine."""
 
-    def __init__(self, process: Any, program: str, release: Callable[[], None]) -> None:
+    def __init__(self, process: Any, program: str, mark: bytes, release: Callable[[], None]) -> None:
         self._process, self._program, self._release = process, program, release
+        self._mark: bytes | None = mark
+        """What is to be printed before the program's own output; `None` once it was."""
+
         self._open = True
         self._said = ""
 
@@ -256,11 +298,20 @@ class _SshChannel(Channel):
             raise Unreachable(f"{self._program} has ended, or the connection to it broke") from exc
 
     async def receive(self) -> bytes:
+        before = b""
         try:
-            data: bytes = await self._process.stdout.read(_CHUNK_BYTES)
+            while data := await self._process.stdout.read(_CHUNK_BYTES):
+                if self._mark is None:
+                    return bytes(data)
+                before = (before + data)[-MAX_OUTPUT_BYTES:]
+                rest = after_mark(before, self._mark)
+                if rest is not None:
+                    self._mark = None
+                    if rest:
+                        return rest
         except _BROKEN:
-            return b""
-        return data
+            pass
+        return b""
 
     async def end(self) -> str:
         if not self._open:
@@ -287,6 +338,7 @@ class _Link:
         self.settings = settings
         self.users = 0
         self.connects = 0
+        self.sftp_works = True
         self._clock = clock
         self.limiter = anyio.CapacityLimiter(MAX_CHANNELS - 1)
         self._lock = anyio.Lock()
@@ -313,6 +365,11 @@ class _Link:
             if self._sftp is None:
                 self._sftp = await connection.start_sftp_client()
             return self._sftp
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether there is no connection now."""
+        return self._connection is None or bool(self._connection.is_closed())
 
     async def forget_sftp(self) -> None:
         """Take a new client for files next time."""
@@ -348,6 +405,7 @@ class _Link:
                 self._not_before = self._clock() + pause * random.uniform(0.5, 1.0)  # noqa: S311  # spreads, no secret
                 raise
             self.connects += 1
+            self.sftp_works = True
             self._failures = 0
             self._not_before = self._clock() + RECONNECT_MIN_S
             return self._connection
