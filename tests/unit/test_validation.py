@@ -523,6 +523,7 @@ def test_worker_writes_the_canonical_form_with_the_token(tmp_path: Path) -> None
         "run_summary": "payload:2",
         "labels": {"payload": 2},
         "size_bytes": output.stat().st_size,
+        "umask": "",
         "warnings": ["queue of 1 job is approximated by backend here: so"],
     }
     workflow = msgspec.json.decode(output.read_bytes(), type=Workflow)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["RunState"]
 
+from collections.abc import Iterable
+
 from bpsd.models import WmsStates, ending
 from bpsd_adapters import runlog
 from bpsd_adapters.dag import Dag, Outcome, Verdict
@@ -89,6 +91,60 @@ class RunState:
     def in_queue(self) -> int:
         """How many jobs are in Slurm, or may be."""
         return len(self._queued)
+
+    # -- what is in Slurm, and what waits ----------------------------------------------------------------------------
+
+    def doubtful(self) -> list[Chunk]:
+        """Chunks that were about to be submitted, and nobody knows whether they were."""
+        return [c for c in self.chunks.values() if c.job_id is None and not c.in_flight and not self._to_hand(c)]
+
+    def _to_hand(self, chunk: Chunk) -> bool:
+        return chunk.whole and chunk.job_id is None and chunk.doubted is None and not chunk.ending
+
+    def waiting(self) -> dict[str, str]:
+        """The arrays in which jobs wait without being on hold: id to name."""
+        return self._arrays(WmsStates.PENDING, WmsStates.UNREADY)
+
+    def on_hold(self) -> dict[str, str]:
+        """The arrays in which jobs are on hold: id to name."""
+        return self._arrays(WmsStates.HELD)
+
+    def _arrays(self, *states: WmsStates) -> dict[str, str]:
+        there = [chunk for chunk in self.chunks.values() if chunk.job_id is not None]
+        return {f"{chunk.job_id}": chunk.name for chunk in there if _some(chunk, *states)}
+
+    def ending(self) -> dict[int, str]:
+        """The arrays that are to end: id to name."""
+        there = [chunk for chunk in self.chunks.values() if chunk.ending and chunk.job_id is not None]
+        return {job_id: chunk.name for chunk in there for job_id in (chunk.job_id or 0, *chunk.others)}
+
+    def slurm_ids(self, names: Iterable[str]) -> dict[str, str]:
+        """The ids in Slurm of those of these jobs that are there, each with the name of its array."""
+        wanted = set(names)
+        return {
+            f"{chunk.job_id}_{index}": chunk.name
+            for chunk in self.chunks.values()
+            for index, job in chunk.open.items()
+            if chunk.job_id is not None and job.ref.name in wanted
+        }
+
+    def offer_again(self, names: Iterable[str] | None = None) -> int:
+        """Let what was refused (of these jobs, or all) be submitted again; how many there are."""
+        wanted = None if names is None else set(names)
+        again = [n for n in self.refused if wanted is None or self._document.job_name(n).name in wanted]
+        for node in again:
+            del self.refused[node]
+        return len(again)
+
+    def offer_due(self, now: float) -> None:
+        """Let those refused jobs be submitted again that have waited for long enough."""
+        for node in [n for n, refused in self.refused.items() if now >= refused.due]:
+            del self.refused[node]
+
+    def take_spent(self) -> list[int]:
+        """Return the chunks whose files can go, once; of a run that is over all that it had."""
+        spent, self.spent = self.spent, []
+        return spent
 
     # -- the fold ----------------------------------------------------------------------------------------------------
 
@@ -212,3 +268,7 @@ class RunState:
     def _end_all(self) -> None:
         for chunk in self.chunks.values():
             chunk.ending = True
+
+
+def _some(chunk: Chunk, *states: WmsStates) -> bool:
+    return any(job.state in states for job in chunk.open.values())
