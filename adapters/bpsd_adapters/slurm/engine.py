@@ -7,7 +7,7 @@ Before a chunk is submitted its intent is on the disk; what became of a chunk th
 
 from __future__ import annotations
 
-__all__ = ["Engine"]
+__all__ = ["REFUSED_MAX_S", "Engine"]
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
