@@ -71,11 +71,11 @@ async def test_an_account_whose_startup_files_read_the_input_is_told_so(shells: 
 
 
 async def test_ping_tries_the_work_folder_as_real_work_does(shells: SlurmBed, folder: Path) -> None:
-    bed = Bed(SlurmService, settings_of(shells, "tcsh") | {"work_dir": "/root/closed"}, folder)
+    bed = Bed(SlurmService, settings_of(shells, "tcsh") | {"work_dir": "/proc/closed"}, folder)
     async with bed.open() as observer:
         status, message = await observer.service.ping()
         assert status == 1
-        assert "work_dir /root/closed cannot be used" in message
+        assert "work_dir /proc/closed cannot be used" in message
 
 
 @pytest.mark.parametrize(("account", "umask"), [("tcsh", "0002"), ("dash", "0022")])
