@@ -6,23 +6,32 @@ All functions with a connection run inside a transaction of the journal, but for
 from __future__ import annotations
 
 __all__ = [
+    "CLOCK",
     "COMMAND_ID_PREFIX",
+    "INTERNAL_ARGS",
     "OPEN_STATES",
+    "STARTED_CLOCK",
     "TRANSITIONS",
     "CommandRecord",
     "accept",
+    "boot_clock",
     "by_id",
     "by_token",
     "change",
+    "has_expired",
     "may_follow",
+    "passed_s",
     "prune",
+    "running_s",
     "select",
     "unfinished",
 ]
 
 import json
 import sqlite3
+import time
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -79,6 +88,48 @@ class CommandRecord(msgspec.Struct, kw_only=True):
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     note: str = ""
+
+
+CLOCK, STARTED_CLOCK = "clock", "started_clock"
+"""The arguments of a command that hold the moments of its acceptance and its start by a clock that nobody sets."""
+
+INTERNAL_ARGS = frozenset({CLOCK, STARTED_CLOCK})
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_boot = _BOOT_ID.read_text("ascii").strip() if _BOOT_ID.exists() else ""
+
+
+def boot_clock() -> list[Any]:
+    """Return this boot of the machine, and the seconds since then: they go on while the machine is suspended."""
+    return [_boot, time.clock_gettime(time.CLOCK_BOOTTIME)]
+
+
+def passed_s(record: CommandRecord, now: float) -> float:
+    """Return the seconds that have passed since a command was accepted, whatever was done to the clock.
+
+    Over a boot of the machine the clock on the wall is all there is: ``now``, in epoch seconds.
+    """
+    return _passed_s(record.args.get(CLOCK), now - record.accepted_at)
+
+
+def running_s(record: CommandRecord, now: float) -> float:
+    """Return the seconds that have passed since a command was last begun, or accepted; see `passed_s`."""
+    if record.started_at is None:
+        return passed_s(record, now)
+    return _passed_s(record.args.get(STARTED_CLOCK), now - record.started_at)
+
+
+def _passed_s(moment: list[Any] | None, as_the_clock_shows: float) -> float:
+    boot, at = moment or ("", 0.0)
+    current, seconds = boot_clock()
+    return seconds - at if boot and boot == current else as_the_clock_shows
+
+
+def has_expired(record: CommandRecord, now: float) -> bool:
+    """Return whether a command's time is over. A cancel's never is: what was acknowledged is to end."""
+    if record.expires_at is None or record.verb == "cancel":
+        return False
+    return passed_s(record, now) > record.expires_at - record.accepted_at
 
 
 def may_follow(state: str, then: str) -> bool:
@@ -330,6 +381,7 @@ def change(
         changes["state"] = state
         if state == "RUNNING":
             changes["started_at"] = now
+            changes["args"] = {**record.args, STARTED_CLOCK: boot_clock()}
         elif state == "ACCEPTED":
             changes["started_at"] = None
         elif state not in OPEN_STATES:

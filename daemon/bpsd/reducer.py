@@ -3,7 +3,8 @@
 1. Only positive evidence changes a state. A poll that failed or was partial changes nothing. 2. A run that every source
 *which answered completely* denies becomes UNKNOWN and keeps ``last_known``; a terminal run never. 3. Evidence is
 ordered by attempt; a higher attempt wins. Within an attempt terminal wins over live; between two terminals
-   the source that the adapter ranks higher wins, and the other is a conflict for the timeline.
+   the source that the adapter ranks higher wins, and the other is a conflict for the timeline. Between two live states
+   the later to arrive wins: a backend's polls are folded in their order, and an adapter keeps the order of its logs.
 4. Without a known attempt nothing leaves a terminal state.
 5. Everything may be seen twice, late, or out of order.
 """
@@ -52,23 +53,19 @@ def job_wins(before: JobKey, after: JobKey) -> bool:
         return after.rank > before.rank or after.state == before.state
     if after.state in TERMINAL:
         return True
-    # Both live: within one source's clock the later wins; without clocks the later to arrive.
-    return after.time is None or before.time is None or after.time >= before.time
+    # Both live: of one source what it says later, in the order in which it says it; its clock may have been set. Of
+    # two sources of one WMS what is later by its clock.
+    return after.rank == before.rank or after.time is None or before.time is None or after.time >= before.time
 
 
 class RunKey(NamedTuple):
-    """What the order of evidence about a run depends on.
-
-    ``began`` is when the poll began (our epoch seconds), ``time`` the source's own time.
-    """
+    """What the order of evidence about a run depends on. No time is part of it: clocks are set."""
 
     attempt: int
     wms_id: str
     state: WmsStates
     source: str
     rank: int
-    time: float | None
-    began: float
 
 
 class Verdict(Enum):
@@ -96,10 +93,7 @@ def judge_run(
     attempt: int | None,
     wms_id: str,
     state: WmsStates | None,
-    source: str,
     rank: int,
-    time: float | None,
-    began: float,
     older_ids: Sequence[str] = (),
 ) -> Verdict:
     """Weigh an observation against what is known.
@@ -123,13 +117,11 @@ def judge_run(
     if before.source == JOURNAL_SOURCE:
         return Verdict.TAKE
     if before.state is WmsStates.UNKNOWN:
-        return Verdict.TAKE if state in TERMINAL or began >= before.began else Verdict.STALE
-    return _judge_same_attempt(before, state, source, rank, time, began)
+        return Verdict.TAKE
+    return _judge_same_attempt(before, state, rank)
 
 
-def _judge_same_attempt(
-    before: RunKey, state: WmsStates, source: str, rank: int, time: float | None, began: float
-) -> Verdict:
+def _judge_same_attempt(before: RunKey, state: WmsStates, rank: int) -> Verdict:
     if before.state in TERMINAL:
         if state not in TERMINAL:
             return Verdict.STALE
@@ -140,10 +132,7 @@ def _judge_same_attempt(
         return Verdict.AGREES
     if state in TERMINAL:
         return Verdict.TAKE
-    same_clock = source == before.source and time is not None and before.time is not None
-    if same_clock:
-        return Verdict.TAKE if time >= before.time else Verdict.STALE  # type: ignore[operator]  # both are known here
-    return Verdict.TAKE if began >= before.began else Verdict.STALE
+    return Verdict.TAKE
 
 
 def absence_is_proof(sources: Sequence[SourceReport]) -> bool:

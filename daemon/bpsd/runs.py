@@ -118,7 +118,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def key(self) -> RunKey:
         """What the reducer weighs."""
-        return RunKey(self.attempt, self.wms_id, self.state, self.source, self.rank, self.source_time, self.began)
+        return RunKey(self.attempt, self.wms_id, self.state, self.source, self.rank)
 
     def _told_apart(self, seen: RunObservation) -> tuple[str, tuple[str, ...]]:
         """Return the id of an observation as the reducer compares it, and that id again if an earlier attempt had it.
@@ -160,10 +160,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
             attempt=seen.attempt,
             wms_id=wms_id,
             state=seen.state,
-            source=seen.source,
             rank=seen.rank,
-            time=seen.source_time,
-            began=began,
             older_ids=older_ids,
         )
         if verdict is Verdict.STALE:
@@ -189,8 +186,7 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
         elif seen.state is self.state:
             self._confirm(seen, began)
         details_changed = self._details(seen, text_chars, agrees=verdict is not Verdict.CONFLICT)
-        if self.observed_at is None or began > self.observed_at:
-            self.observed_at = began
+        self.observed_at = began
         moved = jobs.apply(self.attempt, seen.jobs) if jobs is not None and seen.jobs else []
         if (moved or details_changed) and not changes:
             changes.append(Change("run.progress", {}))
@@ -229,10 +225,9 @@ class RunRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def _confirm(self, seen: RunObservation, began: float) -> None:
         """The same state again, from later or from a better source: older or weaker evidence does not undo it."""
-        self.began = max(self.began, began)
+        self.began = began
         if seen.source == self.source:
-            if seen.source_time is not None:
-                self.source_time = max(self.source_time or 0.0, seen.source_time)
+            self.source_time = seen.source_time or self.source_time
         elif seen.rank > self.rank and not self.live:
             self.source, self.rank, self.source_time = seen.source, seen.rank, seen.source_time
 

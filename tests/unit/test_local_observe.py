@@ -126,12 +126,13 @@ def test_slices_say_what_the_whole_says(cuts: set[int]) -> None:
 
 
 @given(st.integers(1, len(TWO_ATTEMPTS)), st.integers(0, len(TWO_ATTEMPTS)))
-def test_what_is_told_twice_changes_nothing(upto: int, again: int) -> None:
+def test_a_log_that_is_read_twice_changes_nothing(upto: int, again: int) -> None:
     once, twice = Daemon(), Daemon()
     once.read(TWO_ATTEMPTS[:upto])
     twice.read(TWO_ATTEMPTS[:upto])
     twice.cursor = RunCursor()
     twice.read(TWO_ATTEMPTS[: min(again, upto)])
+    twice.read(TWO_ATTEMPTS[min(again, upto) : upto])
 
     assert (twice.run.state, twice.run.attempt, twice.rows()) == (once.run.state, once.run.attempt, once.rows())
 

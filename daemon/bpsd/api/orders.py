@@ -14,6 +14,7 @@ from bpsd import wire
 from bpsd.api.deps import Deps
 from bpsd.api.paging import fitting, holding
 from bpsd.api.uploads import Uploads
+from bpsd.commandlog import CLOCK, INTERNAL_ARGS, boot_clock
 from bpsd.errors import Conflict, InvalidParams, LimitExceeded, PermissionDenied, RunNotFound
 from bpsd.holds import held_in, select_held, select_waiting, waiting_in
 from bpsd.journal import CommandRecord
@@ -306,6 +307,7 @@ class Orders:
         expires_s: float | None,
     ) -> CommandRecord:
         now = self._deps.clock()
+        args = {**args, CLOCK: boot_clock()}
         expires = self._deps.config.commands.expires_s if expires_s is None else expires_s
         return CommandRecord(
             id="c" + "".join(secrets.choice(wire.RUN_ID_ALPHABET) for _ in range(8)),
@@ -321,7 +323,7 @@ class Orders:
             user=peer.user,
             client=client,
             accepted_at=now,
-            expires_at=now + expires,
+            expires_at=None if verb == "cancel" else now + expires,
         )
 
     async def _accepted(self, command: CommandRecord) -> None:
@@ -355,7 +357,8 @@ def _for(params: RunCommand) -> str:
 
 def command_row(command: CommandRecord, *, created: bool = True) -> CommandRow:
     """A command as a client sees it."""
-    args = {name: value for name, value in command.args.items() if name != "workflow" and value is not None}
+    hidden = {"workflow", *INTERNAL_ARGS}
+    args = {name: value for name, value in command.args.items() if name not in hidden and value is not None}
     workflow = command.args.get("workflow")
     if workflow:
         args["workflow"] = {name: workflow.get(name) for name in ("name", "job_count", "run_summary")}

@@ -15,7 +15,7 @@ class Cancel:
     """Cancels a run and waits for the proof. Repeating it does no harm, so a doubt is settled by asking again."""
 
     async def perform(self, desk: Desk, command: CommandRecord) -> Outcome:
-        """Ask, look, ask again; until the run is over or the command expires."""
+        """Ask, look, ask again, until the run is over."""
         pass_thru = command.args.get("pass_thru")
         while True:
             record = desk.cache.get(command.run_id)
@@ -38,13 +38,6 @@ class Cancel:
             desk.backend.wake("cancelled")
             if await desk.until(command.run_id, lambda r: not r.live, desk.verify_s):
                 continue
-            if command.expires_at is not None and desk.clock() > command.expires_at:
-                return Failed(
-                    Conflict(
-                        f"run {command.run_id} is not gone" + (f": {message}" if message else ""),
-                        advice="`bpsctl backends` shows whether its backend answers; cancel again when it does",
-                    )
-                )
             if not agreed and message:
                 await desk.journal.note(command.id, f"not cancelled yet: {message}")
 

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from bpsd.cache import Cache
-from bpsd.commandlog import OPEN_STATES
+from bpsd.commandlog import OPEN_STATES, has_expired, passed_s
 from bpsd.commands.cancel import Cancel
 from bpsd.commands.hold import Hold, Release
 from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome, Verb
@@ -226,8 +226,9 @@ class CommandEngine:
     async def _take_word(self, entry: _Entry, outcome: str, wms_id: str | None, word: str) -> None:
         if outcome == "again":
             # Its time begins anew: a doubt may be older than all that it was given.
-            command, now = entry.command, self._clock()
-            expires_at = None if command.expires_at is None else now + command.expires_at - command.accepted_at
+            command = entry.command
+            passed = passed_s(command, self._clock())
+            expires_at = None if command.expires_at is None else command.expires_at + passed
             await self._set(entry, "ACCEPTED", note=word, expires_at=expires_at)
         elif outcome == "failed":
             await self._fail(entry, Conflict(word))
@@ -296,7 +297,7 @@ class CommandEngine:
             if entry.superseded:
                 await self._set(entry, "SUPERSEDED", note="cancelled before it was carried out")
                 return None
-            if command.expires_at is not None and self._clock() > command.expires_at:
+            if has_expired(command, self._clock()):
                 await self._expire(entry)
                 return None
         if backend is None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 
 from bpsd.cache import Cache
+from bpsd.commandlog import running_s
 from bpsd.errors import BpsdError, DeadlineExceeded
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord, Journal
@@ -20,6 +21,9 @@ from bpsd.poller import Backend
 from bpsd.runs import RunRecord
 
 T = TypeVar("T")
+
+CLOCK_SET_S = 5.0
+"""A clock that is ahead of what has passed by more than this was set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,17 @@ class Desk:
     def service(self) -> WmsService:
         """The open service; `BackendUnavailable` if it is not."""
         return self.backend.service
+
+    def since(self, command: CommandRecord) -> float:
+        """Return when a command was begun, not later than that was by the clock as it is set now."""
+        started = command.started_at or command.accepted_at
+        return min(started, self.clock() - running_s(command, self.clock()))
+
+    def settles_in_s(self, command: CommandRecord) -> float:
+        """Return the seconds for which "absent" proves nothing yet since the clock was set forward; 0 if it was not."""
+        passed = running_s(command, self.clock())
+        shown = self.clock() - (command.started_at or command.accepted_at)
+        return 0.0 if shown <= passed + CLOCK_SET_S else max(self.service.capabilities.settle_s - passed, 0.0)
 
     def order_id(self, record: RunRecord) -> str:
         """Return the id by which an order names a run (see `bpsd.cache.Cache.order_id`)."""

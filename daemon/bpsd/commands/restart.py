@@ -47,11 +47,13 @@ class Restart:
 
     async def look_up(self, desk: Desk, command: CommandRecord) -> Outcome:
         """Ask the WMS for the attempt's token."""
-        since = command.started_at or command.accepted_at
+        since = desk.since(command)
         service = desk.service
         answer = await desk.call("looking for the attempt", service.find_by_token, _attempt_token(command), since)
         if answer.verdict == "found" and answer.wms_id is not None:
             return await self._done(desk, command, answer.wms_id, "")
+        if answer.verdict == "absent" and (wait := desk.settles_in_s(command)) > 0:
+            return Doubt(f"not found, which is proof only in {wait:.0f} s")
         if answer.verdict == "absent":
             return Again("the WMS does not have the new attempt")
         return Doubt(answer.reason or "the WMS cannot tell")

@@ -67,11 +67,13 @@ class Submit:
 
     async def look_up(self, desk: Desk, command: CommandRecord) -> Outcome:
         """Ask the WMS for the token."""
-        token, since = command.token or "", command.started_at or command.accepted_at
+        token, since = command.token or "", desk.since(command)
         service = desk.service
         answer = await desk.call("looking for the run", service.find_by_token, token, since)
         if answer.verdict == "found" and answer.wms_id is not None:
             return await self._done(desk, command, answer.wms_id, answer.path)
+        if answer.verdict == "absent" and (wait := desk.settles_in_s(command)) > 0:
+            return Doubt(f"not found, which is proof only in {wait:.0f} s")
         if answer.verdict == "absent":
             return Again("the WMS does not have it")
         return Doubt(answer.reason or "the WMS cannot tell")
