@@ -24,7 +24,7 @@ from bpsd.interface import WmsService
 from bpsd.jobtable import JobTable, encode_changes
 from bpsd.messages import Event
 from bpsd.models import JobObservation, KnownRun, PollResult, RunObservation, WmsStates
-from bpsd.reducer import JOURNAL_SOURCE, absence_is_proof
+from bpsd.reducer import JOURNAL_SOURCE, absence_is_proof, confirms_all
 from bpsd.runnames import RunNames
 from bpsd.runorder import RunOrder, Scan
 from bpsd.runs import Change, RunRecord, decode_record, encode_record
@@ -317,11 +317,11 @@ class Cache:
                 await out.flush()
                 await asyncio.sleep(0)
             if absence_is_proof(result.sources):
-                names = tuple(source.name for source in result.sources)
+                names = tuple(dict.fromkeys(source.name for source in result.sources))
                 for key in result.absent:
                     changed += self._vanish(backend, key, began, names, out.batch)
-                if not result.more:
-                    self._confirmed[backend] = began
+            if confirms_all(result.sources) and not result.more:
+                self._confirmed[backend] = began
             for key, cursor in result.run_cursors.items():
                 self._keep_cursor(backend, key, cursor, out.batch)
                 await pause.if_due()

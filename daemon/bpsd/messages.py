@@ -140,9 +140,10 @@ class Goodbye(Result, kw_only=True):
 
 
 class SourceRow(Result, kw_only=True):
-    """How asking one source of a backend went, last time."""
+    """How asking one source of a backend went, last time. ``user``: it is asked for the runs of this user only."""
 
     name: str
+    user: str = ""
     status: Literal["ok", "partial", "failed"]
     covers: str = ""
     cost_s: float = 0.0

@@ -299,9 +299,15 @@ class PollRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How asking one source went: ``covers`` says in words what it would know of; cost in seconds and bytes."""
+    """How asking one source went: ``covers`` says in words what it would know of; cost in seconds and bytes.
+
+    Where one source is asked for each user, ``user`` says for whom: its trouble and its cost concern no other user's
+    runs. ``asked`` is false if it was not asked this time, or has not answered yet, which is no error.
+    """
 
     name: str
+    user: str = ""
+    asked: bool = True
     status: Literal["ok", "partial", "failed"]
     covers: str = ""
     cost_s: float = 0.0

@@ -26,7 +26,7 @@ from bpsd.interface import ServiceContext, WmsService
 from bpsd.logs.events import LogEvent
 from bpsd.logs.redaction import redact_text
 from bpsd.messages import BackendRow, SourceRow
-from bpsd.models import PollRequest, PollResult
+from bpsd.models import PollRequest, PollResult, SourceReport
 from bpsd.pacing import Pace, breaker, next_delay, soonest
 
 ERROR_CHARS = 500
@@ -124,7 +124,7 @@ class Backend:
     @property
     def error(self) -> str:
         """What the last failed poll said, or the sources that did not answer the last one; empty while all is well."""
-        return self._error or "; ".join(f"{s.name}: {s.error}" for s in self._sources if s.status != "ok")
+        return self._error or "; ".join(f"{_label(s)}: {s.error}" for s in self._sources if s.status != "ok")
 
     async def ping(self, pass_thru: str | None) -> tuple[int, str, float]:
         """Ask the WMS itself; returns its status (0: fine), its message and the seconds it took. Never raises."""
@@ -341,7 +341,9 @@ class Backend:
             )
             self._sources = [_source_row(s) for s in result.sources]
             now, before = time.monotonic(), self._heard
-            self._heard = {s.name: before.get(s.name, now) if s.status == "failed" else now for s in result.sources}
+            self._heard = {
+                _label(s): before.get(_label(s), now) if s.status == "failed" else now for s in result.sources
+            }
             self._clock_offset_s = result.clock_offset_s
             cost_s = await self._cost(result, time.monotonic() - began_mono, still_s)
             self._pace = self._pace._replace(cost_s=cost_s)
@@ -362,7 +364,7 @@ class Backend:
         To wait in vain for a source is no cost: those beside it that answer are not to be asked less often for that.
         While this process was stopped the WMS bore nothing; it would otherwise be left alone for many times as long.
         """
-        cost_s = sum(source.cost_s for source in result.sources if source.status != "failed") or took_s
+        cost_s = sum(s.cost_s for s in result.sources if s.status != "failed" and not s.user) or took_s
         if took_s > STOOD_STILL_S:
             await anyio.sleep(SETTLE_S)  # what measures the loop's lag may come to it after us
             cost_s = max(0.0, cost_s - (self._stood_still_s() - still_s))
@@ -397,9 +399,14 @@ class Backend:
         self._polled = anyio.Event()
 
 
-def _source_row(source: Any) -> SourceRow:
+def _label(source: SourceReport | SourceRow) -> str:
+    return f"{source.name} of {source.user}" if source.user else source.name
+
+
+def _source_row(source: SourceReport) -> SourceRow:
     return SourceRow(
         name=source.name,
+        user=source.user,
         status=source.status,
         covers=source.covers,
         cost_s=source.cost_s,

@@ -17,6 +17,7 @@ __all__ = [
     "RunKey",
     "Verdict",
     "absence_is_proof",
+    "confirms_all",
     "job_wins",
     "judge_run",
 ]
@@ -136,5 +137,13 @@ def _judge_same_attempt(before: RunKey, state: WmsStates, rank: int) -> Verdict:
 
 
 def absence_is_proof(sources: Sequence[SourceReport]) -> bool:
-    """Whether "no source knows the run" may be believed: there were sources, and every one answered completely."""
-    return bool(sources) and all(source.status == "ok" for source in sources)
+    """Whether "no source knows the run" may be believed: there were sources, and every one answered completely.
+
+    A source of one user cannot know the runs of others: an adapter names a run absent only if its owner's answered.
+    """
+    return bool(sources) and all(source.status == "ok" or source.user for source in sources)
+
+
+def confirms_all(sources: Sequence[SourceReport]) -> bool:
+    """Return whether every live run is as the poll found it, also those that it says nothing of."""
+    return bool(sources) and all(source.status == "ok" and source.asked for source in sources)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +21,7 @@ from bpsd.testing.contract import AdapterContract, Bed
 from bpsd.testing.observer import Observer, document, shell_job
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters.local.service import LocalConfig, LocalService
-from bpsd_adapters.local.submitters import SubmitterService
+from bpsd_adapters.local.submitters import PROMPT_S, SubmitterService
 
 ANN, BEN = 41001, 41002
 """User ids of people who need not be there: who we are is systemd's business."""
@@ -169,24 +173,99 @@ async def test_an_agent_that_ends_is_started_again_and_takes_nobody_along(bed: B
         assert (await observer.until_over(run)).state is WmsStates.DELETED
 
 
-async def test_an_agent_that_does_not_answer_keeps_nobody_waiting_for_long(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bpsd_adapters.local.submitters.ANSWER_WAIT_S", 0.5)
+async def test_a_stopped_agent_delays_only_its_owner(bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -STOP of one's own agent: others' polls take no longer, and cost no more."""
+    monkeypatch.setattr("bpsd_adapters.local.submitters.ANSWER_WAIT_S", 5.0)
+    async with bed.open() as observer:
+        service = observer.service
+        assert isinstance(service, SubmitterService)
+        anns = await settled(observer, [shell_job("a", "sleep 60")])
+        bens = await settled(observer, [shell_job("b", "sleep 60")], BEN)
+        for run in (anns, bens):
+            await observer.until(run, lambda seen: seen.state is WmsStates.RUNNING)
+        agent = await stopped_agent(tmp_path, BEN)
+        try:
+            service._due.clear()
+            polls = []
+            for _ in range(3):
+                began = time.monotonic()
+                polls.append((await service.poll(PollRequest(known=observer.known())), time.monotonic() - began))
+                assert anns in {seen.wms_id for seen in polls[-1][0].observations}
+            assert polls[1][1] < PROMPT_S  # the first waited for a moment, the others know it
+            assert sum(s.cost_s for s in polls[0][0].sources if not s.user) < PROMPT_S
+            assert (await service.cancel(anns))[0]  # Ben's agent hangs, and Ann's run ends
+            await observer.until_over(anns)
+
+            async def until_named() -> PollResult:
+                while True:
+                    result = await service.poll(PollRequest(known=observer.known()))
+                    if any(s.status != "ok" for s in result.sources):
+                        return result
+                    await anyio.sleep(0.05)
+
+            named = await until_named()
+            (bad,) = (source for source in named.sources if source.status != "ok")
+            assert (bad.user, bad.error) == (f"#{BEN}", f"the agent of user #{BEN} failed: no answer within 5 s")
+            paused = await service.poll(PollRequest(known=observer.known()))
+            assert "is asked again in" in paused.sources[-1].error
+        finally:
+            os.kill(agent, signal.SIGCONT)
+        monkeypatch.setattr("bpsd_adapters.local.submitters.PAUSE_S", 0.0)
+        assert (await service.cancel(bens))[0]
+        await observer.until_over(bens)
+
+
+async def stopped_agent(folder: Path, uid: int) -> int:
+    """Stop the agent that reads a user's runs; returns its process id."""
+
+    def stop() -> int:
+        for entry in Path("/proc").iterdir():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                place = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            # Its state folder is cut from its environment; the shell that started it still has it.
+            if (
+                b"bpsd_adapters.local.agent" in words
+                and words[0] == os.fsencode(sys.executable)
+                and (os.fsencode(f"STATE_DIRECTORY={folder / 'lib' / str(uid)}") in place.split(b"\0"))
+            ):
+                os.kill(int(entry.name), signal.SIGSTOP)
+                return int(entry.name)
+        raise AssertionError(f"no agent of {uid}")
+
+    return await anyio.to_thread.run_sync(stop)
+
+
+async def test_a_slow_agent_is_asked_less_often_and_misses_nothing(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpsd_adapters.local.submitters.PROMPT_S", 0.2)
     async with bed.open() as observer:
         service = observer.service
         assert isinstance(service, SubmitterService)
         run = await settled(observer, [shell_job("a", "sleep 60")])
         await observer.until(run, lambda seen: seen.state is WmsStates.RUNNING)
-        with monkeypatch.context() as patch:
-            patch.setattr(service._agents[ANN], "call", lambda *_: anyio.sleep_forever())
-            late = await service.poll(PollRequest(known=observer.known()))
-        soon = await service.poll(PollRequest(known=observer.known()))
+        ask, asked = service._agents[ANN].call, 0
 
-        assert "no answer within 0.5 s" in late.sources[0].error
-        assert "asked again soon" in soon.sources[0].error
-        assert {source.status for source in (*late.sources, *soon.sources)} == {"partial"}  # others are none the worse
-        monkeypatch.setattr("bpsd_adapters.local.submitters.PAUSE_S", 0.0)
+        async def slowly(name: str, args: msgspec.Struct) -> Any:
+            nonlocal asked
+            if name == "poll":
+                asked += 1
+                await anyio.sleep(0.5)
+            return await ask(name, args)
+
+        service._due.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(service._agents[ANN], "call", slowly)
+            first = await service.poll(PollRequest(cursor=observer.cursor, known=observer.known()))
+            await anyio.sleep(0.6)
+            later = await service.poll(PollRequest(cursor=observer.cursor, known=observer.known()))
+            after = await service.poll(PollRequest(cursor=observer.cursor, known=observer.known()))
+
+        assert [result.sources[-1].asked for result in (first, later, after)] == [False, True, False]
+        assert {result.sources[-1].status for result in (first, later, after)} == {"ok"}
+        assert later.sources[-1].cost_s >= 0.5
+        assert asked == 1  # the next is due in 20 times what it took
         assert (await service.cancel(run))[0]
         await observer.until_over(run)
 
@@ -204,8 +283,8 @@ async def test_users_whose_agent_does_not_start_are_a_partial_answer(bed: Bed, m
             )
             result = await service.poll(PollRequest(known=(stranger, *observer.known())))
 
-            assert {source.status for source in result.sources} == {"partial"}
-            assert "Access denied" in result.sources[0].error
+            assert {s.user: s.status for s in result.sources} == {"": "ok", f"#{ANN}": "ok", f"#{BEN}": "failed"}
+            assert "Access denied" in result.sources[-1].error
             assert result.absent == ()
             with pytest.raises(BackendUnavailable, match="Access denied"):
                 await service.cancel(f"{BEN}-7")

@@ -54,16 +54,28 @@ IDLE_S = 300.0
 """An agent that nobody has asked for so long is let go."""
 
 ANSWER_WAIT_S = 20.0
-"""How long an agent may keep the others' answers waiting."""
+"""Longest time for an agent to answer a poll; then it is closed, and another one is started for the next."""
 
 ANSWER_PART = 0.8
 """The part of that after which it should end with what it has."""
 
+PROMPT_S = 1.0
+"""How long a poll waits for agents; what a slow one says comes with a later poll, so no other user waits for it."""
+
+CALL_WAIT_S = 60.0
+"""Longest time for an agent to answer any other call."""
+
+COST_FACTOR = 20.0
+"""An agent that took t seconds is not asked again within this times t."""
+
+PACE_MAX_S = 300.0
+"""Longest time that a slow agent is not asked."""
+
 PAUSE_S = 60.0
-"""An agent that failed is not asked again for so long: one that is stopped would slow down each poll of all users."""
+"""An agent that failed is not asked again for this long; each further failure doubles it, up to `REFUSED_S`."""
 
 REFUSED_S = 600.0
-"""Neither is one without live runs: users go, and what they once ran is still there."""
+"""Nor is a failed agent without live runs for this long: users go, and what they once ran is still there."""
 
 MORE_ROUNDS = 900
 """How often in a row an agent may have more to tell at once (of 2000 jobs each time)."""
@@ -83,7 +95,10 @@ class SubmitterService(WmsService):
         self._starting: dict[int, anyio.Lock] = {}
         self._expected: set[int] = set()
         self._names: dict[int, str] = {}
-        self._refused: dict[int, float] = {}
+        self._failures: dict[int, int] = {}
+        self._failed_at: dict[int, float] = {}
+        self._due: dict[int, float] = {}
+        self._pending: dict[int, Share] = {}
         self._rounds: dict[int, int] = {}
 
     async def __aenter__(self) -> Self:
@@ -181,8 +196,7 @@ class SubmitterService(WmsService):
         if jobs:
             raise UnsupportedOperation(f"backend {self.context.backend} holds whole runs, not single jobs")
         uid, number = self._parts(wms_id)
-        async with self._reader(uid) as agent:
-            agreed, words = await agent.call(verb, Named(number))
+        agreed, words = await self._called(uid, verb, Named(number))
         return agreed, renamed(words, uid, number)
 
     # -- asking ------------------------------------------------------------------------------------------------------
@@ -192,8 +206,7 @@ class SubmitterService(WmsService):
         uid = self._owners.of(token.partition(".")[0])
         if uid is None:  # that is written before anything else is done with a token
             return TokenAnswer(verdict="absent")
-        async with self._reader(uid) as agent:
-            answer: TokenAnswer = await agent.call("find", TokenOrder(token, since))
+        answer: TokenAnswer = await self._called(uid, "find", TokenOrder(token, since))
         if answer.wms_id is None:
             return answer
         if not is_number(answer.wms_id):
@@ -203,8 +216,7 @@ class SubmitterService(WmsService):
     async def read_output(self, wms_id: str, job: str, stream: str, offset: int, limit: int) -> OutputPiece:
         """A piece of what the last attempt of a job printed."""
         uid, number = self._parts(wms_id)
-        async with self._reader(uid) as agent:
-            piece: OutputPiece = await agent.call("read", OutputOrder(number, job, stream, offset, limit))
+        piece: OutputPiece = await self._called(uid, "read", OutputOrder(number, job, stream, offset, limit))
         return piece
 
     async def run_submission_checks(self) -> None:
@@ -220,7 +232,10 @@ class SubmitterService(WmsService):
         return 0, f"jobs run as who submitted them; {len(self._agents)} users have live runs"
 
     async def poll(self, request: PollRequest) -> PollResult:
-        """Ask the agents of all users who have something to tell; one that fails takes only its own user's share."""
+        """Ask the agents of all users who have something to tell; each is timed and paced by itself.
+
+        No user waits for another's agent: what is not answered soon is read on in the background.
+        """
         began = time.monotonic()
         cursors = cursors_of(request.cursor)
         known: dict[int, list[KnownRun]] = {}
@@ -230,40 +245,82 @@ class SubmitterService(WmsService):
         # Who was never read, is: of such a user nothing is known, or no more.
         new = {uid for uid in self._owners.users() - cursors.keys() if self._may_ask(uid, REFUSED_S)}
         wanted = known.keys() | self._expected | new | {uid for uid, text in cursors.items() if watches(text)}
-        self._expected.clear()
         self._let_go(wanted)
         shares = [Share(uid, tuple(known.get(uid, ())), cursors.get(uid)) for uid in sorted(wanted)]
-        async with anyio.create_task_group() as asking:
-            for share in shares:
-                asking.start_soon(self._ask, share, min(ANSWER_WAIT_S, request.deadline_s / 2))
-        return together(shares, cursors, time.monotonic() - began, self._owners.of, self._names.get)
+        deadline_s = min(ANSWER_WAIT_S, request.deadline_s / 2)
+        if request.question is not None:  # somebody waits for the whole answer, and reads from the beginning
+            async with anyio.create_task_group() as asking:
+                for share in shares:
+                    asking.start_soon(self._ask, share, deadline_s)
+            return together(shares, cursors, time.monotonic() - began, self._owners.of, self._name)
+        asked = [share for share in shares if self._is_due(share, began)]
+        for share in asked:
+            self._expected.discard(share.uid)
+            self._pending[share.uid] = share
+            self.context.task_group.start_soon(self._ask, share, deadline_s)
+        with anyio.move_on_after(min(PROMPT_S, deadline_s)):
+            for share in asked:
+                await share.done.wait()
+        answered = {uid: share for uid, share in self._pending.items() if share.done.is_set()}
+        for uid in answered:
+            del self._pending[uid]
+        cost_s = max((share.cost_s for share in asked if share.done.is_set()), default=0.0)
+        shares = [answered.pop(share.uid, share) for share in shares] + [*answered.values()]
+        return together(shares, cursors, cost_s, self._owners.of, self._name)
+
+    def _is_due(self, share: Share, now: float) -> bool:
+        """Whether an agent is to be asked now: it did its work lately, and has had its pause."""
+        uid = share.uid
+        if uid in self._pending:
+            return False
+        pause_s = min(PAUSE_S * 2.0 ** (min(self._failures.get(uid, 1), 10) - 1), REFUSED_S)
+        if not self._may_ask(uid, pause_s):
+            again_s = self._failed_at[uid] + pause_s - now
+            share.error = f"the agent of user {self._name(uid)} failed and is asked again in {again_s:.0f} s"
+            return False
+        at_once = share.cursor is None or uid in self._expected or self._rounds.get(uid, 0) > 0
+        return at_once or now >= self._due.get(uid, -math.inf)
 
     async def _ask(self, share: Share, deadline_s: float) -> None:
-        if not self._may_ask(share.uid, PAUSE_S):
-            share.error = f"user {share.uid}: the agent failed lately, and is asked again soon"
-            return
+        asked = began = time.monotonic()
+        started = False
+        if share.uid not in self._names:
+            self._names[share.uid] = await anyio.to_thread.run_sync(user_name, share.uid)
         request = PollRequest(cursor=share.cursor, known=share.known, deadline_s=deadline_s * ANSWER_PART)
         try:
             with anyio.fail_after(deadline_s):
-                share.denied = True
                 async with self._reader(share.uid) as agent:
-                    share.denied = False
+                    started = True
+                    began = time.monotonic()  # to start the agent is no part of what its polls cost
                     share.result = await agent.call("poll", request)
         except TimeoutError:
-            share.denied = False
             self._failed(share, f"no answer within {deadline_s:g} s")
         except BpsdError as exc:
+            share.denied = not started
             self._failed(share, exc.message)
         else:
+            self._failures.pop(share.uid, None)
             rounds = self._rounds[share.uid] = self._rounds.get(share.uid, 0) + 1 if share.result.more else 0
             share.more = 0 < rounds < MORE_ROUNDS
+        finally:
+            now = time.monotonic()
+            share.cost_s = now - began
+            self._due[share.uid] = now + min(share.cost_s * COST_FACTOR, PACE_MAX_S)
+            share.done.set()
+        if now - asked > PROMPT_S:
+            self.context.wake(f"the agent of user {share.uid} has answered, or failed")
 
     def _failed(self, share: Share, why: str) -> None:
-        """An agent that does not do its work is let go; there will be another."""
-        share.error = f"user {share.uid}: {why}"
-        self._refused[share.uid] = time.monotonic()
+        """Close an agent that does not do its work; there will be another."""
+        share.error = f"the agent of user {self._name(share.uid)} failed: {why}"
+        self._failures[share.uid] = self._failures.get(share.uid, 0) + 1
+        self._failed_at[share.uid] = time.monotonic()
+        self._rounds.pop(share.uid, None)
         if (agent := self._agents.pop(share.uid, None)) is not None:
             agent.close()
+
+    def _name(self, uid: int) -> str:
+        return self._names.get(uid, str(uid))
 
     # -- agents ------------------------------------------------------------------------------------------------------
 
@@ -274,9 +331,29 @@ class SubmitterService(WmsService):
             agent = self._agents.get(uid)
             if agent is None or agent.broken:
                 agent = self._agents[uid] = await self._start(uid, unit_name("agent", uid), outlived=False)
-                self._names[uid] = await anyio.to_thread.run_sync(user_name, uid)
+        if uid not in self._names:
+            self._names[uid] = await anyio.to_thread.run_sync(user_name, uid)
         self._asked[uid] = time.monotonic()
         yield agent
+
+    async def _called(self, uid: int, call: str, args: msgspec.Struct) -> Any:
+        """Ask the agent that reads a user's runs; one that does not answer (it may be stopped) is closed.
+
+        Raises
+        ------
+        BackendUnavailable
+            If it does not answer in time, or ended.
+        """
+        async with self._reader(uid) as agent:
+            try:
+                with anyio.fail_after(CALL_WAIT_S):
+                    return await agent.call(call, args)
+            except TimeoutError:
+                agent.close()
+                raise BackendUnavailable(
+                    f"{agent.name} did not answer {call} within {CALL_WAIT_S:g} s",
+                    advice="try again: another is started",
+                ) from None
 
     async def _launching(self, uid: int, number: str, call: str, args: msgspec.Struct) -> Any:
         """Ask an agent in a unit of the run's own, where what it launches stays."""
@@ -285,8 +362,7 @@ class SubmitterService(WmsService):
             answer = await agent.call(call, args)
         finally:
             agent.close()
-        async with self._reader(uid) as reader:
-            await reader.call("expect", Named(number))
+        await self._called(uid, "expect", Named(number))
         self._expected.add(uid)
         self.context.wake("a driver was launched")
         return answer
@@ -305,7 +381,7 @@ class SubmitterService(WmsService):
 
     def _may_ask(self, uid: int, pause_s: float) -> bool:
         """Whether an agent did its work, or failed long enough ago."""
-        return time.monotonic() - self._refused.get(uid, -math.inf) >= pause_s
+        return time.monotonic() - self._failed_at.get(uid, -math.inf) >= pause_s
 
     def _parts(self, wms_id: str) -> tuple[int, str]:
         uid, dash, number = wms_id.partition("-")

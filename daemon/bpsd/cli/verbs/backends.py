@@ -84,6 +84,7 @@ def source_lines(rows: list[Row], width: int | None = None) -> list[str]:
         (
             row["name"],
             source["name"],
+            source.get("user"),
             source["status"],
             source.get("covers"),
             duration(source.get("cost_s", 0.0)),
@@ -105,7 +106,7 @@ def source_lines(rows: list[Row], width: int | None = None) -> list[str]:
         )
         for row in rows
     ]
-    header = ("BACKEND", "SOURCE", "STATUS", "COVERS", "COST", "BYTES", "ERROR")
+    header = ("BACKEND", "SOURCE", "USER", "STATUS", "COVERS", "COST", "BYTES", "ERROR")
     return [
         "",
         *extra,
