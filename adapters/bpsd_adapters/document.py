@@ -8,12 +8,14 @@ from __future__ import annotations
 __all__ = ["Document", "JobName"]
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from bpsd.workflow import Executable, File, Group, Job
+from bpsd_adapters.files import open_regular
 
 
 class _Workflow(msgspec.Struct, kw_only=True):
@@ -58,7 +60,7 @@ class Document:
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._workflow = _decode_workflow(data)
         self._jobs = self._workflow.jobs

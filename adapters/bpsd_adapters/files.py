@@ -1,14 +1,27 @@
-"""Files that adapters keep: names for jobs, and writing so that it is on the disk."""
+"""Files that adapters keep: names for jobs, writing so that it is on the disk, and opening what others may replace."""
 
 from __future__ import annotations
 
-__all__ = ["safe_name", "sync_folder", "write_durably"]
+__all__ = [
+    "DOCUMENT_MAX_BYTES",
+    "open_regular",
+    "read_limited",
+    "read_tail",
+    "safe_name",
+    "sync_folder",
+    "write_durably",
+]
 
+import errno
 import hashlib
 import os
 import re
+import stat
 import threading
 from pathlib import Path
+
+DOCUMENT_MAX_BYTES = 2 * 1024 * 1024 * 1024
+"""The largest workflow document of a run that is read again."""
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.+-")
 _NAME_MAX_BYTES = 200
@@ -59,5 +72,67 @@ def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, follow: bool = False, mode: int = 0o600) -> int:
+    """Open a file that somebody may have replaced with another thing: a FIFO, a device, a link.
+
+    It never waits for the other end of a FIFO, and accepts regular files only.
+
+    Parameters
+    ----------
+    path : `~pathlib.Path` or `str`
+        The file.
+    flags : `int`, optional
+        As of `os.open`.
+    follow : `bool`, optional
+        Whether the file may be a symbolic link.
+    mode : `int`, optional
+        Permissions of a file that is made.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or is not a regular file.
+    """
+    extra = os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    fd = os.open(path, flags | extra, mode)
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISREG(kind):
+        return fd
+    os.close(fd)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def read_limited(path: Path | str, max_bytes: int, *, follow: bool = False) -> bytes:
+    """Read a whole file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, is not a regular file, or is larger than ``max_bytes``.
+    """
+    with os.fdopen(open_regular(path, follow=follow), "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", os.fspath(path))
+    return data
+
+
+def read_tail(path: Path | str, max_bytes: int) -> bytes:
+    """Read the end of a file, however large it is.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or is not a regular file.
+    """
+    fd = open_regular(path)
+    try:
+        return os.pread(fd, max_bytes, max(os.fstat(fd).st_size - max_bytes, 0))
     finally:
         os.close(fd)

@@ -28,6 +28,7 @@ __all__ = [
     "read_from",
 ]
 
+import errno
 import fcntl
 import os
 import time
@@ -38,6 +39,8 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
+
+from bpsd_adapters.files import open_regular
 
 E = TypeVar("E")
 
@@ -51,6 +54,9 @@ _PREFIX_BYTES = 16
 _LONGEST_LINE = _PREFIX_BYTES + MAX_LINE_BYTES + 1
 _READ_BYTES = 1024 * 1024
 _HEAD_BYTES = 8
+GARBAGE_MAX_BYTES = 64 * 1024 * 1024
+"""How far the end of a line is looked for: a log of ours has none that is longer."""
+
 _FLAGS = os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 _encode = msgspec.json.Encoder().encode
@@ -178,6 +184,10 @@ def _to_newline(fd: int, offset: int) -> int:
         if (found := data.find(b"\n")) >= 0:
             return offset + found + 1 - start
         offset += len(data)
+        if offset - start > GARBAGE_MAX_BYTES:
+            raise OSError(
+                errno.EFBIG, f"no line ends within {GARBAGE_MAX_BYTES} bytes after {start}: this is not a log"
+            )
     return 0
 
 
@@ -207,7 +217,7 @@ def read_from(
     OSError
         If the file cannot be read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = open_regular(path)
     try:
         status = os.fstat(fd)
         head = os.pread(fd, _HEAD_BYTES, 0).decode("latin-1")
@@ -271,7 +281,7 @@ def lock(path: Path | str) -> int | None:
     """
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+        fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(fd, path):
@@ -291,7 +301,7 @@ def is_held(path: Path | str) -> bool:
     """Whether a writer of this log lives. A log that is not there has none."""
     while True:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = open_regular(path)
         except FileNotFoundError:
             return False
         try:

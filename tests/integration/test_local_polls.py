@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 import structlog
 
+from bpsd.errors import BackendUnavailable, StorageError
 from bpsd.interface import ServiceContext
 from bpsd.models import PollRequest, PollResult
 from bpsd.models import WmsStates as S
@@ -142,6 +144,77 @@ async def test_what_cannot_be_read_is_not_absent(tmp_path: Path) -> None:
         assert result.absent == ()
         assert result.sources[-1].status == "partial"
         assert "Is a directory" in result.sources[-1].error
+
+
+@pytest.mark.blocking_allowed  # a job may put anything in the place of its run's files
+@pytest.mark.parametrize("kind", ["fifo", "device", "garbage", "error"])
+async def test_a_run_whose_log_cannot_be_read_is_set_aside_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Nothing waits for a FIFO or reads a device; the error is in the run's note, and the run comes back."""
+    monkeypatch.setattr("bpsd_adapters.quarantine.FIRST_PAUSE_S", 0.2)
+    monkeypatch.setattr("bpsd_adapters.quarantine.LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr("bpsd_adapters.runlog.GARBAGE_MAX_BYTES", 8 * 1024 * 1024)
+    async with opened(tmp_path) as local:
+        sick, folder = await local.start(shell_job("a", f"while ! test -e {tmp_path}/go; do sleep 0.01; done"))
+        well, _ = await local.start(shell_job("b", f"while ! test -e {tmp_path}/go; do sleep 0.01; done"))
+        for run in (sick, well):
+            await local.observer.until(run, lambda seen: seen.state is S.RUNNING)
+        aside = folder.log.rename(folder.path / "aside")
+        with monkeypatch.context() as patch:
+            if kind == "fifo":
+                os.mkfifo(folder.log)
+            elif kind == "device":
+                folder.log.symlink_to("/dev/zero")
+            elif kind == "garbage":
+                folder.log.touch()
+                os.truncate(folder.log, 10 * 1024**3)
+            else:
+                aside.rename(folder.log)
+                reads = runlog.read_from
+
+                def breaks(path: Path, *arguments: Any) -> Any:
+                    if path == folder.log:
+                        raise KeyError("what nobody foresaw")
+                    return reads(path, *arguments)
+
+                patch.setattr(runlog, "read_from", breaks)
+            await local.observer.until(sick, lambda run: bool(run.note))
+            result = await local.observer.poll()
+            assert "while reading its log" in str(local.observer.runs[sick].note)
+            assert local.observer.runs[sick].state is S.RUNNING
+            assert result.sources[-1].status == "partial"
+            assert well in {seen.wms_id for seen in result.observations}
+        if kind != "error":
+            folder.log.unlink()
+            aside.rename(folder.log)
+        (tmp_path / "go").touch()
+        for run in (sick, well):
+            assert (await local.observer.until_over(run)).state is S.SUCCEEDED
+        assert not local.observer.runs[sick].note
+
+
+@pytest.mark.blocking_allowed
+async def test_output_that_is_no_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async with opened(tmp_path) as local:
+        run, folder = await local.run(shell_job("a", "true"))
+        out = folder.output("a", 1, "out")
+        for put in (os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), Path.mkdir):
+            out.unlink()
+            put(out)
+            with pytest.raises(StorageError, match="cannot read the output"):
+                await local.service.read_output(run.wms_id, "a", "stdout", 0, 100)
+            if out.is_dir():
+                break
+
+
+async def test_no_more_runs_go_on_than_the_backend_drives(tmp_path: Path) -> None:
+    async with opened(tmp_path, runs_at_once=1) as local:
+        first, _ = await local.start(shell_job("a", "sleep 60"))
+        with pytest.raises(BackendUnavailable, match="1 runs go on"):
+            await local.start(shell_job("b", "true"))
+        assert (await local.service.cancel(first))[0]
+        await local.observer.until_over(first)
 
 
 async def test_a_garbled_cursor_is_the_beginning(tmp_path: Path) -> None:

@@ -45,8 +45,9 @@ def plain_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for uid in (ANN, BEN):
         (tmp_path / "lib" / str(uid)).mkdir(parents=True)
 
-    def command(unit: str, uid: int, program: Sequence[str], *, outlived: bool) -> list[str]:
+    def command(unit: str, uid: int, program: Sequence[str], *, outlived: bool, limiting: Sequence[str]) -> list[str]:
         wanted.append(unit)
+        assert bool(limiting) is outlived
         return [
             "env",
             f"STATE_DIRECTORY={tmp_path / 'lib' / str(uid)}",
@@ -58,6 +59,7 @@ def plain_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ]
 
     monkeypatch.setattr("bpsd_adapters.local.submitters.service_command", command)
+    monkeypatch.setattr("bpsd_adapters.local.submitters.slice_command", lambda *_: ["true"])
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/systemd-run")
     return wanted
 

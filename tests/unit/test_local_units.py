@@ -19,7 +19,7 @@ from bpsd.errors import (
     WorkflowInvalid,
 )
 from bpsd_adapters.local.agentwire import error_of, trouble_of
-from bpsd_adapters.local.units import scope_command, service_command, unit_name
+from bpsd_adapters.local.units import limits, scope_command, service_command, slice_command, unit_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +60,16 @@ def test_without_the_program_there_are_no_scopes(manager: dict[str, str], monkey
     monkeypatch.setattr("shutil.which", lambda _: None)
 
     assert scope_command("tok", manager, 5) == []
+
+
+def test_units_take_no_more_than_the_backend_has(manager: Mapping[str, str]) -> None:
+    wanted = ["CPUQuota=300%", "MemoryMax=1128M", "TasksMax=4096"]
+    assert limits(3, 1000) == wanted
+    service = service_command("bpsd-run-7-1-ab", 7, ["x"], outlived=True, limiting=wanted)
+    scope = scope_command("tok", manager, 5, wanted)
+    for command in (service, scope):
+        assert {f"--property={each}" for each in wanted} <= set(command[: command.index("--")])
+    assert slice_command(3, 1000)[-4:] == ["bpsd.slice", "CPUQuota=300%", "MemoryMax=2024M", "TasksMax=4096"]
 
 
 @pytest.mark.parametrize("outlived", [True, False])

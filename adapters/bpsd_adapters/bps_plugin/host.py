@@ -21,11 +21,13 @@ __all__ = ["begin", "cancel", "look", "main"]
 
 import base64
 import contextlib
+import errno
 import fcntl
 import importlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -47,6 +49,7 @@ SERVICES_EVERY_S = 0.5
 SUCCEEDED, DELETED, FAILED = 0, 16, 19
 """The values of ``WmsStates`` in which a run ends."""
 
+LOG_MAX_BYTES = 1024 * 1024 * 1024
 END_GRACE_S = 2.0
 """From SIGTERM to SIGKILL for what a run leaves: its interchange and its workers end in good order."""
 
@@ -104,9 +107,23 @@ def _cut_torn_tail(fd: int) -> None:
         os.ftruncate(fd, size - (len(tail) - end))
 
 
+def _open(path: Path) -> int:
+    """Open a log for reading; never waits for a FIFO that a job put in its place."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd
+
+
+def _read(path: Path) -> bytes:
+    with os.fdopen(_open(path), "rb") as file:
+        return file.read(LOG_MAX_BYTES)
+
+
 def _is_held(path: Path) -> bool:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open(path)
     except FileNotFoundError:
         return False
     try:
@@ -123,7 +140,7 @@ def _last(path: Path) -> tuple[dict[str, Any], bool]:
     begin: dict[str, Any] = {"n": 0}
     over = True
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():
+        for line in _read(path).splitlines():
             with contextlib.suppress(ValueError):
                 event = json.loads(line[16:])
                 if event["e"] == "begin":
@@ -154,7 +171,7 @@ def _succeeded(path: Path) -> frozenset[str]:
     """The jobs that a log knows to have succeeded, in whatever attempt."""
     names: set[str] = set()
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():
+        for line in _read(path).splitlines():
             with contextlib.suppress(ValueError):
                 event = json.loads(line[16:])
                 if event["e"] == "jobs":
@@ -222,7 +239,7 @@ def look(wanted: dict[str, int], max_bytes: int, end_left: bool = False) -> dict
                 _finish(Path(folder), FAILED, "its host process was killed, and what it left was ended")
                 left = 0
         data, size = b"", max(room, 64 * 1024)
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        with contextlib.suppress(FileNotFoundError), os.fdopen(_open(path), "rb") as file:
             file.seek(offset)
             data = file.read(size)
         room -= len(data)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 __all__ = ["BackendCursor", "Follower", "Look", "take_for"]
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import msgspec
 from bpsd.models import KnownRun, PollRequest, RunObservation, made_ready
 from bpsd_adapters import runlog
 from bpsd_adapters.driven import KeptCursor
+from bpsd_adapters.files import read_tail
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import processes
 from bpsd_adapters.local.events import decode
@@ -29,9 +29,12 @@ from bpsd_adapters.local.history import History
 from bpsd_adapters.local.layout import Meta, RunFolder, StateFolder
 from bpsd_adapters.local.observe import Phase, RunCursor, Teller, driver_died, log_unreadable
 from bpsd_adapters.local.scribe import ENDS_WITH_ERROR
+from bpsd_adapters.quarantine import Quarantine
 
 SLICE_BYTES = 16 * 1024
 """How much of a log is read at once: some hundred events, less than a millisecond."""
+
+READING = "reading its log"
 
 WATCHED_MAX = 1000
 """How many runs that are neither live nor over (killed drivers, never begun) are looked at again; the newest."""
@@ -100,10 +103,12 @@ class Follower:
         Where they are.
     owner : `str`
         Whose runs they are.
+    quarantine : `~bpsd_adapters.quarantine.Quarantine`
+        Runs that cannot be read for now.
     """
 
-    def __init__(self, state: StateFolder, owner: str) -> None:
-        self._state, self._owner = state, owner
+    def __init__(self, state: StateFolder, owner: str, quarantine: Quarantine) -> None:
+        self._state, self._owner, self._quarantine = state, owner, quarantine
         self._metas: dict[str, Meta] = {}
         self._histories: dict[str, tuple[int, History]] = {}
         self._turn = 0
@@ -175,15 +180,18 @@ class Follower:
             del cursor.watch[wms_id]
 
     def _read(self, wms_id: str, folder: RunFolder, where: RunCursor, *, known: bool) -> Iterator[Look]:
-        more = True
+        more = self._quarantine.is_due(wms_id, READING)
+        if not more:
+            yield Look(wms_id, where, known, error=f"run {wms_id}: {self._quarantine.note(wms_id)}")
         while more:
             look = Look(wms_id, where, known)
             try:
-                self._read_on(folder, look)
+                with self._quarantine.guard(wms_id, READING):
+                    self._read_on(folder, look)
             except FileNotFoundError:
                 return  # never begun
-            except (OSError, msgspec.MsgspecError) as exc:
-                look.error, look.more = f"run {wms_id}: {exc}", False
+            if wms_id in self._quarantine:
+                look = Look(wms_id, where, known, error=f"run {wms_id}: {self._quarantine.note(wms_id)}")
             where, more = look.cursor, look.more
             if where.phase in _LIVE:
                 self.live[wms_id] = folder.log
@@ -253,16 +261,14 @@ class Follower:
 
 
 def _ends_in_newline(log: Path) -> bool:
-    with log.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+    return read_tail(log, 1) == b"\n"
 
 
 def _last_words(folder: RunFolder, history: History) -> str:
     """The error with which the last driver ended, if it wrote one: the last line of what is last in ``driver.err``."""
     try:
         written = folder.driver_err.stat().st_mtime
-        text = folder.driver_err.read_bytes()[-_ERROR_BYTES:].decode(errors="replace")
+        text = read_tail(folder.driver_err, _ERROR_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return ""
     if history.begin is None or written < history.begin.time - _CLOCK_TICK_S:

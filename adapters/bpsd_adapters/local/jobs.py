@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from bpsd.models import ending, normal_exit_code
 from bpsd_adapters.local import processes
+from bpsd_adapters.local.cgroups import OomCounter
 from bpsd_adapters.local.commands import Command
 from bpsd_adapters.local.events import JobRef
 from bpsd_adapters.local.ledger import Claim, Wish
@@ -36,6 +37,15 @@ _DEFAULT_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGPIPE", "SIGTERM", "SIGXFSZ")
 )
 """Python ignores some of these, and ``nohup`` others; a job gets none of that."""
+
+OOM = OomCounter()
+"""Of the unit that the driver and its jobs are in."""
+
+OUT_OF_MEMORY = "out of memory"
+"""How a note begins if the kernel ended a job because the control group was out of memory."""
+
+_KILLED = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL})
+"""Exit codes of a job that SIGKILL ended, and of a shell whose command it ended."""
 
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 _INF = float("inf")
@@ -71,6 +81,7 @@ class RunningJob:
         "_gone",
         "_grace_s",
         "_killed",
+        "_oom_before",
         "_outputs",
         "_steps",
         "_walltime_s",
@@ -107,6 +118,7 @@ class RunningJob:
         self.deadline = self.kill_at = _INF
         self.spawn_at = -_INF
         self._killed = self._gone = False
+        self._oom_before = 0
         self.wish = wish
         self._command, self._outputs = command, outputs
         self._walltime_s, self._grace_s = walltime_s, grace_s
@@ -166,6 +178,7 @@ class RunningJob:
     def _spawn(self, now: float) -> None:
         """Start the next step; if the machine cannot now, `spawn_at` says when to try again."""
         step = self._steps[0]
+        self._oom_before = OOM.count()
         try:
             os.chdir(self._command.folder)
             out, err = self._outputs
@@ -210,6 +223,8 @@ class RunningJob:
         self.note = f"{self.note}; {note}" if self.note else note
 
     def _step_ended(self, code: int, now: float) -> bool:
+        if code in _KILLED and not self._killed and OOM.count() > self._oom_before:
+            self._say(f"{OUT_OF_MEMORY}: the kernel ended it (request_memory was {self.wish.memory_mb} MB)")
         if self.step == "post":
             if code:
                 self._say(f"post_cmdline ended with {ending(code)}")

@@ -29,7 +29,7 @@ from pathlib import Path
 import msgspec
 
 from bpsd_adapters.driven import RunMeta
-from bpsd_adapters.files import safe_name, sync_folder, write_durably
+from bpsd_adapters.files import read_limited, safe_name, sync_folder, write_durably
 
 
 class Meta(RunMeta, frozen=True, kw_only=True):
@@ -37,6 +37,9 @@ class Meta(RunMeta, frozen=True, kw_only=True):
 
     wms_id: str
 
+
+META_MAX_BYTES = 16 * 1024 * 1024
+"""The largest description of a run that is read."""
 
 _decode_meta = msgspec.json.Decoder(Meta).decode
 
@@ -75,7 +78,7 @@ class RunFolder:
         OSError, msgspec.MsgspecError
             If that cannot be read.
         """
-        return _decode_meta((self.path / "meta.json").read_bytes())
+        return _decode_meta(read_limited(self.path / "meta.json", META_MAX_BYTES))
 
     def write_meta(self, meta: Meta) -> None:
         """Write what the run is, on the disk."""
@@ -158,7 +161,7 @@ class StateFolder:
     def next_number(self) -> int:
         """A number that no run had before (while `locked`); durable, so that it is never given twice."""
         counter = self.path / "counter"
-        text = counter.read_text("ascii", "replace").strip()
+        text = read_limited(counter, 100).decode("ascii", "replace").strip()
         number = max([int(text) if text.isdecimal() else 0, *self.numbers()]) + 1
         # In place, since the lock is on this file; a torn number is repaired by the links in ids/.
         with counter.open("r+b") as file:

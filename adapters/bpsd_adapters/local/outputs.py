@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from bpsd.errors import StorageError
 from bpsd.interface import OutputPiece
-from bpsd_adapters.files import safe_name
+from bpsd_adapters.files import DOCUMENT_MAX_BYTES, open_regular, read_limited, safe_name
 from bpsd_adapters.local.layout import RunFolder
 
 READ_MAX_BYTES = 1024 * 1024
@@ -43,17 +44,28 @@ def last_output(folder: RunFolder, job: str, stream: str) -> Path | None:
 
 def _has_job(folder: RunFolder, job: str) -> bool:
     """Whether the document names such a job: looked for in its text, since decoding 50 MB takes a second."""
-    return b'"name":' + msgspec.json.encode(job) in folder.workflow.read_bytes()
+    return b'"name":' + msgspec.json.encode(job) in read_limited(folder.workflow, DOCUMENT_MAX_BYTES)
 
 
 def read_piece(path: Path, offset: int, limit: int) -> OutputPiece:
-    """A piece of a file; a negative offset counts from its end. A file that is not there is empty."""
+    """A piece of a file; a negative offset counts from its end. A file that is not there is empty.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be read: the job, or its user, put another thing there.
+    """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = max(size + offset, 0) if offset < 0 else min(offset, size)
             file.seek(start)
             data = file.read(max(0, min(limit, READ_MAX_BYTES)))
     except FileNotFoundError:
         return OutputPiece(data=b"", offset=0, size=0, path=str(path))
+    except OSError as exc:
+        raise StorageError(
+            f"cannot read the output {path}: {exc.strerror}",
+            advice="see what stands there in place of the job's output",
+        ) from exc
     return OutputPiece(data=data, offset=start, size=max(size, start + len(data)), path=str(path))

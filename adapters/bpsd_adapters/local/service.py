@@ -5,7 +5,7 @@ The daemon is not needed for anything once a driver has begun: all that is said 
 
 from __future__ import annotations
 
-__all__ = ["LocalConfig", "LocalService"]
+__all__ = ["LocalConfig", "LocalService", "capacity_of"]
 
 import math
 import os
@@ -48,10 +48,11 @@ from bpsd_adapters.local.history import History
 from bpsd_adapters.local.launch import check_driver, launch_driver
 from bpsd_adapters.local.layout import RunFolder, StateFolder
 from bpsd_adapters.local.ledger import Capacity, Ledger
-from bpsd_adapters.local.ledgerfile import default_path
+from bpsd_adapters.local.ledgerfile import default_path, living_drivers
 from bpsd_adapters.local.observe import LEDGER, LOG, PROCESSES, Phase, still_there
 from bpsd_adapters.local.prepare import Answer, Order, work
-from bpsd_adapters.local.units import scope_command
+from bpsd_adapters.local.units import limits, scope_command
+from bpsd_adapters.quarantine import Quarantine
 
 JOBS_PER_POLL = 20_000
 """How many observations of jobs one poll brings; then it asks for another."""
@@ -109,6 +110,14 @@ class LocalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Literal["daemon", "submitter"],
         Meta(description="as whom jobs run; submitter: as who submitted them, in units of systemd (mode system)"),
     ] = "daemon"
+    runs_at_once: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="maximum number of runs of one user that go on at the same time; a driver takes about 16 MB "
+            "(default 200)",
+        ),
+    ] = 200
     terminate_grace_s: Annotated[
         float, Meta(ge=0, le=3600, description="from SIGTERM to SIGKILL when a job is to end")
     ] = 10.0
@@ -118,6 +127,14 @@ class LocalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             description="processes that a killed driver left: wait (the run is RUNNING until the last has ended) or end"
         ),
     ] = "wait"
+
+
+def capacity_of(config: LocalConfig) -> Capacity:
+    """Return what a backend has for jobs."""
+    return Capacity(
+        config.cores or len(os.sched_getaffinity(0)),
+        config.memory_mb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+    )
 
 
 class LocalService(WmsService):
@@ -143,11 +160,9 @@ class LocalService(WmsService):
         self._config = config
         self._state = StateFolder(context.state_dir, None if config.run_dir is None else Path(config.run_dir))
         self._ledger = default_path(context.state_dir.parent.parent) if config.ledger is None else Path(config.ledger)
-        self.capacity = Capacity(
-            config.cores or len(os.sched_getaffinity(0)),
-            config.memory_mb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
-        )
-        self._follower = Follower(self._state, processes.user_name(os.getuid()))
+        self.capacity = capacity_of(config)
+        self._quarantine = Quarantine(context.log, context.backend, expected=(FileNotFoundError,))
+        self._follower = Follower(self._state, processes.user_name(os.getuid()), self._quarantine)
         self._watching = anyio.CancelScope()
         self._have_live = anyio.Event()
         self._ending: set[str] = set()
@@ -377,7 +392,7 @@ class LocalService(WmsService):
             self._have_live.set()
         cost = time.monotonic() - began
         return PollResult(
-            observations=observations,
+            observations=self._quarantine.noted(observations, request.known, LOG, lambda _: ""),
             cursor=cursor.text(),
             run_cursors=run_cursors,
             sources=(
@@ -435,6 +450,7 @@ class LocalService(WmsService):
 
     def expect(self, wms_id: str) -> None:
         """A run that was over has a driver again: it is looked at in the next poll."""
+        self._quarantine.retry_now(wms_id)
         self._follower.expect(wms_id)
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -484,6 +500,12 @@ class LocalService(WmsService):
         await self._launch(folder, attempt, log_fd, only_end=only_end)
 
     async def _launch(self, folder: RunFolder, attempt: int, log_fd: int, *, only_end: bool) -> None:
+        if not only_end and len(await _in_thread(living_drivers, self._ledger)) >= self._config.runs_at_once:
+            os.close(log_fd)
+            raise BackendUnavailable(
+                f"{self._config.runs_at_once} runs go on: no more are started at the same time",
+                advice="it is started when one of them is over; `runs_at_once` of the backend is the limit",
+            )
         settings = DriverSettings(
             attempt=attempt,
             cores=self.capacity.cores,
@@ -496,7 +518,7 @@ class LocalService(WmsService):
         try:
             scope: list[str] = []
             if self.makes_scopes:
-                scope = await _in_thread(scope_command, folder.token, os.environ, os.getpid())
+                scope = await _in_thread(scope_command, folder.token, os.environ, os.getpid(), limits(*self.capacity))
             code, said = await launch_driver(folder.path, settings, scope)
         finally:
             os.close(log_fd)

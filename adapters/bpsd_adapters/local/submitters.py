@@ -42,13 +42,20 @@ from bpsd_adapters.local.agentwire import (
     TokenOrder,
 )
 from bpsd_adapters.local.fields import FIELDS
+from bpsd_adapters.local.ledger import Capacity
 from bpsd_adapters.local.observe import LOG, PROCESSES
 from bpsd_adapters.local.processes import user_name
 from bpsd_adapters.local.shares import Share, cursors_of, is_number, renamed, together, watches, whole_id
-from bpsd_adapters.local.units import service_command, unit_name
+from bpsd_adapters.local.units import SLICE, limits, service_command, slice_command, unit_name
 
 if TYPE_CHECKING:
     from bpsd_adapters.local.service import LocalConfig
+
+_OPEN: dict[str, Capacity] = {}
+"""What each open backend of this daemon that runs jobs as their submitters has."""
+
+_LIMITED: dict[str, Capacity] = {}
+"""What the slice was limited to last."""
 
 IDLE_S = 300.0
 """An agent that nobody has asked for so long is let go."""
@@ -85,9 +92,12 @@ class SubmitterService(WmsService):
     """Runs jobs on this machine as who submitted them."""
 
     def __init__(self, config: LocalConfig, context: ServiceContext) -> None:
+        from bpsd_adapters.local.service import capacity_of
+
         super().__init__(config, context)
         settings = msgspec.to_builtins(msgspec.structs.replace(config, run_as="daemon"))
         told = AgentSettings(backend=context.backend, folder=context.state_dir.name, config=settings)
+        self._capacity = capacity_of(config)
         self._told = msgspec.json.encode(told).decode()
         self._owners = _Owners(context.state_dir / "submitters")
         self._agents: dict[int, AgentLink] = {}
@@ -103,11 +113,13 @@ class SubmitterService(WmsService):
 
     async def __aenter__(self) -> Self:
         await anyio.to_thread.run_sync(self._owners.load)
+        _OPEN[self.context.backend] = self._capacity
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        _OPEN.pop(self.context.backend, None)
         for agent in self._agents.values():
             agent.close()
 
@@ -357,6 +369,7 @@ class SubmitterService(WmsService):
 
     async def _launching(self, uid: int, number: str, call: str, args: msgspec.Struct) -> Any:
         """Ask an agent in a unit of the run's own, where what it launches stays."""
+        await self._limit_all_runs()
         agent = await self._start(uid, unit_name("run", uid, number), outlived=True)
         try:
             answer = await agent.call(call, args)
@@ -370,8 +383,29 @@ class SubmitterService(WmsService):
     async def _start(self, uid: int, unit: str, *, outlived: bool) -> AgentLink:
         # -P: a file of that name in the working folder must not be taken for a module of ours.
         program = [sys.executable, "-P", "-X", "utf8", "-m", "bpsd_adapters.local.agent", self._told]
-        command = service_command(unit, uid, program, outlived=outlived)
+        limiting = limits(*self._capacity) if outlived else ()
+        command = service_command(unit, uid, program, outlived=outlived, limiting=limiting)
         return await start_agent(command, f"{unit}.service", self.context.task_group, self.context.wake)
+
+    async def _limit_all_runs(self) -> None:
+        """Keep all runs together within what the backends have; a host that does not let us runs jobs all the same."""
+        wanted = Capacity(sum(each.cores for each in _OPEN.values()), sum(each.memory_mb for each in _OPEN.values()))
+        if _LIMITED.get(SLICE) == wanted:
+            return
+        _LIMITED[SLICE] = wanted
+        try:
+            done = await anyio.run_process(slice_command(*wanted), check=False)
+        except OSError as exc:
+            said = str(exc)
+        else:
+            said = "" if done.returncode == 0 else done.stderr.decode(errors="replace").strip()
+        if said:
+            self.context.log.warning(
+                "slice_not_limited",
+                slice=SLICE,
+                error=said[:300],
+                advice="`bpsd install --system --run-as-submitter` brings the rule that allows it",
+            )
 
     def _let_go(self, wanted: Iterable[int]) -> None:
         now = time.monotonic()

@@ -6,7 +6,16 @@ else as it was. The daemon of a system starts *services* as whoever submitted a 
 
 from __future__ import annotations
 
-__all__ = ["SLICE", "STATE_FOLDER", "own_units", "scope_command", "service_command", "unit_name"]
+__all__ = [
+    "SLICE",
+    "STATE_FOLDER",
+    "limits",
+    "own_units",
+    "scope_command",
+    "service_command",
+    "slice_command",
+    "unit_name",
+]
 
 import os
 import secrets
@@ -16,6 +25,15 @@ from typing import Literal
 
 SLICE = "bpsd.slice"
 """Holds all runs of a system's daemon, for who wants to limit them together (``systemctl edit bpsd.slice``)."""
+
+DRIVER_MEMORY_MB = 128
+"""What a run's unit may take beside the memory of its jobs."""
+
+SLICE_MEMORY_MB = 1024
+"""What all drivers and agents together may take beside the memory of the jobs."""
+
+TASKS_PER_CORE = 1024
+"""Processes and threads that a run may have for each core, and as many again for one."""
 
 STATE_FOLDER = "bpsd-runs"
 """Below ``/var/lib``, with one folder for each person, which systemd makes and gives them."""
@@ -31,7 +49,30 @@ def own_units(token: str, uid: int, number: str) -> tuple[str, ...]:
     return f"bpsd-run-{token}-", f"bpsd-run-{uid}-{number}-"
 
 
-def scope_command(run: str, environ: Mapping[str, str], pid: int) -> list[str]:
+def limits(cores: int, memory_mb: int, *, beside_mb: int = DRIVER_MEMORY_MB) -> list[str]:
+    """Return the properties that keep a unit from taking more than a backend has.
+
+    Parameters
+    ----------
+    cores, memory_mb : `int`
+        What the backend has for jobs.
+    beside_mb : `int`, optional
+        Memory for what is no job.
+    """
+    return [
+        f"CPUQuota={100 * cores}%",
+        f"MemoryMax={memory_mb + beside_mb}M",
+        f"TasksMax={TASKS_PER_CORE * (cores + 1)}",
+    ]
+
+
+def slice_command(cores: int, memory_mb: int) -> list[str]:
+    """Return the command that limits all runs of the system's daemon together, until the next boot."""
+    properties = limits(cores, memory_mb, beside_mb=SLICE_MEMORY_MB)
+    return ["systemctl", "--no-ask-password", "set-property", "--runtime", SLICE, *properties]
+
+
+def scope_command(run: str, environ: Mapping[str, str], pid: int, properties: Sequence[str] = ()) -> list[str]:
     """What goes before a driver's command line to give it a scope; nothing if this process is no user service.
 
     ``systemd-run --scope`` becomes the program that it runs, with its environment, file descriptors and session.
@@ -44,10 +85,14 @@ def scope_command(run: str, environ: Mapping[str, str], pid: int) -> list[str]:
     program = shutil.which("systemd-run")
     if program is None:
         return []
-    return [program, "--user", "--scope", "--quiet", "--collect", f"--unit={unit_name('run', run)}", "--"]
+    unit = f"--unit={unit_name('run', run)}"
+    limiting = [f"--property={each}" for each in properties]
+    return [program, "--user", "--scope", "--quiet", "--collect", unit, *limiting, "--"]
 
 
-def service_command(unit: str, uid: int, program: Sequence[str], *, outlived: bool) -> list[str]:
+def service_command(
+    unit: str, uid: int, program: Sequence[str], *, outlived: bool, limiting: Sequence[str] = ()
+) -> list[str]:
     """The command that starts a service as a user, with our stdin, stdout and stderr.
 
     Parameters
@@ -60,6 +105,8 @@ def service_command(unit: str, uid: int, program: Sequence[str], *, outlived: bo
         What it runs.
     outlived : `bool`
         Whether what it starts in the background may outlive it: the service goes on then until all that has ended.
+    limiting : `~collections.abc.Sequence` [`str`], optional
+        Properties that limit it (`limits`).
     """
     properties = [
         f"Slice={SLICE}",
@@ -72,6 +119,7 @@ def service_command(unit: str, uid: int, program: Sequence[str], *, outlived: bo
         # A stop (of the unit, or of the machine) ends drivers and jobs alike, in good order.
         "KillMode=control-group",
         f"ExitType={'cgroup' if outlived else 'main'}",
+        *limiting,
     ]
     return [
         "systemd-run",

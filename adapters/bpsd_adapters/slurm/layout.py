@@ -23,7 +23,7 @@ import msgspec
 from bpsd.models import made_ready
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters.driven import RunMeta
-from bpsd_adapters.files import sync_folder, write_durably
+from bpsd_adapters.files import read_limited, sync_folder, write_durably
 
 _TOKEN = re.compile(r"[a-z0-9]{20}", re.ASCII)
 
@@ -50,6 +50,9 @@ class Meta(RunMeta, frozen=True, kw_only=True):
 
 
 made_ready(Meta)
+META_MAX_BYTES = 16 * 1024 * 1024
+"""The largest description of a run that is read."""
+
 _decode_meta = msgspec.json.Decoder(Meta).decode
 
 
@@ -72,7 +75,7 @@ class RunFolder:
         OSError, msgspec.MsgspecError
             If that cannot be read.
         """
-        return _decode_meta((self.path / "meta.json").read_bytes())
+        return _decode_meta(read_limited(self.path / "meta.json", META_MAX_BYTES))
 
 
 class StateFolder:

@@ -28,7 +28,7 @@ from bpsd.logs import LogEvent
 from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters import runlog
-from bpsd_adapters.files import safe_name
+from bpsd_adapters.files import DOCUMENT_MAX_BYTES, read_limited, safe_name
 from bpsd_adapters.helper import ask_if_large
 from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.slurm.cluster import Cluster
@@ -433,7 +433,7 @@ class SlurmService(WmsService):
                 last = max([last, *(ref.attempt for ref in getattr(intent, "jobs", ()) if ref.name == job)])
         if last:
             return last
-        return 1 if b'"name":' + quoted in folder.workflow.read_bytes() else None
+        return 1 if b'"name":' + quoted in read_limited(folder.workflow, DOCUMENT_MAX_BYTES) else None
 
 
 def _take_for(source: Any, seconds: float) -> list[Look]:

@@ -18,6 +18,7 @@ import anyio.to_thread
 from anyio.abc import ByteReceiveStream, Process
 
 from bpsd.errors import DeadlineExceeded
+from bpsd_adapters.files import open_regular
 from bpsd_adapters.transports.base import (
     MAX_OUTPUT_BYTES,
     STDERR_CHARS,
@@ -222,7 +223,7 @@ def _kill_group(process: Process) -> None:
 
 
 def _read(path: str, offset: int, limit: int) -> bytes:
-    with Path(path).open("rb") as file:
+    with os.fdopen(open_regular(path, follow=True), "rb") as file:
         file.seek(offset)
         return file.read(limit)
 
@@ -230,5 +231,7 @@ def _read(path: str, offset: int, limit: int) -> bytes:
 def _write(path: str, data: bytes) -> None:
     target = Path(path)
     half = target.with_name(f".{target.name}.{os.getpid()}")
-    half.write_bytes(data)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with os.fdopen(open_regular(half, flags, mode=0o666), "wb") as file:
+        file.write(data)
     half.replace(target)
