@@ -78,7 +78,7 @@ COST_FACTOR = 20.0
 PACE_MAX_S = 300.0
 """Longest time that a slow agent is not asked."""
 
-PAUSE_S = 60.0
+PAUSE_S = 10.0
 """An agent that failed is not asked again for this long; each further failure doubles it, up to `REFUSED_S`."""
 
 REFUSED_S = 600.0
