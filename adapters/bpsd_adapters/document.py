@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from bpsd.workflow import Executable, File, Group, Job
+from bpsd_adapters.files import open_regular
 
 
 class _Workflow(msgspec.Struct, kw_only=True):
@@ -59,7 +60,7 @@ class Document:
     """
 
     def __init__(self, path: Path) -> None:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._workflow = _decode_workflow(data)
         self._jobs = self._workflow.jobs
