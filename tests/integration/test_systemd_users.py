@@ -14,8 +14,9 @@ __all__ = ["bed", "serving"]
 
 pytestmark = pytest.mark.timeout(300)
 
-TRACE = "/home/bob/trace"
-GO = "/home/bob/go"
+BOB = "bob"
+TRACE = f"/home/{BOB}/trace"
+GO = f"/home/{BOB}/go"
 LIMITED = {**SITE, "backends": {**SITE["backends"], "here": {**HERE, "cores": 2, "memory_mb": 600}}}  # type: ignore[dict-item]  # a mapping
 
 
