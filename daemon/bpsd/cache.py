@@ -8,21 +8,20 @@ source had told of them one after the other: its counts are right at each moment
 
 from __future__ import annotations
 
-__all__ = ["Cache", "Listener", "Recalled"]
+__all__ = ["Cache", "Recalled"]
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from bpsd.errors import Conflict, RunAmbiguous, RunNotFound
+from bpsd.events import TRANSIENT_KINDS, EventBus
 from bpsd.hotrun import HotRun, RunCounts
 from bpsd.interface import WmsService
 from bpsd.jobtable import JobTable, encode_changes
-from bpsd.messages import Event
 from bpsd.models import JobObservation, KnownRun, PollResult, RunObservation, WmsStates
 from bpsd.reducer import JOURNAL_SOURCE, absence_is_proof, confirms_all
 from bpsd.runnames import RunNames
@@ -35,9 +34,6 @@ from bpsd.writebehind import Handover
 RUNS_PER_BATCH = 100
 """Runs that are handed to the store at once: making its rows of them is a slice of its own."""
 
-EVENTS_KEPT = 20_000
-"""Events in memory, for watchers that come back after a broken connection."""
-
 SNAPSHOT_BYTES = 65_536
 """Changes of a run's jobs in the store beyond which they are folded into a new snapshot, unless that is larger: a start
 reads a job from a snapshot fifty times as fast as from a change."""
@@ -45,16 +41,10 @@ reads a job from a snapshot fifty times as fast as from a change."""
 INDEX_IDLE_S = 120.0
 """After so many seconds without a change a run's job index is dropped (it is made again when needed)."""
 
-TRANSIENT_KINDS = frozenset({"run.progress", "job.state"})
-"""Events for watchers only: the timeline would drown in them."""
-
 T = TypeVar("T")
 
 Recalled = tuple[StoredRun, bytes | None, Sequence[bytes]]
 """A run in the store, with the snapshot of its jobs and the changes since."""
-
-Listener = Callable[[Event, Sequence[JobObservation]], None]
-"""Gets every event at once, with the jobs that moved; must not block and must not raise."""
 
 _ROW_TAIL = b',"observed_at":null,"source":""}'
 
@@ -98,9 +88,7 @@ class Cache:
         self._tail_bytes = _ROW_TAIL
         self._cursors: dict[str, str | None] = {}
         self._confirmed: dict[str, float] = {}
-        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
-        self._listeners: list[Listener] = []
-        self.seq = 0
+        self.events = EventBus(clock)
 
     def __repr__(self) -> str:
         return f"<Cache {len(self._hot)} runs, seq {self.seq}>"
@@ -127,8 +115,12 @@ class Cache:
             self._add(hot)
         self._order.load((run_id, hot.record.since) for run_id, hot in self._hot.items())
         self._cursors.update(loaded.cursors)
-        self.seq = loaded.last_seq
         return damaged
+
+    @property
+    def seq(self) -> int:
+        """The number of the latest event."""
+        return self.events.seq
 
     def use_forms(self, backend: str, forms: Callable[[str], tuple[str, ...]]) -> None:
         """How this backend's WMS ids may be written (`~bpsd.interface.WmsService.resolve_id`)."""
@@ -273,19 +265,6 @@ class Cache:
                 holder=holder,
             )
         return order_id
-
-    def events_after(self, seq: int) -> list[Event] | None:
-        """The events after ``seq``, or `None` if some of them are not at hand any more."""
-        if seq >= self.seq:
-            return [] if seq == self.seq else None
-        if not self._events or self._events[0].seq > seq + 1:
-            return None
-        return [event for event in self._events if event.seq > seq]
-
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` with every event from now on; returns what ends it."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
 
     # -- taking ------------------------------------------------------------------------------------------------------
 
@@ -476,7 +455,7 @@ class Cache:
     async def announce(self, kind: str, *, backend: str | None = None, run: str | None = None, **data: Any) -> None:
         """Make an event that is about no run's state (a backend, a command, the daemon)."""
         batch = Batch()
-        self._emit(Change(kind, data), backend, run, (), batch)
+        self._emit(Change(kind, data), backend, run, batch)
         await self._put(batch)
 
     async def thaw(self, run_ids: Sequence[str]) -> None:
@@ -539,7 +518,9 @@ class Cache:
         if len(hot.jobs) and not record.live:
             record.keep_summary(hot.jobs)
         for change in changes:
-            self._emit(change, record.backend, record.run_id, moved, batch)
+            self._emit(change, record.backend, record.run_id, batch)
+        if moved:
+            self.events.emit("job.state", {}, record.backend, record.run_id, moved)
         batch.runs.append(
             StoredRun(
                 run_id=record.run_id,
@@ -562,17 +543,8 @@ class Cache:
         hot.appended_bytes += len(piece)
         batch.jobs_append[hot.record.run_id] = piece
 
-    def _emit(
-        self,
-        change: Change,
-        backend: str | None,
-        run_id: str | None,
-        moved: Sequence[JobObservation],
-        batch: Batch,
-    ) -> None:
-        self.seq += 1
-        event = Event(seq=self.seq, time=self._clock(), kind=change.kind, backend=backend, run=run_id, data=change.data)
-        self._events.append(event)
+    def _emit(self, change: Change, backend: str | None, run_id: str | None, batch: Batch) -> None:
+        event = self.events.emit(change.kind, change.data, backend, run_id)
         if change.kind not in TRANSIENT_KINDS:
             batch.events.append(
                 TimelineEvent(
@@ -584,8 +556,6 @@ class Cache:
                     doc=msgspec.json.encode(change.data),
                 )
             )
-        for listener in tuple(self._listeners):
-            listener(event, moved)
 
     def _insert(self, hot: HotRun) -> None:
         self._add(hot)

@@ -48,6 +48,9 @@ PRUNE_STEP = 500
 IDENTITIES_DEADLINE_S = 60.0
 """How long reading all identities at start-up may take."""
 
+STARTS_KEY = "starts"
+"""The row of table ``meta`` that counts the starts of the daemon."""
+
 RESTORED_KEY = "restored"
 """The row of table ``meta`` that is there while a restored journal waits to be accepted."""
 
@@ -430,6 +433,16 @@ class Journal:
         """What is wrong with the file (nothing: an empty list)."""
         return await self._database.check()
 
+    async def count_start(self) -> int:
+        """Return how often a daemon was started on this journal, this time included.
+
+        Raises
+        ------
+        StorageError
+            If the disk fails: nothing was counted.
+        """
+        return await self._database.run(_count_start)
+
     async def accept_restored(self) -> None:
         """Take commands again, on a person's word.
 
@@ -494,6 +507,15 @@ class Journal:
 
 
 # -- rows of table meta ----------------------------------------------------------------------------------------------
+
+
+def _count_start(connection: sqlite3.Connection) -> int:
+    connection.execute(
+        "INSERT INTO meta (key, value) VALUES (?, '1')"
+        " ON CONFLICT DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT)",
+        (STARTS_KEY,),
+    )
+    return int(connection.execute("SELECT value FROM meta WHERE key = ?", (STARTS_KEY,)).fetchone()[0])
 
 
 def _mark_restored(connection: sqlite3.Connection, status: JournalStatus) -> None:

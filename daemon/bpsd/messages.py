@@ -572,7 +572,8 @@ class EventsResult(Result, kw_only=True):
 
 
 class WatchParams(Params, kw_only=True):
-    """A snapshot, then every change. ``since`` resumes after that sequence number if it is still at hand.
+    """A snapshot, then every change. ``since`` resumes after that sequence number if every event since is still kept,
+    events of jobs included where they are wanted; else the snapshot also holds the runs that ended since.
 
     ``mine``: of runs of the asking user alone.
     """
@@ -585,12 +586,16 @@ class WatchParams(Params, kw_only=True):
 
 
 class WatchResult(Result, kw_only=True):
-    """``watch`` names the subscription; ``snapshot`` is empty when it was resumed."""
+    """``watch`` names the subscription; ``snapshot`` is empty when it was resumed.
+
+    ``complete`` is false if there are more rows than a message holds: read ``report``, and watch from its ``seq``.
+    """
 
     watch: int
     seq: int
     resumed: bool
     snapshot: list[RunRow]
+    complete: bool = True
 
 
 class WatchEvent(Result, kw_only=True):

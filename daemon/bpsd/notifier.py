@@ -140,7 +140,7 @@ class Notifier:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Listen and tell until cancelled; ``started`` means that nothing is missed from now on."""
         self._kept = await anyio.to_thread.run_sync(_read, self._path)
-        stop_listening = self._cache.listen(self._listen)
+        stop_listening = self._cache.events.listen(self._listen)
         task_status.started()
         try:
             while True:

@@ -368,6 +368,10 @@ class Store:
             )
         )
 
+    async def changed_after(self, seq: int, limit: int) -> list[str]:
+        """Return our ids of runs with an event after ``seq``, at most ``limit``."""
+        return await self._database.read(partial(_changed_after, seq=seq, limit=limit))
+
     async def find(self, name: str) -> list[StoredRun]:
         """Runs that answer to a name: our id, a WMS id, the token, the path, or the beginning of the run's name.
 
@@ -461,6 +465,13 @@ def _load(connection: sqlite3.Connection, ended_after: float) -> Loaded:
         },
         last_seq=last_seq[0] if last_seq else 0,
     )
+
+
+def _changed_after(connection: sqlite3.Connection, seq: int, limit: int) -> list[str]:
+    rows = connection.execute(
+        "SELECT DISTINCT run_id FROM timeline WHERE seq > ? AND run_id IS NOT NULL LIMIT ?", (seq, limit)
+    )
+    return [run_id for (run_id,) in rows]
 
 
 def _cursor(kept: bytes) -> str | None:

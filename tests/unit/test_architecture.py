@@ -19,7 +19,7 @@ SOURCES = (ROOT / "daemon", ROOT / "adapters")
 MAX_LINES = 600
 LONGER_FOR_A_REASON = {
     "bpsd.cache": 620,  # one state that everything here changes together
-    "bpsd.messages": 860,  # the table of everything that goes over the socket: nobody reads it from top to bottom
+    "bpsd.messages": 880,  # the table of everything that goes over the socket: nobody reads it from top to bottom
 }
 
 STANDARD_LIBRARY_ONLY = ("bpsd.cli.bpsctl", "bpsd.client.sync")

@@ -167,7 +167,7 @@ async def test_the_last_to_leave_ends_the_work(encoded: list[str]) -> None:
     await poll(cache, WmsStates.RUNNING)
 
     assert encoded == []
-    assert cache._listeners == []
+    assert cache.events._listeners == []
     assert feeds._of_run == {}
 
 
@@ -229,7 +229,7 @@ async def test_what_was_missed_comes_in_slices_and_before_what_happens_meanwhile
     cache = make_cache([])
     for _ in range(500):
         await cache.announce("daemon.reload")
-    missed = cache.events_after(0)
+    missed = cache.events.after(0, jobs=False)
     assert missed is not None
     feeds = feeds_of(cache)
     client = FakeConnection()

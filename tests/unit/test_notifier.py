@@ -13,6 +13,7 @@ import structlog
 from bpsd import notifier
 from bpsd.cache import Cache
 from bpsd.config import Polling
+from bpsd.events import EventBus
 from bpsd.metrics import Metrics
 from bpsd.notifier import Notifier
 from bpsd.outlets import Notifications, Route
@@ -44,9 +45,7 @@ class QuietCache:
     """A cache in which nothing happens."""
 
     seq = 0
-
-    def listen(self, _: object) -> object:
-        return lambda: None
+    events = EventBus(lambda: 0.0)
 
 
 async def test_after_a_restart_a_source_that_still_does_not_answer_has_not_recovered(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bpsd.cache import Cache
+from bpsd.events import Missed
 from bpsd.messages import Event
 from bpsd.models import JobObservation
 from bpsd.protocol import event_line
@@ -52,8 +53,13 @@ class Subject(NamedTuple):
     mine: tuple[int, str] | None
     jobs: bool
 
-    def holds(self, run: str | None, backend: str | None, record: RunRecord | None, is_mine: IsMine) -> bool:
-        """Whether an event about this run (`None`: about none) or this backend belongs to it."""
+    def holds(self, event: Event, record: RunRecord | None, is_mine: IsMine) -> bool:
+        """Whether an event, about the run of this record if about one, belongs to it."""
+        wanted = self.jobs or event.kind != "job.state"
+        return wanted and self.holds_run(event.run, event.backend, record, is_mine)
+
+    def holds_run(self, run: str | None, backend: str | None, record: RunRecord | None, is_mine: IsMine) -> bool:
+        """Whether events about this run (`None`: about none) or this backend belong to it."""
         if (self.runs and run not in self.runs) or (self.backends and backend not in self.backends):
             return False
         return self.mine is None or (record is not None and is_mine(record, *self.mine))
@@ -62,25 +68,22 @@ class Subject(NamedTuple):
 class _Encoded:
     """One event as JSON, made when the first feed wants it."""
 
-    __slots__ = ("_jobs", "_moved", "_plain", "_row", "event")
+    __slots__ = ("_json", "_moved", "_row", "event")
 
     def __init__(self, event: Event, moved: Sequence[JobObservation], row: bytes | None) -> None:
         self.event, self._moved, self._row = event, moved, row
-        self._plain: bytes | None = None
-        self._jobs: bytes | None = None
+        self._json: bytes | None = None
 
-    def parts(self, *, jobs: bool) -> Iterable[bytes]:
-        """The event itself, and the one about its jobs if that is wanted and there are any."""
-        if self._plain is None:
+    def json(self) -> bytes:
+        """The event as JSON."""
+        if self._json is None:
             data = self.event.data
             if self._row is not None:
                 data = {**data, "row": msgspec.Raw(self._row)}
-            self._plain = _encode(self.event, self.event.kind, data)
-        if not jobs or not self._moved:
-            return (self._plain,)
-        if self._jobs is None:
-            self._jobs = _encode(self.event, "job.state", {"jobs": _moved(self._moved), "of": len(self._moved)})
-        return (self._plain, self._jobs)
+            if self._moved:
+                data = {**data, "jobs": _moved(self._moved), "of": len(self._moved)}
+            self._json = _encode(self.event, self.event.kind, data)
+        return self._json
 
 
 class Watcher:
@@ -161,9 +164,9 @@ class _Feed:
 
     def add(self, encoded: _Encoded) -> None:
         """Take an event; a full block is sent at once."""
-        for part in encoded.parts(jobs=self.subject.jobs):
-            self._events.append(part)
-            self._bytes += len(part)
+        part = encoded.json()
+        self._events.append(part)
+        self._bytes += len(part)
         self._last = encoded.event
         if self._bytes >= BLOCK_BYTES:
             self.flush()
@@ -201,22 +204,22 @@ class Feeds:
         feed.flush()  # what happened before is not for the new watcher
         feed.members.add(watcher)
         if self._stop_listening is None:
-            self._stop_listening = self._cache.listen(self._on_event)
+            self._stop_listening = self._cache.events.listen(self._on_event)
         return lambda: self._leave(feed, watcher)
 
-    def replay(self, subject: Subject, watcher: Watcher, events: Sequence[Event]) -> None:
+    def replay(self, subject: Subject, watcher: Watcher, events: Sequence[Missed]) -> None:
         """Send a watcher the events that it missed, in slices; the events of the meantime follow."""
         watcher.hold()
         self._replay(subject, watcher, deque(events))
 
-    def _replay(self, subject: Subject, watcher: Watcher, events: deque[Event]) -> None:
+    def _replay(self, subject: Subject, watcher: Watcher, events: deque[Missed]) -> None:
         parts: list[bytes] = []
         end = time.monotonic() + SLICE_S
         event = None
         while events and time.monotonic() < end and not watcher.ended:
-            event = events.popleft()
-            if subject.holds(event.run, event.backend, self._record(event), self._is_mine):
-                parts += _Encoded(event, (), self._row(event)).parts(jobs=False)
+            event, moved = events.popleft()
+            if subject.holds(event, self._record(event), self._is_mine):
+                parts.append(_Encoded(event, moved, self._row(event)).json())
         if parts and event is not None:
             watcher.send_now(parts, event, {})
         if events and not watcher.ended:
@@ -252,7 +255,7 @@ class Feeds:
         record = self._record(event)
         encoded: _Encoded | None = None
         for feed in candidates:
-            if not feed.subject.holds(event.run, event.backend, record, self._is_mine):
+            if not feed.subject.holds(event, record, self._is_mine):
                 continue
             if encoded is None:
                 encoded = _Encoded(event, moved, self._row(event))

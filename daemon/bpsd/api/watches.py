@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Watches"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -14,8 +14,8 @@ from bpsd.api.deps import Deps
 from bpsd.api.feeds import Feeds, Subject, Watcher
 from bpsd.api.paging import Page, fitting, holding
 from bpsd.errors import InvalidParams, LimitExceeded
+from bpsd.events import Missed
 from bpsd.messages import (
-    Event,
     EventsParams,
     EventsResult,
     PingResult,
@@ -80,18 +80,24 @@ class Watches:
             subject = Subject(
                 runs, frozenset(params.backend), (peer.uid, peer.user) if params.mine else None, params.jobs
             )
-            seq, missed = deps.cache.seq, self._missed(params.since)
+            seq, missed = deps.cache.seq, self._missed(params.since, subject)
             if missed is not None:
                 answer = WatchResult(watch=0, seq=seq, resumed=True, snapshot=[])
                 return self._begin(call, subject, missed, answer)
-            rows = await self._snapshot(subject)
-            while (missed := self._missed(seq)) is None:  # more happened meanwhile than can be sent after it
+            ended = await self._changed_since(params.since)
+            while True:  # again if more happens meanwhile than can be sent after it
                 seq = deps.cache.seq
-                rows = await self._snapshot(subject)
-            answer = self._begin(call, subject, missed, WatchResult(watch=0, seq=seq, resumed=False, snapshot=[]))
-        return holding(answer, "snapshot", rows)
+                page = await self._snapshot(subject, ended)
+                missed = self._missed(seq, subject)
+                if missed is not None:
+                    break
+            answer = WatchResult(
+                watch=0, seq=seq, resumed=False, snapshot=[], complete=not page.full and len(ended) <= MAX_SNAPSHOT_ROWS
+            )
+            self._begin(call, subject, missed, answer)
+        return holding(answer, "snapshot", page.rows)
 
-    def _begin(self, call: Call, subject: Subject, missed: list[Event], answer: WatchResult) -> WatchResult:
+    def _begin(self, call: Call, subject: Subject, missed: list[Missed], answer: WatchResult) -> WatchResult:
         """Subscribe; ``missed`` goes out after the answer, from which the client knows the number."""
         mine = self._of.get(call.connection)
         if mine is None:
@@ -108,26 +114,34 @@ class Watches:
             call.after_reply(partial(self._feeds.replay, subject, watcher, missed))
         return answer
 
-    def _missed(self, since: int | None) -> list[Event] | None:
+    def _missed(self, since: int | None, subject: Subject) -> list[Missed] | None:
         if since is None:
             return None
-        missed = self._deps.cache.events_after(since)
+        missed = self._deps.cache.events.after(since, jobs=subject.jobs)
         return missed if missed is not None and len(missed) <= MAX_REPLAY_EVENTS else None
 
-    async def _snapshot(self, subject: Subject) -> list[bytes]:
-        """Rows of the latest runs that are watched, as many as fit a message."""
+    async def _changed_since(self, since: int | None) -> list[str]:
+        """Return our ids of runs that changed since a number that a client has: some of them ended unseen."""
+        if since is None:
+            return []
+        store = self._deps.store
+        await store.flush()
+        return await store.changed_after(since, MAX_SNAPSHOT_ROWS + 1)
+
+    async def _snapshot(self, subject: Subject, changed: Sequence[str]) -> Page:
+        """Return rows of named runs, else of changed runs that are over and of the latest live ones, as many as fit."""
         cache, page, pause = self._deps.cache, Page(MAX_SNAPSHOT_ROWS), Pause()
+        for run_id in cache.newest_first(subject.runs or changed):
+            record = cache.get(run_id)
+            wanted = record is not None and subject.holds_run(run_id, record.backend, record, is_mine)
+            if wanted and (subject.runs or not record.live) and not page.add(cache.row(run_id)):
+                return page
+            await pause.if_due()
         if subject.runs:
-            for run_id in cache.newest_first(subject.runs):
-                record = cache.get(run_id)
-                wanted = record is not None and subject.holds(run_id, record.backend, record, is_mine)
-                if wanted and not page.add(cache.row(run_id)):
-                    break
-                await pause.if_due()
-            return page.rows
+            return page
 
         def take(record: RunRecord) -> bytes | None:
-            wanted = record.live and subject.holds(record.run_id, record.backend, record, is_mine)
+            wanted = record.live and subject.holds_run(record.run_id, record.backend, record, is_mine)
             return cache.row(record.run_id) if wanted else None
 
         with cache.scan(take) as scan:
@@ -135,7 +149,7 @@ class Watches:
                 if row is not None and not page.add(row):
                     break
                 await pause.if_due()
-        return page.rows
+        return page
 
     def unwatch(self, call: Call, params: UnwatchParams) -> PingResult:
         """End a subscription."""

@@ -32,10 +32,15 @@ RunVerb = Literal["cancel", "restart", "hold", "release"]
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """All that is watched, as it is at ``seq``: the first item of a watch, and again whenever events were missed."""
+    """All that is watched, as it is at ``seq``: the first item of a watch, and again whenever events were missed.
+
+    ``runs`` are the live runs, named ones and, after a break, those that ended in it; ``complete`` is false if there
+    are more than a message holds.
+    """
 
     seq: int
     runs: list[messages.RunRow]
+    complete: bool = True
 
 
 class Away(msgspec.Struct, frozen=True):
@@ -464,7 +469,7 @@ class AsyncWatch:
         self._link, self._id = link, result.watch
         if not result.resumed:
             self.seq = result.seq
-            self._ready.append(Snapshot(seq=result.seq, runs=result.snapshot))
+            self._ready.append(Snapshot(seq=result.seq, runs=result.snapshot, complete=result.complete))
 
     async def _unsubscribe(self) -> None:
         if self._link is None or self._link.broken is not None:
@@ -479,9 +484,9 @@ class AsyncWatch:
     async def _listen(self) -> None:
         inbox = self._subscription
         if inbox.lost:
-            # Some of what happened was dropped on the way: only a new snapshot is the truth.
+            # Some of what happened was dropped on the way: go on after what came last.
             await self._unsubscribe()
-            self.seq, self._link = None, None
+            self._link = None
             await self._return()
         elif inbox.events:
             event = inbox.events.popleft()

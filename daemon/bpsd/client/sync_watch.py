@@ -27,7 +27,9 @@ class Watch:
     Iterating blocks until the next item; `read` waits a limited time. Items are dictionaries with a ``kind``:
 
     ``snapshot``
-        ``runs``: rows of all that is watched, ``seq``. The first item, and again whenever events were missed.
+        ``runs``: rows of all live runs that are watched, of named ones and, after a break, of those that ended in it;
+        ``seq``; ``complete``: false if there are more than a message holds. The first item, and again whenever events
+        were missed.
     the kinds of `bpsd.messages.Event`
         Its fields.
     ``client.lost``, ``client.back``
@@ -133,7 +135,10 @@ class Watch:
         answer = self._connection.request("watch", params, self._connection.timeout_s)
         self._id, self.seq = answer["watch"], answer["seq"] if not answer["resumed"] else self.seq
         if not answer["resumed"]:
-            self._ready.append({"kind": "snapshot", "seq": answer["seq"], "runs": answer["snapshot"]})
+            complete = answer.get("complete", True)
+            self._ready.append(
+                {"kind": "snapshot", "seq": answer["seq"], "runs": answer["snapshot"], "complete": complete}
+            )
 
     def _listen(self, left: float | None) -> None:
         try:
@@ -147,8 +152,8 @@ class Watch:
         if message.get("method") != "event" or not isinstance(params, dict) or params.get("watch") != self._id:
             return
         if params.get("lost"):
-            # Some of what happened was dropped on the way (we were too slow): only a new snapshot is the truth.
-            self.seq, self._id = None, None
+            # Some of what happened was dropped on the way (we were too slow): go on after what came last.
+            self._id = None
             self._connection.close()
             self._return(0.0)
             return

@@ -122,7 +122,7 @@ class Desk:
             if event.run == run_id:
                 changed.set()
 
-        end = self.cache.listen(listener)
+        end = self.cache.events.listen(listener)
         try:
             with anyio.move_on_after(timeout_s):
                 while True:
