@@ -354,16 +354,22 @@ async def test_a_crash_before_the_answer_to_the_watch(daemon: FakeDaemon, client
         assert [type(await take(watch)) for _ in range(3)] == [Away, Back, Snapshot]
 
 
-async def test_dropped_events_make_a_snapshot(daemon: FakeDaemon, client: AsyncClient) -> None:
+@pytest.mark.parametrize(("resumes", "kind"), [(True, messages.Event), (False, Snapshot)])
+async def test_dropped_events_are_asked_for_again(
+    daemon: FakeDaemon, client: AsyncClient, *, resumes: bool, kind: type
+) -> None:
+    daemon.resumes = resumes
     async with client:
         daemon.answers["unwatch"] = lambda _: messages.PingResult(time=NOW)
         async with client.watch() as watch:
             await take(watch)
             await aside(daemon.push, "run.progress", RUN, lost=1)
 
-            assert isinstance(await take(watch), Snapshot)
-            await aside(daemon.push, "run.progress", RUN)
-            assert isinstance(await take(watch), messages.Event)
+            assert isinstance(await take(watch), kind)
+            await aside(daemon.push, "run.state", RUN, state="HELD", before="RUNNING")
+            after = await take(watch)
+            assert isinstance(after, messages.Event)
+            assert after.kind == "run.state"
 
 
 def test_a_slow_reader_holds_a_limited_number_of_events() -> None:

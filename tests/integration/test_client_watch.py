@@ -89,16 +89,17 @@ def test_a_daemon_that_has_forgotten_gives_a_snapshot(daemon: FakeDaemon, watch:
     assert (item["kind"], item["runs"][0]["state"]) == ("snapshot", "FAILED")
 
 
-def test_events_that_the_daemon_dropped_make_a_snapshot(daemon: FakeDaemon, watch: Watch) -> None:
-    daemon.rows[RUN].state = "HELD"
+@pytest.mark.parametrize(("resumes", "kind"), [(True, "run.progress"), (False, "snapshot")])
+def test_events_that_the_daemon_dropped_are_asked_for_again(
+    daemon: FakeDaemon, watch: Watch, *, resumes: bool, kind: str
+) -> None:
+    daemon.resumes = resumes
     daemon.push("run.progress", RUN, lost=3)
 
-    item = read(watch)
-
-    assert (item["kind"], item["runs"][0]["state"]) == ("snapshot", "HELD")
-    assert [params.since for params in daemon.asked("watch")] == [None, None]
-    daemon.push("run.progress", RUN)
-    assert read(watch)["kind"] == "run.progress"
+    assert read(watch)["kind"] == kind
+    assert [params.since for params in daemon.asked("watch")] == [None, 7]
+    daemon.push("run.state", RUN, state="HELD", before="RUNNING")
+    assert read(watch)["kind"] == "run.state"
 
 
 def test_patience_ends(daemon: FakeDaemon) -> None:
