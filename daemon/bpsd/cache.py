@@ -430,8 +430,8 @@ class Cache:
             return False
         for kind, data in hot.record.from_journal(WmsStates.FAILED, note, self._clock()):
             hot.row = None
-            told = Change(kind, {**data, "refused": True, "note": note})
-            self._emit(told, hot.record.backend, run_id, (), Batch())  # not for the timeline, which would keep it
+            # Not for the timeline, which would keep it.
+            self.events.emit(kind, {**data, "refused": True, "note": note}, hot.record.backend, run_id)
         self._remove(run_id)
         await self._put(Batch(forget=[run_id]))
         return True

@@ -114,7 +114,7 @@ class EventBus:
 
     def _drop_jobs(self, seq: int) -> None:
         self._moved_count -= len(self._moved.pop(seq, ()))
-        self._jobs_from = seq
+        self._jobs_from = max(self._jobs_from, seq)
 
     def after(self, seq: int, *, jobs: bool) -> list[Missed] | None:
         """Return the events after ``seq``; `None` if they are not all kept, with their jobs if these are wanted."""

@@ -133,8 +133,9 @@ class Watches:
         cache, page, pause = self._deps.cache, Page(MAX_SNAPSHOT_ROWS), Pause()
         for run_id in cache.newest_first(subject.runs or changed):
             record = cache.get(run_id)
-            wanted = record is not None and subject.holds_run(run_id, record.backend, record, is_mine)
-            if wanted and (subject.runs or not record.live) and not page.add(cache.row(run_id)):
+            if record is None or not (subject.runs or not record.live):
+                continue
+            if subject.holds_run(run_id, record.backend, record, is_mine) and not page.add(cache.row(run_id)):
                 return page
             await pause.if_due()
         if subject.runs:
