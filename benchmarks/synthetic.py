@@ -69,7 +69,7 @@ class SyntheticService(WmsService):
     def capabilities(self) -> Capabilities:
         """Everything."""
         fields = dict.fromkeys(JOB_FIELDS, (FieldSupport.HONOURS, ""))
-        return Capabilities(fields=fields, sources=("queue",), poll_floor_s=0.05, finds_foreign_runs=True, holds=True)
+        return Capabilities(fields=fields, sources=("queue",), poll_floor_s=0.05, holds=True)
 
     async def prepare(
         self, config: Mapping[str, Any], generic_workflow: WorkflowFile, out_prefix: str | None = None

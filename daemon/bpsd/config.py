@@ -308,7 +308,7 @@ def find_config(environ: Mapping[str, str], uid: int) -> Path | None:
     """
     if named := environ.get(CONFIG_VARIABLE):
         return Path(named)
-    home = environ.get("XDG_CONFIG_HOME") or f"{_home(environ)}/.config"
+    home = wire.xdg(environ, "XDG_CONFIG_HOME") or f"{_home(environ)}/.config"
     candidates = [Path(home) / "bpsd/bpsd.yaml", *([Path(SYSTEM_CONFIG)] if uid == 0 else [])]
     return next((path for path in candidates if path.exists()), None)
 
@@ -531,7 +531,7 @@ def _state_dir(document: Document[ConfigFile], environ: Mapping[str, str]) -> st
         return _path(document, ("state_dir",), file.state_dir, environ)
     if file.mode == "system":
         return SYSTEM_STATE_DIR
-    return f"{environ.get('XDG_STATE_HOME') or f'{_home(environ)}/.local/state'}/bpsd"
+    return f"{wire.xdg(environ, 'XDG_STATE_HOME') or f'{_home(environ)}/.local/state'}/bpsd"
 
 
 def _path(document: Document[ConfigFile], where: documents.Path, path: str, environ: Mapping[str, str]) -> str:

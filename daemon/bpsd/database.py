@@ -20,6 +20,7 @@ __all__ = ["Database", "Job", "Statistics"]
 import asyncio
 import contextlib
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -123,6 +124,7 @@ class Database:
         self._recover = recover
         self._accept_cut = accept_cut
         self._allow_network = allow_network
+        self._copying = threading.Lock()  # two copies at once would write one file
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"bpsd-{schema.name}")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"bpsd-{schema.name}-read")
         self._waiting: deque[_Work] = deque()
@@ -414,22 +416,28 @@ class Database:
 
     # -- care --------------------------------------------------------------------------------------------------------
 
-    async def backup(self, keep: int) -> Path:
-        """Write today's copy into the folder ``copies``, and keep the newest ``keep``; writers go on meanwhile.
+    async def backup(self, keep: int, *, again: bool = False) -> Path:
+        """Write today's copy into the folder ``copies``, and keep those of the newest ``keep`` days.
+
+        It replaces today's copy, or with ``again`` is one more, which nothing replaces. Writers go on meanwhile.
 
         Raises
         ------
         StorageError
             If the disk fails or the database is damaged; older copies are then left alone.
         """
-        return await anyio.to_thread.run_sync(self._backup, keep)
+        return await anyio.to_thread.run_sync(lambda: self._backup(keep, again=again))
 
-    def _backup(self, keep: int) -> Path:
-        target = self.copies_folder / sqlitefile.copy_name(self.path)
-        with translated("copying the database", self.path):
+    def _backup(self, keep: int, *, again: bool) -> Path:
+        with self._copying, translated("copying the database", self.path):
+            target = self.copies_folder / sqlitefile.copy_name(self.path)
+            number = 1
+            while again and target.exists():
+                number += 1
+                target = self.copies_folder / sqlitefile.copy_name(self.path, str(number))
             with contextlib.closing(sqlitefile.connect(self.path, "ro")) as source:
                 sqlitefile.copy_database(source, target)
-            for old in sqlitefile.copies(self.path, self.copies_folder)[keep:]:
+            for old in sqlitefile.copies_of_older_days(self.path, self.copies_folder, keep):
                 old.unlink(missing_ok=True)
         return target
 

@@ -163,18 +163,14 @@ def _merge(before: RunObservation, after: RunObservation) -> RunObservation:
     return RunObservation(**values)
 
 
-async def poll_from_reports(service: WmsService, request: PollRequest) -> PollResult:
-    """`WmsService.poll` of a bridged plugin: its summary, and a report of every run wanted job by job.
+async def poll_from_reports(service: WmsService) -> PollResult:
+    """`WmsService.poll` of a bridged plugin: its summary.
 
     A run that the plugin does not list is *not* absent: most plugins forget what has ended.
     """
     began = time.monotonic()
     reports, message = await service.report(hist=1)
     seen = [as_observation(report) for report in reports if report.wms_id]
-    for run in request.known:
-        if run.wms_id in request.detail:
-            detailed, _ = await service.report(wms_workflow_id=run.wms_id, hist=2, return_exit_codes=True)
-            seen += [as_observation(report) for report in detailed if report.wms_id]
     source = SourceReport(
         name="plugin", status="ok", covers="what the plugin lists", cost_s=time.monotonic() - began, error=message or ""
     )

@@ -53,8 +53,6 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[str, ...]
     settle_s: float = 0.0
     poll_floor_s: float = 2.0
-    shares_files: bool = True
-    finds_foreign_runs: bool = False
     finds_by_token: bool = True
     holds: bool = False
     reads_output: bool = False
@@ -218,7 +216,7 @@ class WmsService(ABC):
         """See what changed since the cursors of the request. Must not answer in place of a source that failed."""
         from bpsd import derived
 
-        return await derived.poll_from_reports(self, request)
+        return await derived.poll_from_reports(self)
 
     async def report(
         self,

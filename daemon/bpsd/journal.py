@@ -403,8 +403,8 @@ class Journal:
         """Keep so many daily copies, and commands for so many days, from now on."""
         self._backups, self._keep_days = backups, days
 
-    async def backup(self) -> Path:
-        """Make today's copy, in place of an earlier one of today.
+    async def backup(self, *, again: bool = False) -> Path:
+        """Make today's copy, in place of the earlier one of today, or with ``again`` one more.
 
         Raises
         ------
@@ -414,7 +414,7 @@ class Journal:
             If the disk fails, or the journal is damaged.
         """
         self._require_accepted()
-        return await self._database.backup(self._backups)
+        return await self._database.backup(self._backups, again=again)
 
     async def prune(self, before: float) -> int:
         """Remove commands that ended before a time, but none younger than ``keep_days``; returns how many.

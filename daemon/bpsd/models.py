@@ -286,14 +286,13 @@ class PollRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon wants to know.
 
     ``cursor`` is the adapter's own, as of the last poll whose observations are durable (`None`: from the beginning);
-    ``known`` every live run; ``detail`` the ``wms_id`` of those wanted job by job; ``deadline_s`` the seconds left.
+    ``known`` every live run; ``deadline_s`` the seconds left.
     A ``question`` is there where one of upstream's readers asks: an adapter that can answer it more cheaply than by
     telling everything does, or tells more than its poll would (``pass_thru``, ``is_global``).
     """
 
     cursor: str | None = None
     known: tuple[KnownRun, ...] = ()
-    detail: frozenset[str] = frozenset()
     deadline_s: float = 60.0
     question: Question | None = None
 

@@ -12,6 +12,7 @@ __all__ = [
     "Schema",
     "connect",
     "copies",
+    "copies_of_older_days",
     "copy_database",
     "copy_name",
     "create",
@@ -395,7 +396,7 @@ def copies(path: Path, folder: Path) -> list[Path]:
     Those of days that are still to come were written while the clock was wrong, and come last.
     """
     tomorrow = (dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1)).isoformat()
-    pattern = re.compile(rf"{re.escape(path.stem)}-(\d{{4}}-\d\d-\d\d)(-schema-\d+)?{re.escape(path.suffix)}")
+    pattern = re.compile(rf"{re.escape(path.stem)}-(\d{{4}}-\d\d-\d\d)(-schema-\d+|-\d+)?{re.escape(path.suffix)}")
     found = []
     if folder.is_dir():
         for entry in folder.iterdir():
@@ -403,6 +404,14 @@ def copies(path: Path, folder: Path) -> list[Path]:
             if match:
                 found.append(((match[1] <= tomorrow, match[1], entry.stat().st_mtime_ns), entry))
     return [entry for _, entry in sorted(found, reverse=True)]
+
+
+def copies_of_older_days(path: Path, folder: Path, days: int) -> list[Path]:
+    """The copies of a database that are not of the newest ``days`` days of which there are copies."""
+    date = slice(len(path.stem) + 1, len(path.stem) + 11)
+    found = copies(path, folder)
+    kept = list(dict.fromkeys(copy.name[date] for copy in found))[:days]
+    return [copy for copy in found if copy.name[date] not in kept]
 
 
 def copy_database(source: sqlite3.Connection, target: Path) -> None:

@@ -422,14 +422,14 @@ class Store:
         return await self._database.check()
 
     async def backup(self, keep: int) -> Path:
-        """Write today's copy beside the store, in the folder ``copies``, and keep the newest ``keep``.
+        """Write one more copy into the folder ``copies`` next to the store, and keep those of the newest ``keep`` days.
 
         Raises
         ------
         StorageError
             If the disk fails, or the store is damaged.
         """
-        return await self._database.backup(keep)
+        return await self._database.backup(keep, again=True)
 
 
 # -- queries ---------------------------------------------------------------------------------------------------------

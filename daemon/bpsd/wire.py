@@ -161,6 +161,12 @@ SYSTEM_SOCKET = "/run/bpsd/bpsd.sock"
 """Where a daemon that serves many users listens."""
 
 
+def xdg(environ: Mapping[str, str], name: str) -> str:
+    """One of the folders of the XDG Base Directory Specification, which says to ignore a relative path; or nothing."""
+    value = environ.get(name, "")
+    return value if value.startswith("/") else ""
+
+
 def default_socket(environ: Mapping[str, str], uid: int) -> str:
     """Where that user's own daemon listens if nobody says otherwise.
 
@@ -168,15 +174,19 @@ def default_socket(environ: Mapping[str, str], uid: int) -> str:
     name, ``/run/user/UID``, if it is there and the user's; else a folder that outlives the login,
     ``$XDG_STATE_HOME/bpsd/bpsd.sock`` (by default ``~/.local/state``).
     """
-    base = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
-    if not environ.get("XDG_RUNTIME_DIR"):
+    given = xdg(environ, "XDG_RUNTIME_DIR")
+    base = given or f"/run/user/{uid}"
+    if not given:
         try:
             owner = os.stat(base).st_uid  # noqa: PTH116  # pathlib would double the imports of a client
         except OSError:
             owner = None
         if owner != uid:
             home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111  # as above
-            base = environ.get("XDG_STATE_HOME") or f"{home}/.local/state"
+            known = (
+                f"{home}/.local/state" if home.startswith("/") else base
+            )  # a user without a passwd entry has no home
+            base = xdg(environ, "XDG_STATE_HOME") or known
     return f"{base}/bpsd/bpsd.sock"
 
 

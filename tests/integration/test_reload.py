@@ -109,6 +109,11 @@ async def spooled(daemon: Daemon, size: int) -> str:
     return ""
 
 
+def uploads(daemon: Daemon) -> Any:
+    """How many documents of one user may be on their way."""
+    return daemon._spool._uploads_per_user
+
+
 async def text_kept(daemon: Daemon) -> int:
     """How much of a long text from a WMS is kept."""
     seen = RunObservation(wms_id="9", source="queue", state=WmsStates.RUNNING, payload="x" * 1000)
@@ -202,6 +207,7 @@ OWN_POLLING: Mapping[str, Any] = {
 LIMITS: Mapping[str, Any] = {
     "clients": 500,
     "clients_per_user": 200,
+    "clients_reserved": 15,
     "requests_in_flight": 60,
     "greet_timeout_s": 59.0,
     "idle_timeout_s": 3000.0,
@@ -245,6 +251,7 @@ ENTRIES: dict[str, Entry] = {
     "commands.cancel_verify_s": Entry(29.0, lambda d: d._engine._desk(toy(d)).verify_s, 29.0),
     **{f"limits.{name}": value(v, f"_server._core.limits.{name}") for name, v in LIMITS.items()},
     "limits.watchers_per_connection": value(15, "_deps.config.limits.watchers_per_connection"),
+    "limits.uploads_per_user": Entry(2, uploads, 2),
     "limits.spool_bytes_per_user": Entry(4096, lambda d: spooled(d, 10_000), "quota_bytes_per_user"),
     "limits.workflow_bytes": Entry(4096, lambda d: spooled(d, 10_000), "max_blob_bytes"),
     "limits.text_chars": Entry(300, text_kept, 300),

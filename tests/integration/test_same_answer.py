@@ -47,3 +47,12 @@ def test_each_mistake_and_all_of_them(tmp_path: Path) -> None:
         assert not list(daemon.state.glob("backends/*/runs/*"))
         fine = client.validate_document(document(true_job("a_1")), backend="here")
         assert (fine["ok"], fine["warnings"]) == (True, [])
+
+
+def test_a_copy_that_somebody_asks_for_replaces_none(tmp_path: Path) -> None:
+    with RunningDaemon(tmp_path, {"here": MACHINE}).start() as daemon, daemon.client() as client:
+        first = client.admin("backup")["done"]
+        second = client.admin("backup")["done"]
+    written = [line.removeprefix("wrote ") for line in (*first, *second)]
+    assert len(set(written)) == 4
+    assert all(Path(path).exists() for path in written)

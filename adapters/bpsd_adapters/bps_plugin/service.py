@@ -132,8 +132,6 @@ class BpsPluginService(WmsService):
             sources=self._runs.sources,
             settle_s=0.0 if self._traits.blocks else self._config.settle_s,
             poll_floor_s=1.0 if self._traits.blocks else 2.0,
-            shares_files=self._config.ssh is None,
-            finds_foreign_runs=self._traits.lists and not self._traits.blocks,
             reads_output=self._traits.blocks,
             commands_at_once=1,
         )

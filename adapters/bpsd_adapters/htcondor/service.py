@@ -91,8 +91,6 @@ class HTCondorService(WmsService):
             fields=FIELDS,
             sources=("queue", "history", "log"),
             settle_s=self._settings.settle_s,
-            shares_files=self._settings.ssh is None,
-            finds_foreign_runs=True,
             holds=True,
             reads_output=True,
         )

@@ -100,7 +100,6 @@ class SlurmService(WmsService):
             fields=FIELDS,
             sources=(QUEUE, ACCOUNTING, LOG, EXITS),
             poll_floor_s=min(2.0, self._settings.poll_interval_s),
-            shares_files=self._settings.ssh is None,
             holds=True,
             reads_output=True,
         )

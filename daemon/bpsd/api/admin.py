@@ -33,7 +33,7 @@ class Admin:
     async def _backup(self) -> AdminResult:
         await self._deps.store.flush()
         copies = [
-            await self._deps.journal.backup(),
+            await self._deps.journal.backup(again=True),
             await self._deps.store.backup(self._deps.config.history.backups),
         ]
         return AdminResult(done=[f"wrote {copy}" for copy in copies])

@@ -25,6 +25,7 @@ from bpsd.errors import (
     InvalidParams,
     JobNotFound,
     Problem,
+    UnsupportedOperation,
     WorkflowInvalid,
 )
 from bpsd.messages import (
@@ -139,6 +140,11 @@ class Bulk:
                 advice=f"`bpsctl status {record.run_id}` tells how it stands",
             )
         backend = deps.backend(record.backend)
+        if not deps.can(backend.name, "reads_output"):
+            raise UnsupportedOperation(
+                f"backend {backend.name} cannot show the output of jobs",
+                advice="look into the run's folder on the submit host" + (f": {record.path}" if record.path else ""),
+            )
         with anyio.fail_after(backend.settings.polling.deadline_s):
             service = backend.service
             wms_id = deps.cache.order_id(record, service)

@@ -7,7 +7,7 @@ __all__ = ["Deps"]
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from bpsd import wire
 from bpsd.api.scans import Scans
@@ -15,7 +15,15 @@ from bpsd.api.workflows import Workflows
 from bpsd.cache import Cache
 from bpsd.commands.engine import CommandEngine
 from bpsd.config import Config
-from bpsd.errors import PermissionDenied, RunAmbiguous, RunNotFound, UnknownBackend, nearest, refusal_text
+from bpsd.errors import (
+    BackendUnavailable,
+    PermissionDenied,
+    RunAmbiguous,
+    RunNotFound,
+    UnknownBackend,
+    nearest,
+    refusal_text,
+)
 from bpsd.jobtable import JobTable
 from bpsd.journal import Journal
 from bpsd.peers import Peer, Policy, may_submit
@@ -153,6 +161,13 @@ class Deps:
             refused=command.id,
             **{name: command.error[name] for name in ("source", "problems", "total") if name in command.error},
         ) from unknown
+
+    def can(self, backend: str, what: Literal["holds", "reads_output"]) -> bool:
+        """Whether a backend can do something; one that is not open now is asked when the time comes."""
+        try:
+            return bool(getattr(self.backends[backend].service.capabilities, what))
+        except BackendUnavailable:
+            return True
 
     def check_submitter(self, peer: Peer, backend: Backend) -> None:
         """Refuse somebody who may not submit to a backend."""

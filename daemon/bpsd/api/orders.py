@@ -15,7 +15,7 @@ from bpsd.api.deps import Deps
 from bpsd.api.paging import fitting, holding
 from bpsd.api.uploads import Uploads
 from bpsd.commandlog import CLOCK, INTERNAL_ARGS, boot_clock
-from bpsd.errors import Conflict, InvalidParams, LimitExceeded, PermissionDenied, RunNotFound
+from bpsd.errors import Conflict, InvalidParams, LimitExceeded, PermissionDenied, RunNotFound, UnsupportedOperation
 from bpsd.holds import held_in, select_held, select_waiting, waiting_in
 from bpsd.journal import CommandRecord
 from bpsd.logs.events import LogEvent
@@ -181,6 +181,11 @@ class Orders:
 
     async def _live_run(self, params: RunCommand, verb: str) -> RunRecord:
         record = await self._hot_run(params)
+        if not self._deps.can(record.backend, "holds"):
+            raise UnsupportedOperation(
+                f"backend {record.backend} cannot hold and release runs: run {record.run_id} is as it was",
+                advice=f"`bpsctl cancel {record.run_id}` ends it; a cancelled run can be restarted",
+            )
         if not record.live:
             raise Conflict(
                 f"run {record.run_id} is over ({record.state.name}): there is nothing to {verb}",

@@ -37,6 +37,7 @@ from bpsd.messages import (
     StatusResult,
     VersionResult,
 )
+from bpsd.peers import may_submit
 from bpsd.runs import RunRecord, decode_record
 from bpsd.server import Call
 from bpsd.slices import Pause
@@ -76,6 +77,7 @@ class Reads:
         rows = []
         for backend in chosen:
             row = backend.row()
+            row.submit_allowed = may_submit(call.peer, self._deps.policy, backend.name)
             if params.fields:
                 fields = backend.service.capabilities.fields
                 row.fields = {name: (support.value, note) for name, (support, note) in fields.items()}

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bpsd
+from bpsd import wire
 from bpsd.errors import CannotStart
 
 PREFIX = "/opt/bpsd/"
@@ -114,7 +115,7 @@ def system_place(root: Path = Path("/")) -> Place:
 
 def user_place(environ: Mapping[str, str]) -> Place:
     """A person's own: units in ``~/.config/systemd/user``."""
-    home = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME') or Path.home()}/.config"
+    home = wire.xdg(environ, "XDG_CONFIG_HOME") or f"{environ.get('HOME') or Path.home()}/.config"
     units = Path(home) / "systemd/user"
     return Place(systemctl=("systemctl", "--user"), files={f"user/{name}": units / name for name in UNITS})
 

@@ -69,6 +69,8 @@ class Submit:
         """Ask the WMS for the token."""
         token, since = command.token or "", desk.since(command)
         service = desk.service
+        if not service.capabilities.finds_by_token:
+            return Doubt(f"backend {command.backend} finds no run by its token; look there whether it has the run")
         answer = await desk.call("looking for the run", service.find_by_token, token, since)
         if answer.verdict == "found" and answer.wms_id is not None:
             return await self._done(desk, command, answer.wms_id, answer.path)

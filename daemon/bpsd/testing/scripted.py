@@ -66,7 +66,6 @@ class ScriptedService(WmsService):
             fields=_FIELDS,
             sources=("queue", "history"),
             poll_floor_s=0.05,
-            finds_foreign_runs=True,
             holds=True,
             reads_output=True,
         )
