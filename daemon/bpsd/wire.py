@@ -32,6 +32,7 @@ __all__ = [
     "new_token",
     "normal_exit_code",
     "signal_of",
+    "xdg",
 ]
 
 import json
