@@ -33,6 +33,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from bpsd import wire
+
 MAX_EXACT = 2**53
 """The largest integer that every JSON reader keeps exact (RFC 8259, section 6)."""
 
@@ -70,4 +72,4 @@ States = Annotated[list[StateName], Meta(max_length=64)]
 CommandStates = Annotated[list[CommandState], Meta(max_length=64)]
 Backends = Annotated[list[Name], Meta(max_length=1000)]
 Users = Annotated[list[Name], Meta(max_length=1000)]
-Runs = Annotated[list[RunName], Meta(max_length=10_000)]
+Runs = Annotated[list[RunName], Meta(max_length=wire.MAX_RUNS_NAMED)]

@@ -116,3 +116,10 @@ def test_others_are_nothing_to_it() -> None:
     assert goal.see({"kind": "run.progress", "run": "a", "data": {}}) == []
     assert not goal.is_over()
     assert repr(goal) == "<Goal all of 1 done: {'a': 'UNKNOWN'}>"
+
+
+def test_more_runs_than_a_request_may_name_are_watched_with_all_others() -> None:
+    few, many = ([f"r{n:08}" for n in range(count)] for count in (wire.MAX_RUNS_NAMED, wire.MAX_RUNS_NAMED + 1))
+
+    assert Goal(few, (DONE,)).to_watch() == few
+    assert Goal(many, (DONE,)).to_watch() == []

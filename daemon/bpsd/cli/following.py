@@ -100,7 +100,7 @@ def await_runs(
 def _followed(session: Session, goal: Goal, rows: Sequence[Row]) -> bool:
     """Follow runs until the goal is over (true), or the time is."""
     with (
-        session.client.watch(goal.undecided()) as watch,
+        session.client.watch(goal.to_watch()) as watch,
         Bars(session, {row["id"]: row["name"] for row in rows}) as bars,
     ):
         for row in rows:

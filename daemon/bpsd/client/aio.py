@@ -402,7 +402,7 @@ class AsyncClient:
             goal.see_row({"id": row.id, "state": row.state})
         if goal.is_over():
             return goal.states
-        async with self.watch(goal.undecided()) as watch:
+        async with self.watch(goal.to_watch()) as watch:
             while not goal.is_over():
                 item = await anext(watch)
                 if isinstance(item, Snapshot):

@@ -79,6 +79,11 @@ class Goal:
         """Our runs of which it is not known yet whether they reach what is waited for."""
         return [run for run, verdict in self._reached.items() if verdict is None]
 
+    def to_watch(self) -> list[str]:
+        """Return the runs that a watch is to name; none, for everything, if they are more than a request may name."""
+        undecided = self.undecided()
+        return undecided if len(undecided) <= wire.MAX_RUNS_NAMED else []
+
     def _set(self, run: str, state: str) -> None:
         if run not in self.states:
             return

@@ -563,7 +563,7 @@ class Client(Connection):
             goal.see_row(row)
         if goal.is_over():
             return goal.states
-        with self.watch(goal.undecided()) as watch:
+        with self.watch(goal.to_watch()) as watch:
             while not goal.is_over():
                 item = watch.read(None if deadline is None else deadline - time.monotonic())
                 if item is None:
