@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import busy, jobs, lsst, million, pool, reads, slurm, synthetic, watchers
+from benchmarks import busy, growth, jobs, lsst, million, pool, reads, slurm, synthetic, watchers
 from benchmarks.measure import Line
 from bpsd import __version__
 
@@ -33,6 +33,7 @@ PARTS: dict[str, Callable[[Path], list[Line]]] = {
     "jobs": jobs.local,
     "slurm": slurm.controller,
     "idle": reads.idle,
+    "growth": growth.growth,
     "million": million.million,
     "bps": lsst.bps_reports,
     "htcondor": pool.htcondor,
