@@ -37,6 +37,9 @@ class AnnsRuns(SubmitterService):
     ) -> WmsWorkflow:
         return await super().prepare({"submitter_uid": ANN, **config}, generic_workflow, out_prefix)
 
+    async def check_workflow(self, config: Mapping[str, Any], generic_workflow: WorkflowFile) -> None:
+        await super().check_workflow({"submitter_uid": ANN, **config}, generic_workflow)
+
 
 @pytest.fixture(autouse=True)
 def plain_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
