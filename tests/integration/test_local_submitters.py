@@ -215,6 +215,7 @@ async def test_a_stopped_agent_delays_only_its_owner(bed: Bed, tmp_path: Path, m
             assert "is asked again in" in paused.sources[-1].error
         finally:
             os.kill(agent, signal.SIGCONT)
+        assert service._due[BEN] <= time.monotonic()  # its pause is all that it has to wait for
         monkeypatch.setattr("bpsd_adapters.local.submitters.PAUSE_S", 0.0)
         assert (await service.cancel(bens))[0]
         await observer.until_over(bens)

@@ -285,7 +285,7 @@ class SubmitterService(WmsService):
         uid = share.uid
         if uid in self._pending:
             return False
-        pause_s = min(PAUSE_S * 2.0 ** (min(self._failures.get(uid, 1), 10) - 1), REFUSED_S)
+        pause_s = self._pause_s(uid)
         if not self._may_ask(uid, pause_s):
             again_s = self._failed_at[uid] + pause_s - now
             share.error = f"the agent of user {self._name(uid)} failed and is asked again in {again_s:.0f} s"
@@ -317,7 +317,8 @@ class SubmitterService(WmsService):
         finally:
             now = time.monotonic()
             share.cost_s = now - began
-            self._due[share.uid] = now + min(share.cost_s * COST_FACTOR, PACE_MAX_S)
+            # What failed has its pause; how long it was waited for says nothing of what the next answer costs.
+            self._due[share.uid] = now if share.error else now + min(share.cost_s * COST_FACTOR, PACE_MAX_S)
             share.done.set()
         if now - asked > PROMPT_S:
             self.context.wake(f"the agent of user {share.uid} has answered, or failed")
@@ -330,6 +331,16 @@ class SubmitterService(WmsService):
         self._rounds.pop(share.uid, None)
         if (agent := self._agents.pop(share.uid, None)) is not None:
             agent.close()
+
+        self.context.task_group.start_soon(self._wake_after, self._pause_s(share.uid))
+
+    def _pause_s(self, uid: int) -> float:
+        return min(PAUSE_S * 2.0 ** (min(self._failures.get(uid, 1), 10) - 1), REFUSED_S)
+
+    async def _wake_after(self, pause_s: float) -> None:
+        """Ask for a poll when a failed agent may be asked again: the next one by itself may be far off."""
+        await anyio.sleep(pause_s)
+        self.context.wake("an agent that failed may be asked again")
 
     def _name(self, uid: int) -> str:
         return self._names.get(uid, str(uid))
