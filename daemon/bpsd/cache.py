@@ -578,6 +578,10 @@ class Cache:
         """How many live runs of a backend there are."""
         return self._counts.live(backend)
 
+    def live_runs_of(self, uid: int) -> int:
+        """How many live runs a user has submitted."""
+        return self._counts.live_of[uid]
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Per backend: live runs, hot runs, jobs known."""
         return self._counts.by_backend

@@ -104,6 +104,13 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     deadline_s: Annotated[float, Meta(ge=1, description="the longest that a backend may take over one command")] = 300.0
     at_once_per_backend: Annotated[int, Meta(ge=1, le=1000, description="how many go to one backend at once")] = 4
     queue_per_user: Annotated[int, Meta(ge=1, description="how many of one user may be unfinished")] = 1000
+    submissions_per_user: Annotated[
+        int, Meta(ge=1, description="maximum number of unfinished submissions of one user (default 500)")
+    ] = 500
+    runs_per_user: Annotated[
+        int,
+        Meta(ge=1, description="maximum number of active runs that one user has submitted (default 2000)"),
+    ] = 2000
     doubt_retry_initial_s: Annotated[
         float, Meta(ge=0.1, description="pause before a backend is first asked what became of a doubtful command")
     ] = 5.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["HotRun", "RunCounts"]
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from bpsd.jobtable import JobTable
@@ -21,6 +22,7 @@ class HotRun:
     __slots__ = (
         "appended_bytes",
         "counted",
+        "counted_for",
         "cursor",
         "jobs",
         "moved_at",
@@ -38,6 +40,7 @@ class HotRun:
         self.row: bytes | None = None
         self.read = False
         self.counted = (0, 0, 0)  # live, hot, jobs: what it adds to the counts of its backend
+        self.counted_for: int | None = None  # the user in whose active runs it is counted
         # How much of the jobs the store holds as a snapshot and as changes since: decides when to write a new snapshot.
         self.snapshot_bytes = 0
         self.appended_bytes = 0
@@ -66,6 +69,8 @@ class RunCounts:
 
     def __init__(self) -> None:
         self.by_backend: dict[str, dict[str, int]] = {}
+        self.live_of: Counter[int] = Counter()
+        """Live runs that each user has submitted."""
 
     def live(self, backend: str) -> int:
         """How many live runs of a backend there are."""
@@ -80,3 +85,10 @@ class RunCounts:
             of["hot"] += now[1] - before[1]
             of["jobs"] += now[2] - before[2]
             hot.counted = now
+        uid = None if gone or not hot.record.live else hot.record.uid
+        if uid != hot.counted_for:
+            if hot.counted_for is not None:
+                self.live_of[hot.counted_for] -= 1
+            if uid is not None:
+                self.live_of[uid] += 1
+            hot.counted_for = uid

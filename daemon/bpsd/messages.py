@@ -262,7 +262,10 @@ class JobRow(Result, kw_only=True):
 
 
 class CommandRow(Result, kw_only=True):
-    """One command: what was asked, by whom (the kernel's word), and what became of it."""
+    """One command: what was asked, by whom (the kernel's word), and what became of it.
+
+    ``position``: it waits for its turn on its backend, in this place (from 1) of ``waiting`` commands.
+    """
 
     id: str
     verb: str
@@ -283,6 +286,8 @@ class CommandRow(Result, kw_only=True):
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     note: str = ""
+    position: int | None = None
+    waiting: int | None = None
     created: bool = True
 
 

@@ -139,7 +139,7 @@ async def slots(daemon: Daemon) -> Any:
     with anyio.fail_after(60):
         while toy(daemon)._service is None:  # noqa: ASYNC110 - as above
             await anyio.sleep(0.01)
-    return daemon._engine._desk(toy(daemon))._slots.total_tokens
+    return daemon._engine._sized_slots(toy(daemon)).calls._limit
 
 
 async def expires_s(daemon: Daemon) -> float:
@@ -246,6 +246,8 @@ ENTRIES: dict[str, Entry] = {
     "commands.deadline_s": Entry(299.0, at("_backends.[toy].settings.commands_deadline_s"), 299.0),
     "commands.at_once_per_backend": Entry(3, slots, 3),
     "commands.queue_per_user": value(900, "_deps.config.commands.queue_per_user"),
+    "commands.submissions_per_user": value(90, "_deps.config.commands.submissions_per_user"),
+    "commands.runs_per_user": value(80, "_deps.config.commands.runs_per_user"),
     "commands.doubt_retry_initial_s": value(4.0, "_engine.settings.doubt_retry_initial_s"),
     "commands.doubt_retry_max_s": value(299.0, "_engine.settings.doubt_retry_max_s"),
     "commands.cancel_verify_s": Entry(29.0, lambda d: d._engine._desk(toy(d)).verify_s, 29.0),

@@ -82,6 +82,7 @@ class Bulk:
                 backend=backend.name,
                 capabilities=backend.service.capabilities,
                 token=token,
+                uid=call.peer.uid,
             )
             more = await self._ask_adapter(backend, call.peer.uid, checked, blob, params.source)
         except WorkflowInvalid as exc:

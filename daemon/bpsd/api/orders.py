@@ -58,7 +58,7 @@ class Orders:
         known = await deps.journal.by_token(params.token)
         if known is not None:
             return self._same_token(call.peer, params, known)
-        self._check_quota(call.peer)
+        self._check_quota(call.peer, "submit")
         backend = deps.backend(params.backend)
         deps.check_submitter(call.peer, backend)
         blob = await deps.spool.open_blob(params.blob, call.peer.uid)
@@ -68,6 +68,7 @@ class Orders:
             backend=backend.name,
             capabilities=backend.service.capabilities,
             token=params.token,
+            uid=call.peer.uid,
         )
         command = await self._command(
             "submit",
@@ -235,7 +236,7 @@ class Orders:
         if params.dry_run:
             command.note = "dry run: nothing was done" + (f"; it would be {what}" if what else "")
             return command_row(command, created=False)
-        self._check_quota(call.peer)
+        self._check_quota(call.peer, verb)
         accepted, created = await self._deps.journal.accept(command)
         if created:
             await self._accepted(accepted)
@@ -248,7 +249,7 @@ class Orders:
         deps = self._deps
         if params.id is not None:
             found = await deps.engine.wait(params.id, 0)
-            return CommandsResult(commands=[command_row(found)])
+            return CommandsResult(commands=[self._row(found)])
         run_id = None
         if params.run is not None:
             run_id = await deps.find_id(params.run, None)
@@ -263,13 +264,13 @@ class Orders:
         )
         if not page and params.backend is not None:
             deps.check_backends([params.backend])  # one that is gone has left its commands; a mistyped one has none
-        rows, last = await fitting(map(command_row, page), params.limit)
+        rows, last = await fitting(map(self._row, page), params.limit)
         following = last.id if rows.full and last is not None else None
         return holding(CommandsResult(commands=[], next=following), "commands", rows.rows)
 
     async def wait(self, call: Call, params: CommandsWait) -> CommandRow:
         """Wait for the end of a command."""
-        return command_row(await self._deps.engine.wait(params.id, params.timeout_s))
+        return self._row(await self._deps.engine.wait(params.id, params.timeout_s))
 
     async def resolve(self, call: Call, params: CommandsResolve) -> CommandRow:
         """Settle a command in doubt by a person's word."""
@@ -277,6 +278,15 @@ class Orders:
         self._check_owner(f"resolve command {command.id}", call.peer, command.backend, command.uid, command.user)
         word = f"{params.note} (by {call.peer.user})".strip()
         return command_row(await self._deps.engine.resolve(params.id, params.outcome, params.wms_id, word))
+
+    def _row(self, command: CommandRecord) -> CommandRow:
+        """A command, with its place if it waits for its turn."""
+        row = command_row(command)
+        place = self._deps.engine.place(command)
+        if place is not None:
+            row.position, row.waiting = place
+            row.note = f"{ordinal(row.position)} of {row.waiting} waiting on backend {row.backend}"
+        return row
 
     # -- the record --------------------------------------------------------------------------------------------------
 
@@ -290,12 +300,21 @@ class Orders:
             right="command",
         )
 
-    def _check_quota(self, peer: Peer) -> None:
-        limit = self._deps.config.commands.queue_per_user
-        if self._deps.engine.open_of_user(peer.uid) >= limit:
+    def _check_quota(self, peer: Peer, verb: str) -> None:
+        settings, engine = self._deps.config.commands, self._deps.engine
+        if engine.open_of_user(peer.uid) >= settings.queue_per_user:
+            raise _limited("queue_per_user", settings.queue_per_user, f"unfinished commands of user {peer.user}")
+        if verb != "submit":
+            return
+        if engine.open_of_user(peer.uid, "submit") >= settings.submissions_per_user:
+            limit = settings.submissions_per_user
+            raise _limited("submissions_per_user", limit, f"unfinished submissions of user {peer.user}")
+        if self._deps.cache.live_runs_of(peer.uid) >= settings.runs_per_user:
             raise LimitExceeded(
-                f"{limit} commands of user {peer.user} are under way (commands.queue_per_user)",
-                advice="wait for some of them: `bpsctl commands --state ACCEPTED`",
+                f"user {peer.user} has {settings.runs_per_user} active runs, as many as commands.runs_per_user allows",
+                advice="wait until some end, or cancel some (`bpsctl list --mine --active`)",
+                limit="runs_per_user",
+                value=settings.runs_per_user,
             )
 
     async def _command(
@@ -354,10 +373,25 @@ class Orders:
         self._deps.engine.enqueue(command)
 
 
+def _limited(limit: str, value: int, what: str) -> LimitExceeded:
+    return LimitExceeded(
+        f"there are {value} {what}, as many as commands.{limit} allows",
+        advice="wait until some are over (`bpsctl commands --state ACCEPTED`), or cancel their runs",
+        limit=limit,
+        value=value,
+    )
+
+
 def _for(params: RunCommand) -> str:
     words = [f"in group {params.group}"] if params.group is not None else []
     words += [f"with label {params.label}"] if params.label is not None else []
     return " ".join(words)
+
+
+def ordinal(number: int) -> str:
+    """Return a place in words: 1st, 2nd, 3rd, 4th, 11th."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def command_row(command: CommandRecord, *, created: bool = True) -> CommandRow:

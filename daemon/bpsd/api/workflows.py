@@ -20,6 +20,7 @@ import anyio.to_thread
 import msgspec
 
 from bpsd.errors import BpsdError, DeadlineExceeded, LimitExceeded, Problem, StorageError, WorkflowInvalid
+from bpsd.fair import FairSlots
 from bpsd.interface import Capabilities
 from bpsd.validate_worker import Instructions, work
 from bpsd.validation import placed
@@ -54,14 +55,16 @@ class Workflows:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._helpers = anyio.CapacityLimiter(AT_ONCE)
+        self._helpers = FairSlots(AT_ONCE)
 
     def path(self, token: str) -> Path:
         """Where the canonical file of a token lies."""
         return self._folder / f"{token}.json"
 
-    async def check(self, blob: Path, source: str, *, backend: str, capabilities: Capabilities, token: str) -> Checked:
-        """Validate ``blob`` for a backend and write its canonical file.
+    async def check(
+        self, blob: Path, source: str, *, backend: str, capabilities: Capabilities, token: str, uid: int
+    ) -> Checked:
+        """Validate ``blob`` of a user for a backend and write its canonical file.
 
         Raises
         ------
@@ -80,7 +83,7 @@ class Workflows:
         )
         size = (await anyio.Path(blob).stat()).st_size
         await anyio.to_thread.run_sync(lambda: self._folder.mkdir(mode=0o700, parents=True, exist_ok=True))
-        answer = await (anyio.to_thread.run_sync(work, order) if size <= SMALL_BYTES else self._in_helper(order))
+        answer = await (anyio.to_thread.run_sync(work, order) if size <= SMALL_BYTES else self._in_helper(order, uid))
         if not answer["ok"]:
             raise _refusal(source, answer)
         facts = {name: answer[name] for name in ("name", "run", "job_count", "run_summary", "size_bytes", "umask")}
@@ -97,8 +100,8 @@ class Workflows:
         data = await anyio.Path(blob).read_bytes()
         return await anyio.to_thread.run_sync(placed, data, source, mistakes)
 
-    async def _in_helper(self, order: Instructions) -> dict[str, Any]:
-        async with self._helpers:
+    async def _in_helper(self, order: Instructions, uid: int) -> dict[str, Any]:
+        async with self._helpers.slot(uid):
             try:
                 with anyio.fail_after(DEADLINE_S):
                     done = await anyio.run_process(

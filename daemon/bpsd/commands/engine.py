@@ -1,17 +1,19 @@
 """The engine: takes commands, keeps their order and their journal, and carries each one out once.
 
 Commands of one run go one at a time in the order of acceptance; of one backend at most ``at_once`` touch the WMS at the
-same time. A command is durable before its acceptance is answered and before the WMS is touched. What was RUNNING when
-the daemon died is looked up in the WMS before anything else is done for its run.
+same time, and users take turns. Submissions and restarts, which are slow, leave one slot to the quick verbs. A command
+is durable before its acceptance is answered and before the WMS is touched. What was RUNNING when the daemon died is
+looked up in the WMS before anything else is done for its run.
 """
 
 from __future__ import annotations
 
 __all__ = ["VERBS", "CommandEngine"]
 
+import math
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +29,7 @@ from bpsd.commands.restart import Restart
 from bpsd.commands.submit import Submit
 from bpsd.config import Commands
 from bpsd.errors import BackendUnavailable, BpsdError, Conflict, StorageError, WorkflowInvalid
+from bpsd.fair import FairSlots
 from bpsd.journal import CommandRecord, Journal
 from bpsd.logs.events import LogEvent
 from bpsd.logs.redaction import redact_text
@@ -46,21 +49,38 @@ VERBS: Mapping[str, Verb] = {
 SUPERSEDED_BY_CANCEL = frozenset({"submit", "restart"})
 """Verbs of which a cancel of the run precedes the next try."""
 
+SLOW_VERBS = frozenset({"submit", "restart"})
+"""They wait for their user's turn before they begin; the others only for a slot for each call."""
+
+
+class _Slots:
+    """The slots of one backend: ``calls`` to the WMS; ``turns`` of slow commands as a whole, one less if possible."""
+
+    def __init__(self) -> None:
+        self.calls, self.turns = FairSlots(1), FairSlots(1)
+
+    def resize(self, at_once: int) -> None:
+        """Use another number of slots."""
+        self.calls.resize(at_once)
+        self.turns.resize(max(1, at_once - 1))
+
 
 class _Entry:
     """An unfinished command.
 
-    ``superseded``: a later cancel of the run comes before the next try. ``looking_up`` is the look-up in flight;
-    ``settling`` is held by whoever writes what came of the command, the engine or a person, whose word wins.
+    ``waiting`` is the wait for its turn, which a cancel or the end of its time ends. ``superseded``: a later cancel of
+    the run comes before the next try. ``looking_up`` is the look-up in flight; ``settling`` is held by whoever writes
+    what came of the command, the engine or a person, whose word wins.
     """
 
-    __slots__ = ("command", "looking_up", "nudge", "over", "resolved", "settling", "superseded")
+    __slots__ = ("command", "looking_up", "nudge", "over", "resolved", "settling", "superseded", "waiting")
 
     def __init__(self, command: CommandRecord) -> None:
         self.command = command
         self.superseded = False
         self.resolved = False
         self.looking_up = anyio.CancelScope()
+        self.waiting = anyio.CancelScope()
         self.settling = anyio.Lock()
         self.over = anyio.Event()
         self.nudge = anyio.Event()
@@ -94,7 +114,7 @@ class CommandEngine:
         self._journal, self._cache, self._backends = journal, cache, backends
         self.settings, self._log, self._clock = settings, log, clock
         self._finished, self._place = finished, place
-        self._slots: dict[str, anyio.CapacityLimiter] = {}
+        self._slots: dict[str, _Slots] = {}
         self._entries: dict[str, _Entry] = {}
         self._queues: dict[str, deque[_Entry]] = {}
         self._group: TaskGroup | None = None
@@ -170,9 +190,14 @@ class CommandEngine:
             if "blob" in entry.command.args
         )
 
-    def open_of_user(self, uid: int) -> int:
-        """How many commands of a user are not over."""
-        return sum(entry.command.uid == uid for entry in self._entries.values())
+    def open_of_user(self, uid: int, verb: str | None = None) -> int:
+        """How many commands of a user, or of one verb of a user, are not over."""
+        return sum(entry.command.uid == uid and verb in (None, entry.command.verb) for entry in self._entries.values())
+
+    def place(self, command: CommandRecord) -> tuple[int, int] | None:
+        """Return the place of a command that waits for its turn, and how many wait on its backend."""
+        slots = self._slots.get(command.backend)
+        return slots.turns.place(command.id) if slots is not None and command.state == "ACCEPTED" else None
 
     async def wait(self, command_id: str, timeout_s: float) -> CommandRecord:
         """The command when it is over, or as it is when the time is."""
@@ -197,6 +222,7 @@ class CommandEngine:
                 if earlier.command.verb in SUPERSEDED_BY_CANCEL:
                     earlier.superseded = True
                     earlier.nudge.set()
+                    earlier.waiting.cancel()
         if queue is None:
             self._queues[command.run_id] = deque([entry])
             self._group.start_soon(self._work, command.run_id, name=f"commands of {command.run_id}")
@@ -303,15 +329,34 @@ class CommandEngine:
         if backend is None:
             return self._same(entry, f"backend {command.backend} is not configured any more")
         try:
-            desk = self._desk(backend)
+            # One's own cancel does not wait behind one's own submissions.
+            desk = self._desk(backend, (command.uid, command.verb in SLOW_VERBS))
         except BackendUnavailable as exc:  # the adapter is not open: then nothing is begun
             return self._same(entry, str(exc))
         if command.state == "ACCEPTED":
-            await self._set(entry, "RUNNING")
-            return await self._ask(verb.perform, desk, entry)
+            if command.verb in SLOW_VERBS:
+                return await self._perform_in_turn(entry, verb, desk)
+            return await self._perform(entry, verb, desk)
         with anyio.CancelScope() as entry.looking_up:
             return await self._ask(verb.look_up, desk, entry)
         return None
+
+    async def _perform_in_turn(self, entry: _Entry, verb: Verb, desk: Desk) -> Outcome | None:
+        """Begin when it is the user's turn; `None` if the command was cancelled or its time was over before that."""
+        command = entry.command
+        left = math.inf if command.expires_at is None else command.expires_at - self._clock()
+        with anyio.move_on_after(left) as scope:
+            entry.waiting = scope
+            async with self._slots[command.backend].turns.slot(command.uid, command.id):
+                if not entry.superseded:
+                    scope.deadline = math.inf
+                    entry.waiting = anyio.CancelScope()  # it waits no more: what ended the wait ends nothing now
+                    return await self._perform(entry, verb, desk)
+        return None
+
+    async def _perform(self, entry: _Entry, verb: Verb, desk: Desk) -> Outcome:
+        await self._set(entry, "RUNNING")
+        return await self._ask(verb.perform, desk, entry)
 
     def _same(self, entry: _Entry, reason: str) -> Outcome:
         """Nothing was tried, so nothing changes: what was in doubt stays so."""
@@ -328,22 +373,23 @@ class CommandEngine:
             self._log.error(LogEvent.COMMAND_BROKE, command=entry.command.id, error=repr(exc), exc_info=exc)
             return Doubt(f"the adapter failed: {exc!r}")
 
-    def _desk(self, backend: Backend) -> Desk:
+    def _desk(self, backend: Backend, user: Hashable = None) -> Desk:
+        slots = self._sized_slots(backend)
         return Desk(
             backend=backend,
             cache=self._cache,
             journal=self._journal,
-            slots=self._sized_slots(backend),
+            slot=lambda: slots.calls.slot(user),
             deadline_s=backend.settings.commands_deadline_s,
             verify_s=self.settings.cancel_verify_s,
             clock=self._clock,
         )
 
-    def _sized_slots(self, backend: Backend) -> anyio.CapacityLimiter:
-        """The places for commands of a backend, as many as its settings and its adapter allow now."""
-        allowed = backend.service.capabilities.commands_at_once
-        slots = self._slots.setdefault(backend.name, anyio.CapacityLimiter(1))
-        slots.total_tokens = min(backend.settings.commands_at_once, allowed)
+    def _sized_slots(self, backend: Backend) -> _Slots:
+        """The slots of a backend, as many as its settings and its adapter allow now."""
+        at_once = min(backend.settings.commands_at_once, backend.service.capabilities.commands_at_once)
+        slots = self._slots.setdefault(backend.name, _Slots())
+        slots.resize(at_once)
         return slots
 
     async def _fail(self, entry: _Entry, error: BpsdError, *, refused: bool = False) -> None:

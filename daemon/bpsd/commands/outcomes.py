@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Again", "Desk", "Done", "Doubt", "Failed", "Outcome", "Verb"]
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -67,14 +68,14 @@ class Desk:
         backend: Backend,
         cache: Cache,
         journal: Journal,
-        slots: anyio.CapacityLimiter,
+        slot: Callable[[], AbstractAsyncContextManager[None]],
         deadline_s: float,
         verify_s: float,
         clock: Callable[[], float],
     ) -> None:
         self.backend, self.cache, self.journal, self.clock = backend, cache, journal, clock
         self.verify_s = verify_s
-        self._slots, self._deadline_s = slots, deadline_s
+        self._slot, self._deadline_s = slot, deadline_s
 
     @property
     def service(self) -> WmsService:
@@ -104,7 +105,7 @@ class Desk:
         DeadlineExceeded
             If it took longer; what was asked for may have happened all the same.
         """
-        async with self._slots:
+        async with self._slot():
             try:
                 with anyio.fail_after(self._deadline_s):
                     return await ask(*args)
