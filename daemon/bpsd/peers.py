@@ -16,6 +16,7 @@ __all__ = [
     "claimed_command_line",
     "may_command",
     "may_submit",
+    "owner_of",
     "peer_of",
     "rights_of",
 ]
@@ -30,10 +31,10 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-Right = Literal["none", "read", "submit", "command", "admin"]
-"""What a method asks of its caller; ``none``: to be let in is enough."""
+Right = Literal["none", "read", "output", "audit", "submit", "command", "admin"]
+"""What a method asks of its caller; ``none``: to be let in is enough. ``read`` is the status of all runs."""
 
-ALL_RIGHTS: frozenset[Right] = frozenset({"none", "read", "submit", "command", "admin"})
+ALL_RIGHTS: frozenset[Right] = frozenset({"none", "read", "output", "audit", "submit", "command", "admin"})
 
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _SO_PEERGROUPS = 59  # asm-generic/socket.h since Linux 4.13; the socket module does not name it
@@ -73,13 +74,16 @@ _NOBODY = Members()
 class Policy(msgspec.Struct, frozen=True):
     """Who may do what: the owner, root and admins everything, others what ``others`` says (nothing: not let in).
 
-    Viewers read; operators also command all runs; who is named in ``submitters`` (by backend) reads, and submits there.
+    Viewers read the status of all runs; readers also their output; auditors also what others' commands were asked with;
+    operators read output and command all runs; who is named in ``submitters`` (by backend) reads, and submits there.
     ``accounts`` maps (backend, WMS account) to the user whose the runs of that account are.
     """
 
     owner_uid: int
     others: frozenset[Right] = frozenset()
     viewers: Members = _NOBODY
+    readers: Members = _NOBODY
+    auditors: Members = _NOBODY
     operators: Members = _NOBODY
     admins: Members = _NOBODY
     submitters: dict[str, Members] = {}
@@ -93,8 +97,12 @@ def rights_of(peer: Peer, policy: Policy) -> frozenset[Right]:
     rights: set[Right] = set(policy.others)
     if policy.viewers.has(peer):
         rights.add("read")
+    if policy.readers.has(peer):
+        rights |= {"read", "output"}
+    if policy.auditors.has(peer):
+        rights |= {"read", "audit"}
     if policy.operators.has(peer):
-        rights |= {"read", "command"}
+        rights |= {"read", "output", "command"}
     if any(members.has(peer) for members in policy.submitters.values()):
         # Where others are not let in, "everybody" is nobody: who is meant by it are those who are let in otherwise.
         named = any(msgspec.structs.replace(m, everybody=False).has(peer) for m in policy.submitters.values())
@@ -123,9 +131,13 @@ def may_command(peer: Peer, policy: Policy, *, uid: int | None, backend: str, ac
     backend, account : `str`
         Else it is theirs to whom the configuration gives this account of the WMS.
     """
-    owner = uid if uid is not None else policy.accounts.get((backend, account or ""))
     rights = rights_of(peer, policy)
-    return "command" in rights or ("read" in rights and owner == peer.uid)
+    return "command" in rights or ("read" in rights and owner_of(policy, uid, backend, account) == peer.uid)
+
+
+def owner_of(policy: Policy, uid: int | None, backend: str, account: str | None) -> int | None:
+    """Return the user who owns a run: who submitted it, else who has its account of the WMS; `None`: not known."""
+    return uid if uid is not None else policy.accounts.get((backend, account or ""))
 
 
 def peer_of(connection: socket.socket, user: str = "") -> Peer:

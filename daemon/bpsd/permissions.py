@@ -6,7 +6,7 @@ __all__ = ["NAMES_WAIT_S", "policy_of"]
 
 import grp
 import pwd
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from bpsd.config import Config
 from bpsd.peers import Members, Policy, Right
@@ -37,7 +37,10 @@ def policy_of(config: Config, owner_uid: int) -> tuple[Policy, list[str]]:
 
     rights = config.rights
     by_default: list[Right] = ["read"] if config.mode == "system" else []
-    others: Sequence[Right] = by_default if rights.others is None else rights.others
+    others: set[Right] = {"read"} if rights.others else set()
+    others |= {right for right in rights.others or () if right != "status"}
+    if rights.others is None:
+        others |= set(by_default)
     accounts = {}
     for backend in config.backends.values():
         for account, user in backend.accounts.items():
@@ -47,6 +50,8 @@ def policy_of(config: Config, owner_uid: int) -> tuple[Policy, list[str]]:
         owner_uid=owner_uid,
         others=frozenset(others),
         viewers=members(rights.viewer),
+        readers=members(rights.output),
+        auditors=members(rights.audit),
         operators=members(rights.operator),
         admins=members(rights.admin),
         submitters={backend.name: members(backend.submitters) for backend in config.backends.values()},

@@ -31,19 +31,29 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     others: (
         Annotated[
-            list[Literal["read", "submit", "command"]],
+            list[Literal["status", "output", "audit", "read", "submit", "command"]],
             Meta(
-                description="what everybody else may do (mode system only; default there: read); nothing: they are not "
-                "let in"
+                description="rights of everybody else (mode system only; default there: [status], also written read); "
+                "output adds the output of others' jobs, audit the arguments of others' commands; []: not let in"
             ),
         ]
         | None
     ) = None
-    viewer: Annotated[Who, Meta(description="who may read, where others may not")] = Who()
-    operator: Annotated[Who, Meta(description="who may also cancel, restart, hold and release every run")] = Who()
+    viewer: Annotated[Who, Meta(description="users who may read the status of all runs")] = Who()
+    output: Annotated[
+        Who, Meta(description="users who may also read the output of others' jobs and the tokens of their runs")
+    ] = Who()
+    audit: Annotated[
+        Who, Meta(description="users who may also read the arguments, tokens and processes of others' commands")
+    ] = Who()
+    operator: Annotated[
+        Who, Meta(description="users with the right output who may also cancel, restart, hold and release every run")
+    ] = Who()
     admin: Annotated[Who, Meta(description="who may do everything, as the owner may")] = Who()
 
     @property
     def names_anybody(self) -> bool:
         """Whether it lets in anybody beside the owner."""
-        return bool(self.others) or any(who.users or who.groups for who in (self.viewer, self.operator, self.admin))
+        return bool(self.others) or any(
+            who.users or who.groups for who in (self.viewer, self.output, self.audit, self.operator, self.admin)
+        )

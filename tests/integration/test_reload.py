@@ -215,6 +215,13 @@ LIMITS: Mapping[str, Any] = {
     "write_timeout_s": 29.0,
     "write_buffer_bytes": 9 * 1024 * 1024,
 }
+MEMBERS = {
+    "viewer": "viewers",
+    "output": "readers",
+    "audit": "auditors",
+    "operator": "operators",
+    "admin": "admins",
+}
 ENTRIES: dict[str, Entry] = {
     "logs.level": Entry("debug", writes_debug, seen=True),
     **{f"polling.{name}": value(v, f"_backends.[toy].settings.polling.{name}") for name, v in OWN_POLLING.items()},
@@ -264,14 +271,14 @@ ENTRIES: dict[str, Entry] = {
     "history.store_bytes": value(2**30, "_config.history.store_bytes"),
     "history.backups": Entry(3, copies, 3),
     "stop.timeout_s": value(19.0, "_config.stop.timeout_s"),
-    "rights.others": Entry(["submit"], at("_server._policy.others"), {"submit"}),
+    "rights.others": Entry(["submit"], at("_server._policy.others"), {"read", "submit"}),
     **{
-        f"rights.{right}.users": Entry(["5"], at(f"_server._policy.{right}s.uids"), {5})
-        for right in ("viewer", "operator", "admin")
+        f"rights.{right}.users": Entry(["5"], at(f"_server._policy.{members}.uids"), {5})
+        for right, members in MEMBERS.items()
     },
     **{
-        f"rights.{right}.groups": Entry(["5"], at(f"_server._policy.{right}s.gids"), {5})
-        for right in ("viewer", "operator", "admin")
+        f"rights.{right}.groups": Entry(["5"], at(f"_server._policy.{members}.gids"), {5})
+        for right, members in MEMBERS.items()
     },
     "metrics.textfile": value("/nowhere/bpsd.prom", "_exposition._settings.textfile"),
     "metrics.interval_s": value(14.0, "_exposition._settings.interval_s"),

@@ -132,7 +132,8 @@ def test_paths_may_begin_at_home_and_the_environment_names_the_socket_last(tmp_p
         ("history: {keep_days: 2}", ["1 history.keep_days: is less than hot_days"]),
         ("rights: {others: [read, write]}",
          ["1 rights: only a daemon in mode system serves others",
-          "1 rights.others[1]: expected one of 'command', 'read', 'submit', got the text 'write'"]),
+          ("1 rights.others[1]: expected one of 'audit', 'command', 'output', 'read', 'status', 'submit', "
+           "got the text 'write'")]),
         ("socket: run/s", ["1 socket: 'run/s' is not absolute (it may begin with ~/)"]),
         (f"socket: /{'s' * 107}", ["1 socket: is 108 bytes long; a Unix socket takes 107"]),
         ("state_dir: 5", ["1 state_dir: expected text, got the integer 5; put it in quotes"]),

@@ -16,12 +16,15 @@ from bpsd.api.feeds import Feeds, Subject, Watcher
 from bpsd.cache import Cache
 from bpsd.messages import Event
 from bpsd.models import WmsStates
+from bpsd.peers import Peer, Policy
 from bpsd.protocol import event_line
 from bpsd.runs import RunRecord
 from bpsd.server import Connection
 from tests.unit.test_cache import make_cache, polled, seen
 
-EVERYTHING = Subject(frozenset(), frozenset(), None, jobs=False)
+OWNER = Peer(pid=0, uid=1, gid=1, groups=(1,), user="ann")
+POLICY = Policy(owner_uid=1, others=frozenset({"read"}))
+EVERYTHING = Subject(frozenset(), frozenset(), None, jobs=False, reader=OWNER)
 
 
 class FakeConnection:
@@ -50,7 +53,7 @@ def feeds_of(cache: Cache, uids: dict[str, int] | None = None) -> Feeds:
     def is_mine(record: RunRecord, uid: int, user: str) -> bool:
         return (uids or {}).get(record.run_id) == uid
 
-    return Feeds(cache, is_mine)
+    return Feeds(cache, is_mine, lambda: POLICY)
 
 
 async def poll(cache: Cache, state: WmsStates, *, runs: Sequence[int] = (1,), jobs: int = 0) -> None:

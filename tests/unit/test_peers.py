@@ -75,7 +75,7 @@ def member(uid: int, *groups: int) -> Peer:
         (member(0), ALL_RIGHTS),
         (member(30), ALL_RIGHTS),
         (member(10), {"none", "read", "submit"}),  # b is open to everybody who is let in
-        (member(11, 200), {"none", "read", "command", "submit"}),
+        (member(11, 200), {"none", "read", "output", "command", "submit"}),
         (member(40), {"none", "read", "submit"}),
         (member(99), set()),  # a backend that is open to everybody lets nobody in who is not let in otherwise
     ],

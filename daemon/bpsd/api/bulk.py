@@ -128,6 +128,7 @@ class Bulk:
         """A piece of what a job printed, as text that ends at a whole character."""
         deps = self._deps
         record, jobs, _ = await deps.find(params.run, params.backend)
+        deps.sight(call).check_output(call.peer.user, record)
         if jobs is not None and len(jobs) and jobs.find(params.job) is None:
             near = await nearest_of(params.job, islice(jobs.names(), MOST_NEARBY))
             raise JobNotFound(

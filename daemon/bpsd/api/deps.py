@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from bpsd import wire
 from bpsd.api.scans import Scans
+from bpsd.api.visibility import Sight
 from bpsd.api.workflows import Workflows
 from bpsd.cache import Cache
 from bpsd.commands.engine import CommandEngine
@@ -29,7 +30,7 @@ from bpsd.journal import Journal
 from bpsd.peers import Peer, Policy, may_submit
 from bpsd.poller import Backend
 from bpsd.runs import RunRecord, decode_record
-from bpsd.server import ClientsUse
+from bpsd.server import Call, ClientsUse
 from bpsd.slices import Pause, in_turns, nearest_of
 from bpsd.spool import Spool
 from bpsd.store import Store
@@ -69,6 +70,10 @@ class Deps:
     needs_restart: Sequence[str] = ()
     names_unknown: Sequence[str] = ()
     scans: Scans = field(default_factory=Scans)
+
+    def sight(self, call: Call) -> Sight:
+        """What the caller may see of others' runs and commands."""
+        return Sight(call.peer, self.policy)
 
     def backend(self, name: str | None) -> Backend:
         """The backend called ``name``, or the only one.

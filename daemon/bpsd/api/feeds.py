@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from bpsd.api.visibility import Sight
 from bpsd.cache import Cache
 from bpsd.events import Missed
 from bpsd.messages import Event
 from bpsd.models import JobObservation
+from bpsd.peers import Peer, Policy
 from bpsd.protocol import event_line
 from bpsd.runs import RunRecord
 from bpsd.server import Connection
@@ -45,13 +47,15 @@ IsMine = Callable[[RunRecord, int, str], bool]
 class Subject(NamedTuple):
     """The filter of a watcher; empty sets mean everything.
 
-    ``mine``: only runs of this user, by uid and name. ``jobs``: with an event for changed jobs.
+    ``mine``: only runs of this user, by uid and name. ``jobs``: with an event for changed jobs. ``reader`` is the peer,
+    without its process: what it may see of a run follows from who it is.
     """
 
     runs: frozenset[str]
     backends: frozenset[str]
     mine: tuple[int, str] | None
     jobs: bool
+    reader: Peer
 
     def holds(self, event: Event, record: RunRecord | None, is_mine: IsMine) -> bool:
         """Whether an event, about the run of this record if about one, belongs to it."""
@@ -68,22 +72,26 @@ class Subject(NamedTuple):
 class _Encoded:
     """One event as JSON, made when the first feed wants it."""
 
-    __slots__ = ("_json", "_moved", "_row", "event")
+    __slots__ = ("_json", "_moved", "_record", "_row", "event")
 
-    def __init__(self, event: Event, moved: Sequence[JobObservation], row: bytes | None) -> None:
-        self.event, self._moved, self._row = event, moved, row
-        self._json: bytes | None = None
+    def __init__(
+        self, event: Event, moved: Sequence[JobObservation], record: RunRecord | None, row: bytes | None
+    ) -> None:
+        self.event, self._moved, self._record, self._row = event, moved, record, row
+        self._json: dict[bytes | None, bytes] = {}  # by the row in it, of which there are two
 
-    def json(self) -> bytes:
-        """The event as JSON."""
-        if self._json is None:
-            data = self.event.data
-            if self._row is not None:
-                data = {**data, "row": msgspec.Raw(self._row)}
+    def json(self, sight: Sight) -> bytes:
+        """The event as JSON, as a reader may see it."""
+        row = self._row
+        if row is not None and self._record is not None:
+            row = sight.encoded(self._record, row)
+        made = self._json.get(row)
+        if made is None:
+            data = self.event.data if row is None else {**self.event.data, "row": msgspec.Raw(row)}
             if self._moved:
                 data = {**data, "jobs": _moved(self._moved), "of": len(self._moved)}
-            self._json = _encode(self.event, self.event.kind, data)
-        return self._json
+            made = self._json[row] = _encode(self.event, self.event.kind, data)
+        return made
 
 
 class Watcher:
@@ -162,9 +170,9 @@ class _Feed:
         self._bytes = 0
         self._last: Event | None = None
 
-    def add(self, encoded: _Encoded) -> None:
+    def add(self, encoded: _Encoded, sight: Sight) -> None:
         """Take an event; a full block is sent at once."""
-        part = encoded.json()
+        part = encoded.json(sight)
         self._events.append(part)
         self._bytes += len(part)
         self._last = encoded.event
@@ -185,8 +193,9 @@ class _Feed:
 class Feeds:
     """All feeds: the one listener that the cache has for watchers."""
 
-    def __init__(self, cache: Cache, is_mine: IsMine) -> None:
-        self._cache, self._is_mine = cache, is_mine
+    def __init__(self, cache: Cache, is_mine: IsMine, policy: Callable[[], Policy]) -> None:
+        self._cache, self._is_mine, self._policy = cache, is_mine, policy
+        self._seen_by: tuple[Policy | None, dict[Peer, Sight]] = (None, {})
         self._feeds: dict[Subject, _Feed] = {}
         self._wide: dict[Subject, _Feed] = {}  # those not restricted to runs
         self._of_run: dict[str, dict[Subject, _Feed]] = {}
@@ -218,8 +227,9 @@ class Feeds:
         event = None
         while events and time.monotonic() < end and not watcher.ended:
             event, moved = events.popleft()
-            if subject.holds(event, self._record(event), self._is_mine):
-                parts.append(_Encoded(event, moved, self._row(event)).json())
+            record = self._record(event)
+            if subject.holds(event, record, self._is_mine):
+                parts.append(_Encoded(event, moved, record, self._row(event)).json(self._sight(subject.reader)))
         if parts and event is not None:
             watcher.send_now(parts, event, {})
         if events and not watcher.ended:
@@ -258,11 +268,11 @@ class Feeds:
             if not feed.subject.holds(event, record, self._is_mine):
                 continue
             if encoded is None:
-                encoded = _Encoded(event, moved, self._row(event))
+                encoded = _Encoded(event, moved, record, self._row(event))
             if not self._dirty:
                 self._flush_soon()
             self._dirty.add(feed)
-            feed.add(encoded)
+            feed.add(encoded, self._sight(feed.subject.reader))
 
     def _flush_soon(self) -> None:
         loop = asyncio.get_running_loop()
@@ -277,6 +287,16 @@ class Feeds:
         dirty, self._dirty = self._dirty, set()
         for feed in dirty:
             feed.flush()
+
+    def _sight(self, reader: Peer) -> Sight:
+        """What a reader may see now; worked out once for each policy."""
+        policy = self._policy()
+        if policy is not self._seen_by[0]:
+            self._seen_by = (policy, {})
+        sights = self._seen_by[1]
+        if reader not in sights:
+            sights[reader] = Sight(reader, policy)
+        return sights[reader]
 
     def _record(self, event: Event) -> RunRecord | None:
         return self._cache.get(event.run) if event.run is not None else None

@@ -249,7 +249,7 @@ class Orders:
         deps = self._deps
         if params.id is not None:
             found = await deps.engine.wait(params.id, 0)
-            return CommandsResult(commands=[self._row(found)])
+            return CommandsResult(commands=[self._row(call, found)])
         run_id = None
         if params.run is not None:
             run_id = await deps.find_id(params.run, None)
@@ -264,24 +264,24 @@ class Orders:
         )
         if not page and params.backend is not None:
             deps.check_backends([params.backend])  # one that is gone has left its commands; a mistyped one has none
-        rows, last = await fitting(map(self._row, page), params.limit)
+        rows, last = await fitting((self._row(call, found) for found in page), params.limit)
         following = last.id if rows.full and last is not None else None
         return holding(CommandsResult(commands=[], next=following), "commands", rows.rows)
 
     async def wait(self, call: Call, params: CommandsWait) -> CommandRow:
         """Wait for the end of a command."""
-        return self._row(await self._deps.engine.wait(params.id, params.timeout_s))
+        return self._row(call, await self._deps.engine.wait(params.id, params.timeout_s))
 
     async def resolve(self, call: Call, params: CommandsResolve) -> CommandRow:
         """Settle a command in doubt by a person's word."""
         command = await self._deps.engine.wait(params.id, 0)
         self._check_owner(f"resolve command {command.id}", call.peer, command.backend, command.uid, command.user)
         word = f"{params.note} (by {call.peer.user})".strip()
-        return command_row(await self._deps.engine.resolve(params.id, params.outcome, params.wms_id, word))
+        return self._row(call, await self._deps.engine.resolve(params.id, params.outcome, params.wms_id, word))
 
-    def _row(self, command: CommandRecord) -> CommandRow:
-        """A command, with its place if it waits for its turn."""
-        row = command_row(command)
+    def _row(self, call: Call, command: CommandRecord) -> CommandRow:
+        """A command as the caller may see it, with its place if it waits for its turn."""
+        row = self._deps.sight(call).command(command_row(command))
         place = self._deps.engine.place(command)
         if place is not None:
             row.position, row.waiting = place

@@ -125,10 +125,17 @@ class Reads:
         if params.max_age_s is not None:
             await self._freshen(params.run, params.backend, params.max_age_s)
         if params.run is not None:
-            return await self._one(params)
-        cache = self._deps.cache
+            return await self._one(call, params)
+        cache, sight = self._deps.cache, self._deps.sight(call)
         seq = cache.seq
-        return self._page(seq, *await self._rows(params, call, lambda record: cache.row(record.run_id), _cold_row))
+
+        def hot(record: RunRecord) -> bytes:
+            return sight.encoded(record, cache.row(record.run_id))
+
+        def cold(record: RunRecord) -> bytes:
+            return sight.encoded(record, _cold_row(record))
+
+        return self._page(seq, *await self._rows(params, call, hot, cold))
 
     async def _rows(
         self,
@@ -182,12 +189,12 @@ class Reads:
         )
         return holding(around, "runs", rows)
 
-    async def _one(self, params: ReportParams) -> ReportResult:
+    async def _one(self, call: Call, params: ReportParams) -> ReportResult:
         deps = self._deps
         backend = params.backend[0] if params.backend else None
         assert params.run is not None
         record, jobs, hot = await deps.find(params.run, backend)
-        row = record.as_row(jobs, full=True)
+        row = deps.sight(call).row(record, record.as_row(jobs, full=True))
         row.observed_at = deps.cache.observed_at(record)
         if not hot:
             row.source = "history"

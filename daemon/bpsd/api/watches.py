@@ -13,6 +13,7 @@ from bpsd.api.conditions import is_mine
 from bpsd.api.deps import Deps
 from bpsd.api.feeds import Feeds, Subject, Watcher
 from bpsd.api.paging import Page, fitting, holding
+from bpsd.api.visibility import Sight
 from bpsd.errors import InvalidParams, LimitExceeded
 from bpsd.events import Missed
 from bpsd.messages import (
@@ -40,7 +41,7 @@ class Watches:
 
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
-        self._feeds = Feeds(deps.cache, is_mine)
+        self._feeds = Feeds(deps.cache, is_mine, lambda: deps.policy)
         self._of: dict[Connection, _OfConnection] = {}
 
     @property
@@ -77,9 +78,9 @@ class Watches:
         peer = call.peer
         async with deps.scans.turn(peer.uid):
             runs = frozenset(record.run_id for record in await deps.hot(params.runs))
-            subject = Subject(
-                runs, frozenset(params.backend), (peer.uid, peer.user) if params.mine else None, params.jobs
-            )
+            mine = (peer.uid, peer.user) if params.mine else None
+            reader = msgspec.structs.replace(peer, pid=0)
+            subject = Subject(runs, frozenset(params.backend), mine, params.jobs, reader)
             seq, missed = deps.cache.seq, self._missed(params.since, subject)
             if missed is not None:
                 answer = WatchResult(watch=0, seq=seq, resumed=True, snapshot=[])
@@ -87,7 +88,7 @@ class Watches:
             ended = await self._changed_since(params.since)
             while True:  # again if more happens meanwhile than can be sent after it
                 seq = deps.cache.seq
-                page = await self._snapshot(subject, ended)
+                page = await self._snapshot(subject, ended, deps.sight(call))
                 missed = self._missed(seq, subject)
                 if missed is not None:
                     break
@@ -128,14 +129,15 @@ class Watches:
         await store.flush()
         return await store.changed_after(since, MAX_SNAPSHOT_ROWS + 1)
 
-    async def _snapshot(self, subject: Subject, changed: Sequence[str]) -> Page:
+    async def _snapshot(self, subject: Subject, changed: Sequence[str], sight: Sight) -> Page:
         """Return rows of named runs, else of changed runs that are over and of the latest live ones, as many as fit."""
         cache, page, pause = self._deps.cache, Page(MAX_SNAPSHOT_ROWS), Pause()
         for run_id in cache.newest_first(subject.runs or changed):
             record = cache.get(run_id)
             if record is None or not (subject.runs or not record.live):
                 continue
-            if subject.holds_run(run_id, record.backend, record, is_mine) and not page.add(cache.row(run_id)):
+            wanted = subject.holds_run(run_id, record.backend, record, is_mine)
+            if wanted and not page.add(sight.encoded(record, cache.row(run_id))):
                 return page
             await pause.if_due()
         if subject.runs:
@@ -143,7 +145,7 @@ class Watches:
 
         def take(record: RunRecord) -> bytes | None:
             wanted = record.live and subject.holds_run(record.run_id, record.backend, record, is_mine)
-            return cache.row(record.run_id) if wanted else None
+            return sight.encoded(record, cache.row(record.run_id)) if wanted else None
 
         with cache.scan(take) as scan:
             for row in scan:

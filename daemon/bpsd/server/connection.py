@@ -58,6 +58,8 @@ _RESULTS = (msgspec.Struct, msgspec.Raw)
 
 GRANTED_IN: Mapping[Right, str] = {
     "read": "rights.viewer",
+    "output": "rights.output",
+    "audit": "rights.audit",
     "submit": "submitters of a backend",
     "command": "rights.operator",
     "admin": "rights.admin",
