@@ -262,10 +262,7 @@ class JobRow(Result, kw_only=True):
 
 
 class CommandRow(Result, kw_only=True):
-    """One command: what was asked, by whom (the kernel's word), and what became of it.
-
-    ``position``: it waits for its turn on its backend, in this place (from 1) of ``waiting`` commands.
-    """
+    """One command, its user (the kernel's word), its result; its place ``position`` of ``waiting`` while it waits."""
 
     id: str
     verb: str
