@@ -285,7 +285,7 @@ class Orders:
         place = self._deps.engine.place(command)
         if place is not None:
             row.position, row.waiting = place
-            row.note = f"{ordinal(row.position)} of {row.waiting} waiting on backend {row.backend}"
+            row.note = f"{_ordinal(row.position)} of {row.waiting} waiting on backend {row.backend}"
         return row
 
     # -- the record --------------------------------------------------------------------------------------------------
@@ -388,7 +388,7 @@ def _for(params: RunCommand) -> str:
     return " ".join(words)
 
 
-def ordinal(number: int) -> str:
+def _ordinal(number: int) -> str:
     """Return a place in words: 1st, 2nd, 3rd, 4th, 11th."""
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"

@@ -6,7 +6,7 @@ tokens of runs; ``audit`` adds what others' commands were asked with: tokens, ar
 
 from __future__ import annotations
 
-__all__ = ["Sight"]
+__all__ = ["Sight", "without_token"]
 
 import msgspec
 
