@@ -164,8 +164,8 @@ async def test_pre_and_post_commands(tmp_path: Path) -> None:
         }
         assert [ran(n) for n in rows] == ["pre job post", "pre job post", "pre", "pre job post", "pre job post"]
         assert (rows["bad"].exit_code, rows["early"].exit_code) == (5, None)
-        assert rows["early"].note == "pre_cmdline ended with 3"
-        assert rows["late"].note == "post_cmdline ended with 4"
+        assert rows["early"].note == "pre_cmdline ended with exit code 3"
+        assert rows["late"].note == "post_cmdline ended with exit code 4"
         assert rows["slow"].note == "walltime of 1 s exceeded"
 
 
@@ -231,7 +231,8 @@ async def test_abort_ends_what_runs_and_the_final_job_is_still_last(tmp_path: Pa
             "late": "DELETED",
             "final": "SUCCEEDED",
         }
-        assert run.note.startswith("abort ended with its abort_on_value 9: the run returns 4; 1 of 4 jobs failed")
+        why = "abort ended with its abort_on_value (exit code 9): the run returns 4; 1 of 4 jobs failed"
+        assert run.note.startswith(why)
         assert (tmp_path / "trace").read_text().split() == ["long", "final"]
 
 
