@@ -332,6 +332,8 @@ class Daemon:
         states = Counter(backend.row().state for backend in self._backends.values())
         amiss = ", ".join(f"{count} {state}" for state, count in sorted(states.items()) if state != "up")
         said = f"backends: {len(self._backends)}{f' ({amiss})' if amiss else ''}, runs: {len(self._cache)}"
+        if fault := self._server.socket_fault:
+            said += f"; {fault}"
         if self._names_unknown:
             said += f"; nobody knows {', '.join(self._names_unknown[:5])}"
         if self._deps.refused:
@@ -411,6 +413,7 @@ class Daemon:
             workflows=self._workflows,
             figures=self._figures,
             clients=lambda: self._server.use,
+            socket_fault=lambda: self._server.socket_fault,
             policy=self._policy,
             names_unknown=self._names_unknown,
             clock=self._clock,

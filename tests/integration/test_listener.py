@@ -367,6 +367,48 @@ def test_the_environment_is_not_for_our_children(socket_path: Path, log: Capturi
     assert socket_path.is_socket()
 
 
+def test_a_lost_socket_of_systemd_is_reported(socket_path: Path, log: CapturingLogger, passed: Any) -> None:
+    """Only systemd can open it again: clients who come to the socket unit would not reach another one."""
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(socket_path))
+        theirs.listen()
+        with open_listener("/nowhere/else", mode=0o600, environ=passed(theirs.fileno()), log=log) as ours:
+            assert ours.restore() is None
+            assert ours.fault == ""
+            socket_path.unlink()
+
+            assert ours.restore() is None
+            assert f"clients cannot reach {socket_path}" in ours.fault
+            assert "systemctl restart bpsd.socket" in ours.fault
+            assert not socket_path.exists()
+
+
+def test_a_lock_file_that_was_removed_is_locked_again(socket_path: Path, log: CapturingLogger) -> None:
+    with opened(socket_path, log) as ours:
+        Path(f"{socket_path}.lock").unlink()
+
+        assert ours.restore() is None
+        assert ours.fault == ""
+        assert accepts(socket_path)
+        assert "another daemon has the socket" in str(refused(socket_path))
+
+
+def test_a_socket_whose_lock_another_daemon_has_is_not_bound_again(socket_path: Path, log: CapturingLogger) -> None:
+    with opened(socket_path, log) as ours:
+        Path(f"{socket_path}.lock").unlink()
+        socket_path.unlink()
+        with opened(socket_path, log):
+            assert ours.restore() is None
+            assert "another daemon has the socket" in ours.fault
+        assert not socket_path.exists()
+
+        old = ours.restore()
+        assert old is not None
+        old.close()
+        assert ours.fault == ""
+        assert accepts(socket_path)
+
+
 def test_a_socket_for_another_process_is_not_taken(socket_path: Path, log: CapturingLogger) -> None:
     environ = {"LISTEN_PID": "1", "LISTEN_FDS": "1"}
 

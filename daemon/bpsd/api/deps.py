@@ -62,6 +62,7 @@ class Deps:
     workflows: Workflows
     figures: Callable[[], dict[str, float]]
     clients: Callable[[], ClientsUse]
+    socket_fault: Callable[[], str]
     policy: Policy
     clock: Callable[[], float]
     started_at: float

@@ -44,6 +44,7 @@ class Health:
             self._config(),
             self._people(),
             _clients(self._deps.clients()),
+            _socket(self._deps.socket_fault()),
             _disk(free),
             _loop(figures),
         ]
@@ -146,6 +147,12 @@ def _clients(use: ClientsUse) -> HealthCheck:
             "clients are turned away",
         )
     return HealthCheck(name="clients", status=OK, message=text)
+
+
+def _socket(fault: str) -> HealthCheck:
+    if fault:
+        return HealthCheck(name="socket", status=CRITICAL, message=fault)
+    return HealthCheck(name="socket", status=OK, message="clients can reach the socket")
 
 
 def _disk(free: int) -> HealthCheck:

@@ -31,6 +31,8 @@ class LogEvent(StrEnum):
     SOCKET_OPENED = "socket_opened"  # path, activated
     SOCKET_CLOSED = "socket_closed"  # path
     SOCKET_STALE_REMOVED = "socket_stale_removed"  # path: its owner was gone
+    SOCKET_BOUND_AGAIN = "socket_bound_again"  # path, set_aside: it had been removed or replaced
+    SOCKET_UNREACHABLE = "socket_unreachable"  # path, error: it was removed or replaced; binding is tried again
     SOCKET_TAKEN_AWAY = "socket_taken_away"  # path: at the end it was no longer ours
     ACCEPT_FAILED = "accept_failed"  # error: no file descriptors or memory for another client, for now
     CLIENT_REFUSED = "client_refused"  # uid, pid, code, reason, left_out (lines like this, under a flood)

@@ -8,6 +8,9 @@ and clients that connect while no daemon runs wait for the next one. Otherwise i
 3. what is at PATH is probed: a socket that answers is somebody's, one that does not is stale and removed, anything that
    is no socket is left alone;
 4. the socket has its mode before it has a name, so there is no moment at which the wrong people may connect.
+
+A cleaner of temporary folders, or a person, may remove or replace the socket while the daemon runs. `Listener.restore`
+notices that, and goes through the same steps again.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import MutableMapping
+import threading
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +39,9 @@ from bpsd.protocol import ServerProtocol
 BACKLOG = 1024
 """Clients that may wait to be accepted. A full queue refuses asynchronous clients at once (EAGAIN, connect(2))."""
 
+NAMES_ASIDE = 1000
+"""Files that stood in the socket's place are kept under at most this many names."""
+
 _FIRST_ACTIVATED_FD = 3  # SD_LISTEN_FDS_START
 
 
@@ -49,18 +56,26 @@ class Listener:
         Where clients find it.
     lock_fd : `int`, optional
         The locked file that belongs to it; `None` for a socket that systemd opened.
+    mode : `int`, optional
+        The mode of a socket that we bound.
     log : `object`
         A logger.
     """
 
-    def __init__(self, listening: socket.socket, path: str, *, lock_fd: int | None, log: Any) -> None:
+    def __init__(
+        self, listening: socket.socket, path: str, *, lock_fd: int | None, mode: int = 0o600, log: Any
+    ) -> None:
         self.socket = listening
         self.path = path
         self.activated = lock_fd is None
         """Whether systemd opened the socket."""
-        self._lock_fd = lock_fd
+        self.fault = ""
+        """Why clients cannot reach the socket at its path (empty: they can), as of the last `restore`."""
+        self._lock_fd, self._mode = lock_fd, mode
         self._log = log
-        self._identity = None if self.activated else _identity(path)
+        self._guard = threading.Lock()  # held by `restore` and `stop_listening`, each in a thread of its own
+        self._identity = _identity(path)
+        self._folder_modes = _folder_modes(path)
 
     def __repr__(self) -> str:
         state = "closed" if self.socket.fileno() < 0 else "activated" if self.activated else "listening"
@@ -76,18 +91,71 @@ class Listener:
 
     def is_reachable(self) -> bool:
         """Whether PATH still leads to this socket: cleaners of temporary folders, or people, may have removed it."""
-        return self.activated or _identity(self.path) == self._identity
+        if self.path.startswith("@"):  # an abstract name is no file
+            return True
+        return self._identity is not None and _identity(self.path) == self._identity
+
+    def restore(self) -> socket.socket | None:
+        """Bind the socket again if PATH does not lead to it any more; `fault` says why that could not be done.
+
+        Returns
+        -------
+        old : `socket.socket` or `None`
+            The socket that was replaced: clients may wait in it. The caller closes it.
+        """
+        with self._guard:
+            if self.socket.fileno() < 0:
+                return None
+            if self.activated:
+                self._report("" if self.is_reachable() else _lost_to_systemd(self.path))
+                return None
+            try:
+                old = None if self.is_reachable() and self._has_lock() else self._bind_again()
+            except CannotStart as error:
+                self._report(f"clients cannot reach {self.path}: {error}")
+                return None
+            self._report("")
+            return old
+
+    def _bind_again(self) -> socket.socket | None:
+        folder = Path(self.path).parent
+        _check_folder(folder, self._folder_modes)
+        if not self._has_lock():
+            assert self._lock_fd is not None
+            lock_fd = _lock(self.path)
+            os.close(self._lock_fd)
+            self._lock_fd = lock_fd
+        if self.is_reachable():  # only the lock file was gone
+            return None
+        aside = _put_aside(self.path)
+        _remove_stale(self.path)
+        old, self.socket = self.socket, _bound(self.path, self._mode)
+        self._identity = _identity(self.path)
+        self._log.warning(LogEvent.SOCKET_BOUND_AGAIN, path=self.path, set_aside=aside)
+        return old
+
+    def _has_lock(self) -> bool:
+        """Whether the file that we hold locked is still the one that another daemon would lock."""
+        assert self._lock_fd is not None
+        held = os.fstat(self._lock_fd)
+        return _identity(f"{self.path}.lock") == (held.st_dev, held.st_ino)
+
+    def _report(self, fault: str) -> None:
+        if fault and fault != self.fault:
+            self._log.error(LogEvent.SOCKET_UNREACHABLE, path=self.path, error=fault)
+        self.fault = fault
 
     def stop_listening(self) -> None:
         """Accept nobody any more; the name is free, but the lock is kept until `close`."""
-        if self.socket.fileno() < 0:
-            return
-        if not self.activated:
-            if self.is_reachable():
-                Path(self.path).unlink()
-            else:  # not ours to remove
-                self._log.warning(LogEvent.SOCKET_TAKEN_AWAY, path=self.path)
-        self.socket.close()
+        with self._guard:
+            if self.socket.fileno() < 0:
+                return
+            if not self.activated:
+                if self.is_reachable():
+                    Path(self.path).unlink()
+                else:  # not ours to remove
+                    self._log.warning(LogEvent.SOCKET_TAKEN_AWAY, path=self.path)
+            self.socket.close()
         self._log.info(LogEvent.SOCKET_CLOSED, path=self.path)
 
     def close(self) -> None:
@@ -205,7 +273,7 @@ def _bind(path: str, mode: int, log: Any) -> Listener:
     try:
         if _remove_stale(path):
             log.info(LogEvent.SOCKET_STALE_REMOVED, path=path)
-        return Listener(_bound(path, mode), path, lock_fd=lock_fd, log=log)
+        return Listener(_bound(path, mode), path, lock_fd=lock_fd, mode=mode, log=log)
     except BaseException:
         os.close(lock_fd)
         raise
@@ -222,11 +290,17 @@ def _check_path(path: str) -> None:
         raise CannotStart(f"the socket's path is not absolute: {path!r}", advice="give the whole path")
 
 
-def _check_folder(folder: Path) -> None:
-    """Make the folder if it is missing; see that only we, or root, can put things there in our place."""
+def _check_folder(folder: Path, modes: Mapping[Path, int] | None = None) -> None:
+    """Make the folder if it is missing; see that only we, or root, can put things there in our place.
+
+    ``modes`` are those that the folder and its parents had before they were removed.
+    """
+    modes = modes or {}
     try:
         for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
             missing.mkdir(mode=0o700, exist_ok=True)
+            if missing in modes:  # clients of other users must reach the socket as before
+                missing.chmod(modes[missing])
         status = folder.stat()
     except OSError as error:
         raise CannotStart(
@@ -245,6 +319,44 @@ def _check_folder(folder: Path) -> None:
             f"everybody may write to the folder of the socket, and could replace it: {folder}",
             advice=f"chmod o-w {folder}",
         )
+
+
+def _folder_modes(path: str) -> dict[Path, int]:
+    """Return the mode of each folder that leads to a path."""
+    modes = {}
+    for folder in Path(path).parents:
+        try:
+            modes[folder] = stat.S_IMODE(folder.stat().st_mode)
+        except OSError:  # it cannot be read: one that is made again gets our own mode
+            continue
+    return modes
+
+
+def _lost_to_systemd(path: str) -> str:
+    return (
+        f"clients cannot reach {path}: it was removed or replaced, and systemd opened it; "
+        "restart the socket unit (systemctl restart bpsd.socket, with --user in user mode)"
+    )
+
+
+def _put_aside(path: str) -> str | None:
+    """Give what is at the path of our socket, and is no socket, another name; return that name."""
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            return None
+        for number in range(1, NAMES_ASIDE + 1):
+            aside = f"{path}.aside-{number}"
+            if not os.path.lexists(aside):
+                Path(path).rename(aside)
+                return aside
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CannotStart(
+            f"a file that is not a socket is in the place of {path} and cannot be renamed: {error.strerror}",
+            advice="remove it: the daemon then binds its socket again",
+        ) from error
+    raise CannotStart(f"{NAMES_ASIDE} files are named {path}.aside-*", advice="remove them: the daemon then goes on")
 
 
 def _lock(path: str) -> int:

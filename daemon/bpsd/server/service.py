@@ -39,6 +39,9 @@ CHECK_INTERVAL_S = 1.0
 STOOD_STILL_S = 0.5
 """A check that comes later than this was kept by the loop, or the process was stopped: no fault of any client."""
 
+SOCKET_CHECK_S = 10.0
+"""How often the daemon looks whether clients can still reach its socket, and binds it again if not."""
+
 GOODBYE_S = 1.0
 """How long clients have to take their goodbye."""
 
@@ -90,6 +93,8 @@ class SocketServer:
         self._running = 0  # handlers that wait
         self._quiet = anyio.Event()  # set, while the server stops, when no client and no handler is left
         self._accepting = anyio.CancelScope()
+        self._on_socket = anyio.CancelScope()  # left when the socket is replaced
+        self._replaced: socket.socket | None = None
         self._not_accepting = anyio.Event()
         self._stopped = anyio.Event()
 
@@ -134,6 +139,7 @@ class SocketServer:
                 self._tasks = tasks
                 tasks.start_soon(self._accept_all, listener, name="accept")
                 tasks.start_soon(self._check_all, name="check clients")
+                tasks.start_soon(self._keep_reachable, listener, name="check the socket")
                 task_status.started()
                 await self._stopped.wait()
                 tasks.cancel_scope.cancel()
@@ -169,13 +175,44 @@ class SocketServer:
         try:
             with self._accepting:
                 while True:
-                    for _ in range(ACCEPTED_PER_TURN):
-                        connected = await self._accept(listener.socket)
-                        if connected is not None:
-                            self._admit(connected)
-                    await anyio.lowlevel.checkpoint()
+                    with anyio.CancelScope() as self._on_socket:
+                        await self._accept_on(listener.socket)
+                    self._admit_waiting()
         finally:
             self._not_accepting.set()
+            self._close_replaced()
+
+    async def _accept_on(self, listening: socket.socket) -> None:
+        while True:
+            for _ in range(ACCEPTED_PER_TURN):
+                connected = await self._accept(listening)
+                if connected is not None:
+                    self._admit(connected)
+            await anyio.lowlevel.checkpoint()
+
+    async def _keep_reachable(self, listener: Listener) -> None:
+        """Bind the socket again when its file was removed or replaced; who is connected notices nothing."""
+        while True:
+            await anyio.sleep(SOCKET_CHECK_S)
+            replaced = await anyio.to_thread.run_sync(listener.restore)
+            if replaced is None:
+                continue
+            self._replaced = replaced
+            if self._not_accepting.is_set():
+                self._close_replaced()
+            else:  # nobody waits for clients in it any more when it is closed
+                self._on_socket.cancel()
+
+    def _admit_waiting(self) -> None:
+        """Let in the clients who wait in a socket that was replaced."""
+        while self._replaced is not None and (connected := _next_waiting(self._replaced)) is not None:
+            self._admit(connected)
+        self._close_replaced()
+
+    def _close_replaced(self) -> None:
+        if self._replaced is not None:
+            self._replaced.close()
+            self._replaced = None
 
     async def _accept(self, listening: socket.socket) -> socket.socket | None:
         """Wait for a client, not at all if there is one."""
@@ -230,6 +267,11 @@ class SocketServer:
         _, connection = max(idle, key=lambda entry: entry[0])
         connection.close_idle("it was idle, and another user needed a connection (limits.clients)")
         return True
+
+    @property
+    def socket_fault(self) -> str:
+        """Why new clients cannot reach the socket; empty if they can."""
+        return "" if self._listener is None else self._listener.fault
 
     @property
     def use(self) -> ClientsUse:
@@ -325,6 +367,14 @@ class SocketServer:
         finally:
             self._running -= 1
             self._quiet.set()
+
+
+def _next_waiting(listening: socket.socket) -> socket.socket | None:
+    """Accept a client that waits in a socket; `None` if there is none."""
+    try:
+        return listening.accept()[0]
+    except OSError:
+        return None
 
 
 def _not_for(peer: Peer) -> str:
