@@ -5,13 +5,22 @@ Next to `bpsd_adapters.dag` (what may run) and `bpsd_adapters.runlog` (the lines
 
 from __future__ import annotations
 
-__all__ = ["End", "Held", "JobRef", "KeptCursor", "RunMeta", "identity"]
+__all__ = ["DEFAULT_UMASK", "End", "Held", "JobRef", "KeptCursor", "RunMeta", "identity", "umask_of"]
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import msgspec
 
-from bpsd.workflow import RunAttributes
+from bpsd.workflow import RunAttributes, WorkflowFile
+
+DEFAULT_UMASK = "0022"
+"""The umask of jobs that run on this machine where the submitter's is not known: the daemon's own is 077."""
+
+
+def umask_of(workflow: WorkflowFile, setting: str | None, config: Mapping[str, Any]) -> str:
+    """Return the umask of the jobs of a run on this machine: of the document, the settings, or the submitter."""
+    return workflow.umask or setting or config.get("submitter_umask") or DEFAULT_UMASK
 
 
 class JobRef(msgspec.Struct, frozen=True, array_like=True, gc=False):

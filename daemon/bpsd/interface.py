@@ -155,7 +155,8 @@ class WmsService(ABC):
     ) -> WmsWorkflow:
         """Make what ``submit`` needs. Repeating it for the same token gives the same submission.
 
-        ``config`` holds, if a person submitted, that person's user id by the kernel's word as ``submitter_uid``.
+        ``config`` holds, if a person submitted, that person's user id by the kernel's word as ``submitter_uid``, and
+        the umask of the client as ``submitter_umask`` (octal digits, or `None`).
         """
 
     @abstractmethod

@@ -31,7 +31,7 @@ from string import Formatter
 from typing import Any
 
 from bpsd import wire
-from bpsd.workflow import RESERVED_PREFIX, Job, walltime_seconds
+from bpsd.workflow import RESERVED_PREFIX, RESERVED_VARIABLES, Job, walltime_seconds
 
 NAME_MAX_BYTES = 200
 """The longest name of a job, group or label: with a suffix it still is a file name (at most 255 bytes)."""
@@ -124,6 +124,8 @@ def env_name_problem(name: str) -> str:
         return f"{name!r} contains '='"
     if name.startswith(RESERVED_PREFIX):
         return f"{name!r} begins with {RESERVED_PREFIX}, which is reserved for the scripts that run jobs"
+    if name in RESERVED_VARIABLES:
+        return f"{name!r} is set by bpsd for every job"
     return text_problem(name)
 
 

@@ -103,6 +103,7 @@ from bpsd.bounds import (
     Token,
     Users,
 )
+from bpsd.workflow import UMASK_PATTERN
 
 Counts = dict[str, int]
 
@@ -654,12 +655,16 @@ class ValidateResult(Result, kw_only=True):
 
 
 class SubmitParams(Params, kw_only=True):
-    """Submit the workflow ``blob`` under ``token``, which the client made; the same token again is the same run."""
+    """Submit the workflow ``blob`` under ``token``, which the client made; the same token again is the same run.
+
+    ``umask`` is the client's own: that of jobs where neither the document nor the backend's settings name one.
+    """
 
     token: Token
     blob: Sha256
     source: Text = "workflow"
     backend: Name | None = None
+    umask: Annotated[str, Meta(pattern=UMASK_PATTERN, max_length=4)] | None = None
     expires_s: Seconds | None = None
     client: Annotated[str, Meta(max_length=1024)] = ""
 

@@ -32,6 +32,7 @@ __all__ = [
     "ending",
     "new_token",
     "normal_exit_code",
+    "own_umask",
     "signal_of",
     "xdg",
 ]
@@ -241,3 +242,15 @@ def encode_request(id: int | str, method: str, params: object) -> bytes:
         ).encode("utf-8", "surrogateescape")
         + b"\n"
     )
+
+
+def own_umask() -> str | None:
+    """The umask of this process, as octal digits; `None` where the system does not tell it without changing it."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123  # pathlib is slow to import
+            for line in status:
+                if line.startswith("Umask:"):
+                    return line.split()[1]
+    except OSError:
+        pass
+    return None

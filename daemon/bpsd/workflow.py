@@ -20,6 +20,7 @@ from __future__ import annotations
 __all__ = [
     "JOB_FIELDS",
     "RESERVED_PREFIX",
+    "RESERVED_VARIABLES",
     "UMASK_PATTERN",
     "Executable",
     "File",
@@ -40,6 +41,12 @@ from bpsd.models import made_ready
 
 RESERVED_PREFIX = "_bpsd_"
 """Variables of jobs do not begin with this: they are those of the scripts that run jobs."""
+
+RESERVED_VARIABLES = frozenset(
+    f"BPSD_{name}"
+    for name in ("ATTEMPT", "CPUS", "JOB", "LABEL", "MEMORY_MB", "RUN", "RUN_ATTEMPT", "RUN_FOLDER", "TOKEN")
+)
+"""Variables that a job finds in its environment, and by which its processes are known."""
 
 UMASK_PATTERN = "^0?[0-7]{3}$"
 """A umask as a document and the settings write it."""

@@ -221,7 +221,7 @@ async def test_no_accounting_at_all(slurm: SlurmBed, bed: Bed, folder: Path) -> 
     await do(slurm, "exec-op", "scancel", lost)
     try:
         with anyio.fail_after(PATIENCE_S):
-            while await do(slurm, "exec-op", "squeue", "-h", "--me", "-t", "all", "-n", f"{wms_id}-1"):  # noqa: ASYNC110
+            while await do(slurm, "exec-op", "squeue", "-h", "--me", "-t", "all", "-n", f"{wms_id}-1.a,{wms_id}-2.b"):  # noqa: ASYNC110
                 await anyio.sleep(0.5)
         async with bed.open() as observer:
             run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)

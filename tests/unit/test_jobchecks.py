@@ -226,3 +226,16 @@ def test_depth_of_free_mappings() -> None:
 
 def test_files_that_arguments_name() -> None:
     assert jobchecks.files_in("a <FILE:b> '<FILE:c d>' <FILE:> <ENV:E>") == ["b", "c d", ""]
+
+
+@pytest.mark.parametrize("name", ["_bpsd_run", "BPSD_TOKEN", "BPSD_JOB", "A=B", ""])
+def test_names_of_variables_that_are_not_for_jobs(name: str) -> None:
+    assert jobchecks.env_name_problem(name)
+
+
+def test_a_value_that_linux_cannot_pass_on_is_refused() -> None:
+    most = jobchecks.ENV_MAX_BYTES - len("NAME=") - 1
+    assert jobchecks.env_value_problem("NAME", "x" * most) == ""
+    assert "put it into a file" in jobchecks.env_value_problem("NAME", "x" * (most + 1))
+    assert "bytes" in jobchecks.env_value_problem("NAME", "\u2603" * (most // 3 + 1))
+    assert jobchecks.env_name_problem("BPSD_SOCKET") == ""

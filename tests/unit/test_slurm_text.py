@@ -15,7 +15,7 @@ from bpsd.workflow import File, Job
 from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.slurm.answers import Outcome, Submission, parse_called_off, read_submission, read_submissions
 from bpsd_adapters.slurm.commands import RunFacts, entry
-from bpsd_adapters.slurm.options import Defaults, OptionError, memory_for, options_of
+from bpsd_adapters.slurm.options import Defaults, MemoryOption, OptionError, memory_for, options_of
 from bpsd_adapters.slurm.pacing import Window, next_look
 from bpsd_adapters.slurm.parsing import parse_exits
 from bpsd_adapters.slurm.scripts import (
@@ -88,7 +88,47 @@ def test_fields_become_options() -> None:
     )
 
 
-@pytest.mark.parametrize("key", ["array", "job_name", "--output", "n", "Bad", "dependency", "x y"])
+@pytest.mark.parametrize(
+    ("memory", "options", "profile", "expected"),
+    [
+        ("per_node", {}, {}, ["--mem=1000M"]),
+        ("per_cpu", {}, {}, ["--mem-per-cpu=334M"]),
+        ("none", {}, {}, []),
+        ("none", {"mem": "4G"}, {}, ["--mem=4G"]),
+        ("per_node", {}, {"mem": None}, []),
+        ("per_node", {}, {"mem": False}, []),
+        ("per_node", {"mem-per-cpu": "1G"}, {}, ["--mem=1000M"]),
+        ("per_node", {}, {"mem_per_cpu": "2G"}, ["--mem-per-cpu=2G"]),
+        ("per_cpu", {}, {"mem-per-gpu": "2G"}, ["--mem-per-gpu=2G"]),
+        ("per_node", {"exclusive": True}, {"exclusive": None}, ["--mem=1000M"]),
+    ],
+)
+def test_memory_is_asked_for_as_the_site_wants_it(
+    memory: MemoryOption, options: dict[str, Any], profile: dict[str, Any], expected: list[str]
+) -> None:
+    wanted = job(request_memory=1000, request_cpus=3, profile=profile)
+    asked = options_of(wanted, Defaults(options=options, memory=memory))
+    assert [option for option in asked if not option.startswith("--cpus")] == expected
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "array",
+        "clusters",
+        "help",
+        "usage",
+        "version",
+        "test-only",
+        "export-file",
+        "job_name",
+        "--output",
+        "n",
+        "Bad",
+        "dependency",
+        "x y",
+    ],
+)
 def test_options_that_bpsd_needs_or_that_are_none_are_refused(key: str) -> None:
     with pytest.raises(OptionError):
         options_of(job(profile={key: "1"}), Defaults())

@@ -27,6 +27,7 @@ from bpsd.workflow import Job, walltime_seconds
 from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.dag import Dag, Outcome, Verdict
 from bpsd_adapters.document import Document
+from bpsd_adapters.driven import DEFAULT_UMASK
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import processes
 from bpsd_adapters.local.commands import Commander, job_variables, run_variables
@@ -137,6 +138,7 @@ class Driver:
         self._stop_note = ""
         self._failures: list[str] = []
         self._failure_count = 0
+        self._umask = self._umask_of_jobs()
 
     # -- beginning ---------------------------------------------------------------------------------------------------
 
@@ -160,6 +162,12 @@ class Driver:
             control_group=processes.control_group(own_units(self._folder.token, os.getuid(), self._number())),
         )
         self._log.append([begin], durable=True)
+
+    def _umask_of_jobs(self) -> int:
+        try:
+            return int(self._folder.meta().umask or DEFAULT_UMASK, 8)
+        except (OSError, msgspec.MsgspecError):
+            return int(DEFAULT_UMASK, 8)
 
     def _number(self) -> str:
         try:
@@ -345,6 +353,7 @@ class Driver:
             self._folder.outputs(ref.name, ref.attempt),
             None if walltime is None else float(walltime_seconds(walltime)),
             self._settings.grace_s,
+            self._umask,
         )
         self._running[one.node] = job
         self._look_at(one.node, job, time.monotonic())

@@ -74,6 +74,8 @@ class RunningJob:
         How long it may take.
     grace_s : `float`
         How long it may take to end after SIGTERM.
+    umask : `int`
+        The umask of its processes, which its output files follow too.
     """
 
     __slots__ = (
@@ -84,6 +86,7 @@ class RunningJob:
         "_oom_before",
         "_outputs",
         "_steps",
+        "_umask",
         "_walltime_s",
         "deadline",
         "exit_code",
@@ -106,6 +109,7 @@ class RunningJob:
         outputs: tuple[str, str],
         walltime_s: float | None,
         grace_s: float,
+        umask: int,
     ) -> None:
         self.ref = ref
         self.exit_code: int | None = None
@@ -122,6 +126,7 @@ class RunningJob:
         self.wish = wish
         self._command, self._outputs = command, outputs
         self._walltime_s, self._grace_s = walltime_s, grace_s
+        self._umask = umask
         self._steps = [_Step("job", command.program, command.argv)]
         if command.before is not None:
             self._steps.insert(0, _Step("pre", command.before[0], command.before))
@@ -179,6 +184,7 @@ class RunningJob:
         """Start the next step; if the machine cannot now, `spawn_at` says when to try again."""
         step = self._steps[0]
         self._oom_before = OOM.count()
+        own = os.umask(self._umask)  # a spawned process has that of its parent, and this one has a single thread
         try:
             os.chdir(self._command.folder)
             out, err = self._outputs
@@ -188,8 +194,8 @@ class RunningJob:
                 self._command.environment,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, out, _APPEND, 0o644),
-                    (os.POSIX_SPAWN_OPEN, 2, err, _APPEND, 0o644),
+                    (os.POSIX_SPAWN_OPEN, 1, out, _APPEND, 0o666),
+                    (os.POSIX_SPAWN_OPEN, 2, err, _APPEND, 0o666),
                 ],
                 setsid=True,
                 setsigmask=(),
@@ -200,6 +206,8 @@ class RunningJob:
                 raise
             self.spawn_at = now + TRY_AGAIN_S
             return
+        finally:
+            os.umask(own)
         self.process = processes.of_child(pid)
         self.step = step.name
         self.spawn_at, self._gone = _INF, False

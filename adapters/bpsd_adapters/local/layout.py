@@ -36,6 +36,8 @@ class Meta(RunMeta, frozen=True, kw_only=True):
     """What a run is, apart from its jobs; never changes."""
 
     wms_id: str
+    umask: str = ""
+    """The umask of its jobs, as octal digits; empty in runs of older versions."""
 
 
 META_MAX_BYTES = 16 * 1024 * 1024

@@ -139,6 +139,7 @@ def make_folder(order: Order, state: StateFolder) -> Meta:
                     job_count=workflow.job_count,
                     run_summary=workflow.run_summary,
                     created=time.time(),
+                    umask=workflow.umask,
                 )
                 half.write_meta(meta)
                 half.path.rename(folder.path)

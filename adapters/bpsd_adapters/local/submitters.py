@@ -30,6 +30,7 @@ from bpsd.errors import BackendUnavailable, BpsdError, PermissionDenied, RunNotF
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.models import KnownRun, PollRequest, PollResult, TokenAnswer
 from bpsd.workflow import WorkflowFile
+from bpsd_adapters.driven import umask_of
 from bpsd_adapters.local.agents import AgentLink, start_agent
 from bpsd_adapters.local.agentwire import (
     CHUNK_BYTES,
@@ -144,7 +145,9 @@ class SubmitterService(WmsService):
         """
         uid = self._submitter(config)
         await anyio.to_thread.run_sync(self._owners.note, generic_workflow.token, uid)
-        done: Prepared = await self._with_document(uid, "prepare", generic_workflow)
+        umask = umask_of(generic_workflow, self.config.umask, config)
+        workflow = msgspec.structs.replace(generic_workflow, umask=umask)
+        done: Prepared = await self._with_document(uid, "prepare", workflow)
         if not is_number(done.wms_id) or done.token != generic_workflow.token:
             raise BackendUnavailable(f"the agent of user {uid} answered with a run that is none")
         return WmsWorkflow(done.name, done.token, done.path, data={"uid": uid, "prepared": done})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Defaults", "OptionError", "job_options", "memory_for", "options_of"]
+__all__ = ["Defaults", "MemoryOption", "OptionError", "job_options", "memory_for", "options_of"]
 
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from bpsd.workflow import Job, walltime_seconds
 
@@ -45,8 +45,16 @@ _REFUSED = {
 }
 """Why an option is refused, if not because bpsd sets it."""
 
+_UNSET = "\0unset"
+"""What an option is set to by null (or false): nobody asks for it, whoever did before."""
+
 _MAIL = {"always": "ALL", "complete": "END", "error": "FAIL", "never": "NONE"}
 _OPTION = re.compile(r"[a-z][a-z0-9-]+", re.ASCII)
+
+
+MemoryOption: TypeAlias = Literal["per_node", "per_cpu", "none"]
+_MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
+"""Options of which sbatch takes one: the last that is given displaces the others."""
 
 
 class OptionError(ValueError):
@@ -64,6 +72,8 @@ class Defaults(NamedTuple):
     account: str | None = None
     qos: str | None = None
     options: Mapping[str, Any] = {}
+    memory: MemoryOption = "per_node"
+    """How memory is asked for: ``--mem``, ``--mem-per-cpu``, or not at all."""
 
 
 def memory_for(job: Job, retries: int) -> int | None:
@@ -87,16 +97,27 @@ def options_of(job: Job, defaults: Defaults, retries: int = 0) -> tuple[str, ...
         ("account", defaults.account),
         ("qos", defaults.qos),
         *_options("options", defaults.options),
-        *_fields(job, retries),
+        *_fields(job, retries, defaults.memory),
         *_options("profile", job.profile),
     )
-    chosen = {name: value for name, value in asked if value is not None}  # the last word counts
+    chosen: dict[str, str] = {}
+    for name, value in asked:  # the last word counts
+        if name in _MEMORY and value is not None:
+            for other in _MEMORY:
+                chosen.pop(other, None)
+        if value is _UNSET:
+            chosen.pop(name, None)
+        elif value is not None:
+            chosen[name] = value
     return tuple(f"--{name}={value}" if value else f"--{name}" for name, value in sorted(chosen.items()))
 
 
-def _fields(job: Job, retries: int) -> Iterator[tuple[str, str | None]]:
+def _fields(job: Job, retries: int, kind: MemoryOption) -> Iterator[tuple[str, str | None]]:
     memory = memory_for(job, retries)
-    yield "mem", None if memory is None else f"{memory}M"
+    if memory is not None and kind == "per_node":
+        yield "mem", f"{memory}M"
+    elif memory is not None and kind == "per_cpu":
+        yield "mem-per-cpu", f"{math.ceil(memory / max(job.request_cpus or 1, 1))}M"
     yield "cpus-per-task", None if job.request_cpus is None else str(job.request_cpus)
     yield "tmp", None if job.request_disk is None else f"{job.request_disk}M"
     yield "partition", job.queue
@@ -109,10 +130,10 @@ def _fields(job: Job, retries: int) -> Iterator[tuple[str, str | None]]:
         except ValueError as exc:
             raise OptionError("request_walltime", str(exc)) from exc
     if job.when_to_mail is not None:
-        kind = _MAIL.get(job.when_to_mail.lower())
-        if kind is None:
+        mail = _MAIL.get(job.when_to_mail.lower())
+        if mail is None:
             raise OptionError("when_to_mail", f"{job.when_to_mail!r} is none of {', '.join(_MAIL)}")
-        yield "mail-type", kind
+        yield "mail-type", mail
     if job.preemptible:
         yield "requeue", ""
 
@@ -126,8 +147,8 @@ def _options(field: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             raise OptionError(field, f"sbatch --{name} is not for jobs of bpsd: {_REFUSED.get(name, _SET_BY_BPSD)}")
         if value is True:
             yield name, ""
-        elif value is not None and value is not False:
-            yield name, str(value)
+        else:
+            yield name, _UNSET if value is None or value is False else str(value)
 
 
 def job_options(folder: str, name: str, label: str, log: str) -> list[str]:

@@ -28,6 +28,7 @@ from bpsd.logs import LogEvent
 from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters import runlog
+from bpsd_adapters.driven import umask_of
 from bpsd_adapters.files import DOCUMENT_MAX_BYTES, read_limited, safe_name
 from bpsd_adapters.helper import ask_if_large
 from bpsd_adapters.quarantine import Quarantine
@@ -54,9 +55,6 @@ OPTION_SETS_TRIED = 20
 """How many different sets of options are tried with ``sbatch --test-only`` before a submission."""
 
 OUTPUT_MAX_BYTES = 1024 * 1024
-
-DEFAULT_UMASK = "022"
-"""The umask of jobs where the submit host is this machine and the submitter's is not known: the daemon's own is 077."""
 
 
 class SlurmService(WmsService):
@@ -383,10 +381,9 @@ class SlurmService(WmsService):
 
     def _umask_of(self, config: Mapping[str, Any], workflow: WorkflowFile) -> str:
         """The umask of a run's jobs: of the document, the settings or the submitter; over SSH else the account's."""
-        chosen = workflow.umask or self._settings.umask
-        if chosen or self._settings.ssh is not None:
-            return chosen or ""
-        return str(config.get("submitter_umask") or DEFAULT_UMASK)
+        if self._settings.ssh is not None:
+            return workflow.umask or self._settings.umask or ""
+        return umask_of(workflow, self._settings.umask, config)
 
     def _add(self, workflow: WorkflowFile, folder: str, umask: str) -> Meta:
         now, hands_off = self.context.clock(), self._settings.hands_off

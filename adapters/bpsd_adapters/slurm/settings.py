@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from bpsd.workflow import UMASK_PATTERN
-from bpsd_adapters.slurm.options import Defaults
+from bpsd_adapters.slurm.options import Defaults, MemoryOption
 from bpsd_adapters.transports.settings import SshSettings
 
 
@@ -27,6 +27,9 @@ class SlurmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froz
         What a job gets that names none.
     ``options``
         Further options of ``sbatch``, as in ``{constraint: haswell}``; a job's ``profile`` outweighs them.
+    ``memory``
+        How a job's ``request_memory`` is asked for: ``per_node`` (``--mem``), ``per_cpu`` (``--mem-per-cpu``, divided
+        by the job's CPUs) or ``none`` (not at all: for sites that give memory with cores).
     ``hands_off``
         Submit a run's whole DAG at once, with dependencies that Slurm keeps.
     ``window_jobs``
@@ -55,7 +58,8 @@ class SlurmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froz
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    options: dict[str, str | int | bool] = {}
+    options: dict[str, str | int | bool | None] = {}
+    memory: MemoryOption = "per_node"
     hands_off: bool = False
     window_jobs: Annotated[int, Meta(ge=1, le=100_000)] = 1000
     poll_interval_s: Annotated[float, Meta(gt=0)] = 30.0
@@ -71,4 +75,4 @@ class SlurmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froz
     @property
     def defaults(self) -> Defaults:
         """What every job gets."""
-        return Defaults(self.partition, self.account, self.qos, self.options)
+        return Defaults(self.partition, self.account, self.qos, self.options, self.memory)

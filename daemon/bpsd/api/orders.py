@@ -81,6 +81,7 @@ class Orders:
                 "workflow": msgspec.to_builtins(checked.file),
                 "blob": params.blob,
                 "source": params.source,
+                "umask": params.umask,
                 "warnings": checked.warnings,
             },
             client=params.client,

@@ -299,6 +299,7 @@ class AsyncClient:
             blob=await self.put_document(data, progress),
             source=source,
             backend=backend,
+            umask=await anyio.to_thread.run_sync(wire.own_umask),
             expires_s=expires_s,
             client=self.name,
         )

@@ -357,7 +357,14 @@ class Client(Connection):
     ) -> Row:
         """Submit a workflow in the spool under a token; the same token again is the same run."""
         return self.call(
-            "submit", token=token, blob=blob, source=source, backend=backend, expires_s=expires_s, client=self.name
+            "submit",
+            token=token,
+            blob=blob,
+            source=source,
+            backend=backend,
+            umask=wire.own_umask(),
+            expires_s=expires_s,
+            client=self.name,
         )
 
     # -- commands on runs --------------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ def workflow_of(command: CommandRecord) -> WorkflowFile:
     return msgspec.convert(command.args["workflow"], WorkflowFile)
 
 
-def _about(uid: int) -> dict[str, Any]:
+def _about(uid: int, umask: str | None = None) -> dict[str, Any]:
     """What an adapter is told of who submits."""
-    return {"submitter_uid": uid}
+    return {"submitter_uid": uid, "submitter_umask": umask}
 
 
 async def check_submission(service: WmsService, uid: int, workflow: WorkflowFile) -> None:
@@ -44,11 +44,11 @@ class Submit:
 
     async def perform(self, desk: Desk, command: CommandRecord) -> Outcome:
         """Prepare and submit; only ``submit`` itself can leave a doubt."""
-        workflow = workflow_of(command)
+        workflow, about = workflow_of(command), _about(command.uid, command.args.get("umask"))
         try:
             service = desk.service
             await desk.call("checking before submission", service.run_submission_checks)
-            prepared = await desk.call("preparing", service.prepare, _about(command.uid), workflow)
+            prepared = await desk.call("preparing", service.prepare, about, workflow)
         except (BackendUnavailable, BackendAuthError) as exc:
             return Again(str(exc))
         except BpsdError as exc:
