@@ -51,7 +51,7 @@ def test_a_job_killed_by_signal_9_was_out_of_memory_only_if_the_kernel_says_so(
     script = f"echo oom_kill {count} > {file}; kill -9 $$"
     command = Command("/bin/sh", ["sh", "-c", script], {}, str(tmp_path), None, None)
     out = (str(tmp_path / "out"), str(tmp_path / "err"))
-    job = jobs.RunningJob(JobRef(0, "a", "a", 1), command, Wish(1, 512), out, None, 1.0)
+    job = jobs.RunningJob(JobRef(0, "a", "a", 1), command, Wish(1, 512), out, None, 1.0, umask=0o022)
     while not job.look(0.0):
         pass
 
