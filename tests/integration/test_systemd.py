@@ -444,7 +444,7 @@ def test_who_may_not_is_refused_whatever_it_says_of_itself(serving: SystemdBed) 
 
 
 def test_without_the_rule_a_submit_waits_and_says_what_is_missing(serving: SystemdBed) -> None:
-    serving.run(f"{PROGRAMS}/bpsd", "install", "--system")
+    serving.run(f"{PROGRAMS}/bpsd", "install", "--system", "--no-run-as-submitter")
     try:
         bpsctl = ("submit", "--detach", "--backend", "here", "-")
         submitted = serving.bpsctl("alice", *bpsctl, input=workflow("u/waits", "true"))
