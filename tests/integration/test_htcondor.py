@@ -11,7 +11,7 @@ from bpsd_adapters.htcondor.service import HTCondorService
 from tests.integration.condorbed import FIRST_SCHEDD, SECOND_SCHEDD, CondorBed
 from tests.integration.together import Outcomes, Rows
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)  # of the rows together: each waits until its runs are over
 
 
 class Contract(AdapterContract, ExecutionContract):
@@ -51,7 +51,7 @@ def in_way(way: str, name: str) -> Any:
         pool = pools.twin if way == "twin pool" else pools.pool
         folder = pool.folder()
         try:
-            bed = Bed(HTCondorService, pools.settings(way, pool, folder), folder, patience_s=240.0)
+            bed = Bed(HTCondorService, pools.settings(way, pool, folder), folder, patience_s=480.0)
             await getattr(Contract(), name)(bed)
         finally:
             pool.remove([folder])
@@ -64,7 +64,7 @@ ROWS = rows()
 
 @pytest.fixture(scope="module")
 def outcomes(pool: CondorBed, twin: CondorBed) -> Outcomes:
-    return ROWS.run(Pools(pool, twin), at_once=24, pause_s=1.0)
+    return ROWS.run(Pools(pool, twin), at_once=12, pause_s=1.0)
 
 
 @pytest.mark.parametrize("name", ROWS.names)
