@@ -31,15 +31,18 @@ def bed(request: pytest.FixtureRequest) -> LsstBed:
     return wanted
 
 
-def run_pytest(bed: LsstBed, *arguments: str | Path, **environment: str) -> None:
-    done = bed.run("python", "-m", "pytest", "-q", *arguments, check=False, **environment)
+def run_pytest(bed: LsstBed, folder: Path, *arguments: str | Path, **environment: str) -> None:
+    """Run pytest in a bed. With a folder of its own it does not tidy up what other sessions of pytest use."""
+    own = f"--basetemp={folder / 'inside'}"
+    done = bed.run("python", "-m", "pytest", "-q", own, *arguments, check=False, **environment)
 
     assert done.returncode == 0, f"{bed.name}:\n{done.stdout}{done.stderr}"
 
 
-def test_conversion_contract_and_service(bed: LsstBed) -> None:
+def test_conversion_contract_and_service(bed: LsstBed, tmp_path: Path) -> None:
     run_pytest(
         bed,
+        tmp_path,
         *("-c", INSIDE / "pytest.ini", "--rootdir", INSIDE, "--confcutdir", INSIDE, INSIDE),
         BPSD_EXAMPLES=str(EXAMPLES),
     )
@@ -55,6 +58,7 @@ def test_upstreams_own_tests_of_a_service(bed: LsstBed, tmp_path: Path) -> None:
 
     run_pytest(
         bed,
+        tmp_path,
         *("-c", "/dev/null", "--rootdir", folder, "-p", "no:cacheprovider", "--import-mode=importlib"),
         *(folder / name for name in UPSTREAM),
         *(f"{folder}/test_bpsconfig.py::TestBpsConfigConstructor::testWmsFrom{where}" for where in SOURCES),
