@@ -5,17 +5,30 @@ Next to `bpsd_adapters.dag` (what may run) and `bpsd_adapters.runlog` (the lines
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_UMASK", "End", "Held", "JobRef", "KeptCursor", "RunMeta", "identity", "umask_of"]
+__all__ = ["DEFAULT_UMASK", "End", "Held", "JobRef", "KeptCursor", "RunMeta", "UmaskSetting", "identity", "umask_of"]
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
-from bpsd.workflow import RunAttributes, WorkflowFile
+from bpsd.workflow import UMASK_PATTERN, RunAttributes, WorkflowFile
 
 DEFAULT_UMASK = "0022"
 """The umask of jobs that run on this machine where the submitter's is not known: the daemon's own is 077."""
+
+
+UmaskSetting: TypeAlias = (
+    Annotated[
+        str,
+        Meta(
+            pattern=UMASK_PATTERN, description="umask of jobs where the workflow names none; default: the submitter's"
+        ),
+    ]
+    | None
+)
+"""The setting of a backend."""
 
 
 def umask_of(workflow: WorkflowFile, setting: str | None, config: Mapping[str, Any]) -> str:

@@ -35,9 +35,9 @@ from bpsd.errors import (
 )
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.models import PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
-from bpsd.workflow import UMASK_PATTERN, WorkflowFile
+from bpsd.workflow import WorkflowFile
 from bpsd_adapters import helper, runlog
-from bpsd_adapters.driven import umask_of
+from bpsd_adapters.driven import UmaskSetting, umask_of
 from bpsd_adapters.files import write_durably
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import outputs, processes
@@ -119,16 +119,7 @@ class LocalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "(default 200)",
         ),
     ] = 200
-    umask: (
-        Annotated[
-            str,
-            Meta(
-                pattern=UMASK_PATTERN,
-                description="umask of jobs where the workflow names none; default: the submitter's",
-            ),
-        ]
-        | None
-    ) = None
+    umask: UmaskSetting = None
     terminate_grace_s: Annotated[
         float, Meta(ge=0, le=3600, description="from SIGTERM to SIGKILL when a job is to end")
     ] = 10.0
