@@ -16,7 +16,8 @@ import pytest
 
 from bpsd.errors import BackendUnavailable, PermissionDenied, RunNotFound, UnsupportedOperation
 from bpsd.interface import ServiceContext, WmsWorkflow
-from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, WmsStates
+from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, SourceReport, WmsStates
+from bpsd.runs import RunRecord
 from bpsd.testing.contract import AdapterContract, Bed
 from bpsd.testing.observer import Observer, document, shell_job
 from bpsd.workflow import WorkflowFile
@@ -198,21 +199,22 @@ async def test_a_stopped_agent_delays_only_its_owner(bed: Bed, tmp_path: Path, m
                 assert anns in {seen.wms_id for seen in polls[-1][0].observations}
             assert polls[1][1] < PROMPT_S  # the first waited for a moment, the others know it
             assert sum(s.cost_s for s in polls[0][0].sources if not s.user) < PROMPT_S
+            failures: list[tuple[str, str]] = []
+
+            def note(sources: Sequence[SourceReport]) -> None:
+                failures.extend((each.user, each.error) for each in sources if each.status != "ok")
+
+            def ended(run: RunRecord) -> bool:
+                note(observer.sources)
+                return not run.live
+
             assert (await service.cancel(anns))[0]  # Ben's agent hangs, and Ann's run ends
-            await observer.until_over(anns)
-
-            async def until_named() -> PollResult:
-                while True:
-                    result = await service.poll(PollRequest(known=observer.known()))
-                    if any(s.status != "ok" for s in result.sources):
-                        return result
-                    await anyio.sleep(0.05)
-
-            named = await until_named()
-            (bad,) = (source for source in named.sources if source.status != "ok")
-            assert (bad.user, bad.error) == (f"#{BEN}", f"the agent of user #{BEN} failed: no answer within 5 s")
-            paused = await service.poll(PollRequest(known=observer.known()))
-            assert "is asked again in" in paused.sources[-1].error
+            await observer.until(anns, ended)
+            while not any("is asked again in" in error for _, error in failures):
+                note((await service.poll(PollRequest(known=observer.known()))).sources)
+                await anyio.sleep(0.05)
+            assert failures[0] == (f"#{BEN}", f"the agent of user #{BEN} failed: no answer within 5 s")
+            assert {user for user, _ in failures} == {f"#{BEN}"}
         finally:
             os.kill(agent, signal.SIGCONT)
         assert service._due[BEN] <= time.monotonic()  # its pause is all that it has to wait for
