@@ -32,23 +32,25 @@ def bed(request: pytest.FixtureRequest) -> LsstBed:
 
 
 def run_pytest(bed: LsstBed, folder: Path, *arguments: str | Path, **environment: str) -> None:
-    """Run pytest in a bed. With a folder of its own it does not tidy up what other sessions of pytest use."""
-    own = f"--basetemp={folder / 'inside'}"
+    """Run pytest in a bed. With a folder of its own (its path is short: sockets are in it) it does
+    not tidy up what other sessions of pytest use.
+    """
+    own = f"--basetemp={folder / 'p'}"
     done = bed.run("python", "-m", "pytest", "-q", own, *arguments, check=False, **environment)
 
     assert done.returncode == 0, f"{bed.name}:\n{done.stdout}{done.stderr}"
 
 
-def test_conversion_contract_and_service(bed: LsstBed, tmp_path: Path) -> None:
+def test_conversion_contract_and_service(bed: LsstBed, state_dir: Path) -> None:
     run_pytest(
         bed,
-        tmp_path,
+        state_dir,
         *("-c", INSIDE / "pytest.ini", "--rootdir", INSIDE, "--confcutdir", INSIDE, INSIDE),
         BPSD_EXAMPLES=str(EXAMPLES),
     )
 
 
-def test_upstreams_own_tests_of_a_service(bed: LsstBed, tmp_path: Path) -> None:
+def test_upstreams_own_tests_of_a_service(bed: LsstBed, state_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "upstream"
     shutil.copytree(bed.folder / "upstream-tests", folder)
     (folder / "data").mkdir()  # not in the source distribution; all that these tests ask of it
@@ -58,7 +60,7 @@ def test_upstreams_own_tests_of_a_service(bed: LsstBed, tmp_path: Path) -> None:
 
     run_pytest(
         bed,
-        tmp_path,
+        state_dir,
         *("-c", "/dev/null", "--rootdir", folder, "-p", "no:cacheprovider", "--import-mode=importlib"),
         *(folder / name for name in UPSTREAM),
         *(f"{folder}/test_bpsconfig.py::TestBpsConfigConstructor::testWmsFrom{where}" for where in SOURCES),
