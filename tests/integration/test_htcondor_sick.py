@@ -95,7 +95,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, pool: CondorBed, twin: Condor
     ):
         for name in backends:
             until(partial(is_up, client, name), f"{name} is up")
-        yield Site(daemon, client, twin, pool)
+        site = Site(daemon, client, twin, pool)
+        yield site
+        site.client.close()  # a test that starts the daemon again replaces it
 
 
 def is_up(client: Client, backend: str) -> bool:
