@@ -26,6 +26,7 @@ KINDS = {
     "diamond": {"a_1": ("true", ()), "b_1": ("true", ("a_1",)), "b_2": ("true", ("a_1",)), "c_1": ("true", ("b_1",))},
     "broken": {"a_1": ("true", ()), "b_1": ("exit 7", ("a_1",)), "c_1": ("true", ("b_1",)), "b_2": ("true", ())},
     "long": {"a_1": ("true", ()), "b_1": ("sleep 900", ("a_1",)), "c_1": ("true", ("b_1",))},
+    "crashed": {"a_1": ("true", ()), "b_1": ("kill -SEGV $$", ()), "c_1": ("true", ("b_1",))},
 }
 """Name to job to (line of shell, parents)."""
 
