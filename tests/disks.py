@@ -89,4 +89,4 @@ def small_disk(kind: str, folder: Path) -> Iterator[Disk]:
     try:
         yield _Tmpfs(folder)
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a process that a failed test left may be in it

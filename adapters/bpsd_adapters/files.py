@@ -9,6 +9,7 @@ __all__ = [
     "read_tail",
     "safe_name",
     "sync_folder",
+    "try_folder",
     "write_durably",
 ]
 
@@ -17,6 +18,7 @@ import hashlib
 import os
 import re
 import stat
+import tempfile
 import threading
 from pathlib import Path
 
@@ -74,6 +76,23 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def try_folder(folder: Path) -> None:
+    """Write a file in a folder, and remove it.
+
+    Raises
+    ------
+    OSError
+        If the folder takes no data; it names the folder.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.") as probe:
+            probe.write(b"bpsd")
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, str(folder)) from exc
 
 
 def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, follow: bool = False, mode: int = 0o600) -> int:

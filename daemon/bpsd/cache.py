@@ -251,9 +251,16 @@ class Cache:
         Raises
         ------
         Conflict
-            If all that is known of the run is an id that its WMS gave to another run since.
+            If all that is known of the run is an id that its WMS gave to another run since, or it has no id.
         """
         order_id = service.order_id(record.as_known())
+        if not order_id:
+            raise Conflict(
+                f"run {record.run_id} has no id in the WMS of backend {record.backend}: it was not submitted yet, or"
+                " its submission failed",
+                advice=f"`bpsctl report {record.run_id}` shows its state",
+                run=record.run_id,
+            )
         holder = self._names.of_wms_id(record.backend, record.wms_id)
         if order_id == record.wms_id and holder not in (None, record.run_id):
             raise Conflict(

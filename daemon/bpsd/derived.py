@@ -14,7 +14,7 @@ __all__ = [
 import time
 from typing import TYPE_CHECKING
 
-from bpsd.errors import RunNotFound
+from bpsd.errors import no_run
 from bpsd.models import (
     TERMINAL,
     JobObservation,
@@ -116,7 +116,7 @@ async def status_from_poll(
     """`WmsService.get_status` of a native adapter."""
     reports, message = await service.report(wms_workflow_id, hist=hist, is_global=is_global)
     if not reports:
-        raise RunNotFound(f"backend {service.context.backend} knows no run {wms_workflow_id}")
+        raise no_run(service.context.backend, wms_workflow_id)
     state = reports[0].state
     return WmsStates.UNKNOWN if state is None else state, message
 

@@ -70,15 +70,17 @@ __all__ = [
     "UnsupportedOperation",
     "WorkflowInvalid",
     "nearest",
+    "no_run",
     "refusal_text",
 ]
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-from bpsd import wire
+from bpsd import diskfull, wire
 
 MAX_NEAREST_CHARS = 100
 """A longer word is compared with nothing: it is no slip of the hand, and comparing costs its square."""
@@ -164,6 +166,30 @@ class RunNotFound(NotFound):
     """No run of that name."""
 
     code = "run_not_found"
+
+
+def no_run(backend: str, wms_id: str, why: str = "") -> RunNotFound:
+    """Return the error of a backend that was asked for a run that it does not have.
+
+    Parameters
+    ----------
+    backend : `str`
+        Name of the backend.
+    wms_id : `str`
+        The id that it was asked for; empty if the run has none.
+    why : `str`, optional
+        Where it looked, or what the WMS answered.
+    """
+    if not wms_id:
+        return RunNotFound(
+            f"backend {backend} was asked for a run without an id",
+            advice="the run is not in the WMS: it was not submitted yet, or its submission failed; "
+            "`bpsctl report RUN` shows which",
+        )
+    return RunNotFound(
+        f"backend {backend} has no run {wms_id}{f': {why}' if why else ''}",
+        advice="`bpsctl list` shows the runs there are",
+    )
 
 
 class JobNotFound(NotFound):
@@ -345,6 +371,22 @@ class StorageError(BpsdError):
     """Our own disk or database failed; what was asked for was not done."""
 
     code = "storage"
+
+    @classmethod
+    def of(cls, doing: str, error: OSError, path: Path | str) -> StorageError:
+        """Return the error of an act that an operating system error ended. It may block.
+
+        Parameters
+        ----------
+        doing : `str`
+            The act and its object, as in ``preparing run x``.
+        error : `OSError`
+            The error.
+        path : `~pathlib.Path` or `str`
+            What was written, if the error does not name it.
+        """
+        reason, advice = diskfull.describe(error, path)
+        return cls(f"{doing} failed: {reason}", advice=f"{advice}; then it goes on by itself")
 
 
 class ReadOnly(StorageError):

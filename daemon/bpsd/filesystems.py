@@ -6,10 +6,15 @@ neither can be relied on (https://www.sqlite.org/wal.html, https://www.sqlite.or
 
 from __future__ import annotations
 
-__all__ = ["MOUNTINFO", "NETWORK_TYPES", "file_system", "network_mount"]
+__all__ = ["MOUNTINFO", "NETWORK_TYPES", "Space", "file_system", "network_mount", "spaces"]
 
+import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from bpsd.diskfull import mount_point
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 
@@ -96,3 +101,29 @@ def network_mount(folder: Path) -> tuple[str, str] | None:
         return None  # nothing to ask (not Linux): like any other program we trust the path
     point, kind = file_system(folder.resolve(), mountinfo)
     return (point, kind) if kind in NETWORK_TYPES else None
+
+
+@dataclass(slots=True)
+class Space:
+    """The space on one file system; ``uses`` says what the daemon keeps there."""
+
+    mount: str
+    free_bytes: int
+    free_files: bool
+    uses: list[str] = field(default_factory=list)
+
+
+def spaces(folders: Mapping[str, Path]) -> list[Space]:
+    """Return the space on each file system that holds one of the folders, in their order.
+
+    A folder that does not exist yet counts for the nearest parent that does. It blocks: call it in a thread.
+    """
+    found: dict[str, Space] = {}
+    for use, folder in folders.items():
+        mount = mount_point(folder)
+        if mount not in found:
+            status = os.statvfs(mount)
+            free_files = not status.f_files or status.f_favail > 0  # some file systems do not count files
+            found[mount] = Space(mount, status.f_bavail * status.f_frsize, free_files)
+        found[mount].uses.append(use)
+    return list(found.values())

@@ -147,6 +147,13 @@ class WmsService(ABC):
     def capabilities(self) -> Capabilities:
         """What this backend can do."""
 
+    def folders(self) -> tuple[Path, ...]:
+        """Return the folders on this host that it writes to, beside its ``state_dir``: `health` looks for free space.
+
+        It is called on the event loop and does not touch the disk.
+        """
+        return ()
+
     # -- commands ----------------------------------------------------------------------------------------------------
 
     @abstractmethod

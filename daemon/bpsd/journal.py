@@ -15,6 +15,7 @@ __all__ = [
     "CommandRecord",
     "Journal",
     "JournalStatus",
+    "Position",
     "RunIdentity",
     "Sighting",
 ]
@@ -26,7 +27,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -136,7 +137,7 @@ class JournalStatus:
 
     ``fresh``: made just now. ``ok``: as it was left. ``restored``: it was damaged (``reason``) and stands as of
     ``restored_from`` (`None`: empty, there was no copy); what it was lies in ``set_aside``. ``read_only`` holds until
-    `Journal.accept_restored`, over restarts.
+    `Journal.accept_restored`, over restarts. ``older``: it was not damaged, but the history knows of later commands.
     """
 
     kind: Literal["fresh", "ok", "restored"]
@@ -144,6 +145,14 @@ class JournalStatus:
     restored_from: str | None = None
     set_aside: str | None = None
     reason: str = ""
+    older: bool = False
+
+
+class Position(NamedTuple):
+    """What a journal has counted: starts of the daemon, and commands, those that were pruned included."""
+
+    starts: int
+    commands: int
 
 
 class Journal:
@@ -180,6 +189,10 @@ class Journal:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.status = JournalStatus("fresh")
+        self.position = Position(0, 0)
+        """What it had counted when a start or a command was counted last."""
+        self.when_counted: Callable[[Position], None] = lambda _: None
+        """Called when a command was counted."""
         self._backups = backups
         self._keep_days = keep_days
         self._clock = clock
@@ -251,7 +264,11 @@ class Journal:
         StorageError
             If the disk fails: nothing was accepted.
         """
-        return await self._command(partial(commandlog.accept, record=record, name=name, now=self._clock()))
+        accept = partial(commandlog.accept, record=record, name=name, now=self._clock())
+        (accepted, created), self.position = await self._command(lambda c: (accept(c), _position(c)))
+        if created:
+            self.when_counted(self.position)
+        return accepted, created
 
     async def begin(self, id: str) -> CommandRecord:
         """Take a command to RUNNING, durably: from here on the WMS may have heard of it.
@@ -433,15 +450,28 @@ class Journal:
         """What is wrong with the file (nothing: an empty list)."""
         return await self._database.check()
 
-    async def count_start(self) -> int:
-        """Return how often a daemon was started on this journal, this time included.
+    async def count_start(self) -> Position:
+        """Return what the journal has counted: how often a daemon was started on it, this time included.
 
         Raises
         ------
         StorageError
             If the disk fails: nothing was counted.
         """
-        return await self._database.run(_count_start)
+        self.position = await self._database.run(_count_start)
+        return self.position
+
+    async def distrust(self, reason: str) -> None:
+        """Take no commands until a person accepts that this journal is older than what is known elsewhere.
+
+        Raises
+        ------
+        StorageError
+            If the disk fails: nothing changed.
+        """
+        status = JournalStatus("restored", read_only=True, reason=reason, older=True)
+        await self._database.run(partial(_mark_restored, status=status))
+        self.status = status
 
     async def accept_restored(self) -> None:
         """Take commands again, on a person's word.
@@ -455,8 +485,16 @@ class Journal:
             raise Conflict("the journal is not a restored one", advice="nothing needs to be accepted")
         await self._database.run(_forget_restored)
         self.status = JournalStatus("ok")
+        self.when_counted(self.position)
 
     def _require_accepted(self) -> None:
+        if self.status.older:
+            raise ReadOnly(
+                f"the journal is older than the history ({self.status.reason}): commands of the time since may be "
+                "unknown to it",
+                advice="put the newer journal back, or see what runs in the WMS and let this one take commands again "
+                "with: bpsctl admin accept",
+            )
         if self.status.read_only:
             origin = self.status.restored_from or "nothing, for want of a copy"
             raise ReadOnly(
@@ -509,13 +547,19 @@ class Journal:
 # -- rows of table meta ----------------------------------------------------------------------------------------------
 
 
-def _count_start(connection: sqlite3.Connection) -> int:
+def _count_start(connection: sqlite3.Connection) -> Position:
     connection.execute(
         "INSERT INTO meta (key, value) VALUES (?, '1')"
         " ON CONFLICT DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT)",
         (STARTS_KEY,),
     )
-    return int(connection.execute("SELECT value FROM meta WHERE key = ?", (STARTS_KEY,)).fetchone()[0])
+    return _position(connection)
+
+
+def _position(connection: sqlite3.Connection) -> Position:
+    starts = connection.execute("SELECT value FROM meta WHERE key = ?", (STARTS_KEY,)).fetchone()
+    commands = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'commands'").fetchone()
+    return Position(int(starts[0]) if starts else 0, int(commands[0]) if commands else 0)
 
 
 def _mark_restored(connection: sqlite3.Connection, status: JournalStatus) -> None:

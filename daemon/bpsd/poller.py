@@ -80,7 +80,7 @@ class Backend:
         self._tell_polled, self._stood_still_s = polled, stood_still_s
         self.name, self.uid, self.type = settings.name, uid, settings.type
         self.settings = settings
-        self._make, self._cache, self._state_dir, self._clock = make, cache, state_dir, clock
+        self._make, self._cache, self.state_dir, self._clock = make, cache, state_dir, clock
         self._log = log
         self._service: WmsService | None = None
         self._state: Literal["starting", "up", "down", "auth", "stopped"] = "starting"
@@ -276,7 +276,7 @@ class Backend:
     def _context(self, group: TaskGroup) -> ServiceContext:
         return ServiceContext(
             backend=self.name,
-            state_dir=self._state_dir,
+            state_dir=self.state_dir,
             log=self._log,
             clock=self._clock,
             wake=self.wake,

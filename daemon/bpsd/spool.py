@@ -15,7 +15,6 @@ from __future__ import annotations
 
 __all__ = ["Spool"]
 
-import errno
 import hashlib
 import os
 import re
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 import anyio.to_thread
 
+from bpsd.diskfull import describe
 from bpsd.errors import BlobNotFound, Conflict, InvalidParams, LimitExceeded, StorageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ READ_BYTES = 1024 * 1024
 
 _PART = ".part"
 _NAME = re.compile(r"[0-9a-f]{64}")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(slots=True, eq=False)
@@ -334,9 +333,9 @@ class Spool:
         try:
             return await anyio.to_thread.run_sync(work, limiter=self._threads)
         except OSError as exc:
-            advice = "free some space there" if exc.errno in _FULL else "make sure that bpsd may write there"
+            reason, advice = await anyio.to_thread.run_sync(describe, exc, self._folder, limiter=self._threads)
             raise StorageError(
-                f"the spool {self._folder} failed: {exc.strerror or exc}",
+                f"keeping a document in the spool failed: {reason}",
                 advice=f"{advice}; the upload goes on where it ended",
                 path=str(self._folder),
             ) from exc

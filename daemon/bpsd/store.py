@@ -14,7 +14,8 @@ __all__ = ["SCHEMA", "Batch", "Loaded", "Store", "StoreStatus", "StoredRun", "Ti
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ import msgspec
 
 from bpsd import sqlitefile, storecare
 from bpsd.database import Database, Statistics
-from bpsd.errors import StorageError
+from bpsd.errors import Stopping, StorageError
 from bpsd.sqlitefile import Damaged, Schema, text
 from bpsd.storecare import ENDED
 from bpsd.writebehind import Batch, Pending, StoredRun, TimelineEvent
@@ -223,6 +224,19 @@ class Store:
             self._puts += 1
             if self._retry is None:
                 self._kick()
+
+    async def marks(self) -> dict[str, int]:
+        """Return the numbers that `set_marks` kept, by name."""
+        return await self._database.read(lambda connection: dict(connection.execute("SELECT key, value FROM meta")))
+
+    def set_marks(self, marks: Mapping[str, int]) -> None:
+        """Keep numbers by name; those that the disk refuses now come with the next ones."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(marks.items()))
+
+        with suppress(Stopping):
+            self._database.submit(write).add_done_callback(lambda done: done.exception())
 
     async def flush(self) -> None:
         """Wait until all that was put before is in the file.

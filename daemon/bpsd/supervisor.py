@@ -36,10 +36,11 @@ from bpsd.cache import Cache
 from bpsd.commandlog import OPEN_STATES
 from bpsd.commands.engine import VERBS, CommandEngine
 from bpsd.config import BackendConfig, Config, Limits
-from bpsd.errors import BpsdError, CannotStart, ConfigInvalid, StorageError, WorkflowInvalid
+from bpsd.errors import BpsdError, CannotStart, ConfigInvalid, WorkflowInvalid
 from bpsd.events import first_number
 from bpsd.interface import ServiceContext, WmsService
 from bpsd.journal import CommandRecord, Journal, Sighting
+from bpsd.journalcheck import count_start
 from bpsd.logs.events import LogEvent
 from bpsd.messages import Hello
 from bpsd.metrics import Metrics
@@ -215,7 +216,7 @@ class Daemon:
             )
         )
         status = self._journal.status
-        if status.kind == "restored":
+        if status.kind == "restored" and not status.older:
             self._log.error(
                 LogEvent.JOURNAL_RESTORED,
                 reason=status.reason,
@@ -237,19 +238,14 @@ class Daemon:
         loaded = await self._store.load(self._clock() - config.history.hot_days * DAY_S)
         for run_id in self._cache.load(loaded):
             self._log.warning(LogEvent.RUN_UNREADABLE, run=run_id)
-        self._cache.events.begin(first_number(await self._count_start(), loaded.last_seq))
+        self._cache.events.begin(
+            first_number(await count_start(self._journal, self._store, self._log), loaded.last_seq)
+        )
         limits = config.limits
         self._spool = Spool(
             self._state / "spool", limits.spool_bytes_per_user, limits.workflow_bytes, limits.uploads_per_user
         )
         self._workflows = Workflows(self._state / "workflows")
-
-    async def _count_start(self) -> int | None:
-        try:
-            return await self._journal.count_start()
-        except StorageError as exc:  # a full disk does not keep the daemon from starting
-            self._log.error(LogEvent.JOURNAL_WRITE_FAILED, error=str(exc))
-            return None
 
     async def _identify(self, backend: str, seen: Sequence[RunObservation]) -> Sequence[str]:
         uid = self._backends[backend].uid

@@ -21,6 +21,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from bpsd.diskfull import mentions_full
 from bpsd.errors import (
     BackendAuthError,
     BackendUnavailable,
@@ -32,6 +33,7 @@ from bpsd.errors import (
     RunNotFound,
     UnsupportedOperation,
     WorkflowInvalid,
+    no_run,
 )
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.logs import LogEvent
@@ -136,6 +138,10 @@ class BpsPluginService(WmsService):
             commands_at_once=1,
         )
 
+    def folders(self) -> tuple[Path, ...]:
+        """Return the folder of the runs, unless it is on another host."""
+        return (Path(self._config.submit_root).expanduser(),) if self._config.ssh is None else ()
+
     # -- commands ----------------------------------------------------------------------------------------------------
 
     async def prepare(
@@ -186,7 +192,7 @@ class BpsPluginService(WmsService):
             )
         except WorkerError as exc:
             self._tell("prepare", exc)
-            if exc.kind in _SURROUNDINGS:
+            if exc.kind in _SURROUNDINGS or mentions_full(exc.text):
                 raise self._as_error("prepare", exc) from exc
             raise WorkflowInvalid(name, _problems(self._config.plugin, exc)) from exc
         return folder
@@ -331,7 +337,7 @@ class BpsPluginService(WmsService):
         with self._mapped("get_status"):
             told, message = await self._runs.status(wms_workflow_id, hist)
         if told is WmsStates.UNKNOWN and self._entries.of_id(wms_workflow_id) is None:
-            raise RunNotFound(f"backend {self.context.backend} knows no run {wms_workflow_id}: {message or 'no word'}")
+            raise no_run(self.context.backend, wms_workflow_id, message or "the plugin gave no reason")
         return told, message
 
     async def list_submitted_jobs(
@@ -424,11 +430,13 @@ class BpsPluginService(WmsService):
             await self._entries.refresh()
         entry = self._entries.of_id(wms_id)
         if entry is None and self._traits.blocks:
-            raise RunNotFound(f"backend {self.context.backend} has no run {wms_id}")
+            raise no_run(self.context.backend, wms_id)
         return entry
 
     def _check_id(self, wms_id: str) -> None:
         """What a plugin could not understand is not handed to it: some put it into SQL."""
+        if not wms_id:
+            raise no_run(self.context.backend, wms_id)
         if not self._id_pattern.fullmatch(wms_id):
             raise RunNotFound(f"{wms_id!r} is no id of a run of {self._config.plugin}")
 

@@ -7,7 +7,7 @@ __all__ = ["Finder", "Found", "all_of_them", "named_jobs"]
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bpsd.errors import BackendUnavailable, RunNotFound
+from bpsd.errors import BackendUnavailable, RunNotFound, no_run
 from bpsd.models import TokenAnswer
 from bpsd_adapters.htcondor.classads import Ad, as_number, as_text, literal
 from bpsd_adapters.htcondor.observe import HISTORY, QUEUE, Ids
@@ -90,10 +90,12 @@ class Finder:
         RunNotFound
             If no queue and no history has it.
         """
+        if not text.strip():
+            raise no_run(self._backend, "")
         ids = Ids.parse(text)
         found = await (self._in_folder(text.strip()) if ids is None else self._by_id(ids, text.strip()))
         if found is None:
-            raise RunNotFound(f"backend {self._backend} knows no run {text}: not in queue, not in history")
+            raise no_run(self._backend, text, "it is neither in the queue nor in the history")
         return found
 
     async def all_of(self, text: str) -> list[Found]:

@@ -11,6 +11,7 @@ __all__ = ["Removal", "refusal", "removal"]
 import re
 from typing import NamedTuple
 
+from bpsd.diskfull import mentions_full
 from bpsd.models import normal_exit_code
 
 _POLICY = re.compile(r"\bPeriodicRemove\b|\bSYSTEM_PERIODIC_REMOVE|\bTimerRemove\b", re.IGNORECASE)
@@ -62,9 +63,10 @@ def _code_of_hold(reason: str) -> int | None:
 def refusal(stderr: str) -> str:
     """Return why ``condor_submit`` was refused; empty if its words do not prove that it was.
 
-    A schedd that was not reached, or that has too many jobs now, refused nothing. A commit that failed without a reason
-    may have succeeded in the schedd: the answer was lost.
+    A schedd that was not reached, or that has too many jobs now, refused nothing; nor did one whose disk is full. A
+    commit that failed without a reason may have succeeded in the schedd: the answer was lost.
     """
     reasons = [line["reason"].strip() for line in _LINE.finditer(stderr)]
     given = [reason for reason in reasons if not reason.startswith(_COMMIT)]
-    return "" if _UNREACHABLE.search(stderr) or _LATER.search(stderr) else "; ".join(given)
+    for_now = _UNREACHABLE.search(stderr) or _LATER.search(stderr) or mentions_full(stderr)
+    return "" if for_now else "; ".join(given)

@@ -7,6 +7,7 @@ __all__ = ["HTCondorService"]
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -94,6 +95,10 @@ class HTCondorService(WmsService):
             holds=True,
             reads_output=True,
         )
+
+    def folders(self) -> tuple[Path, ...]:
+        """Return the folder of the runs, unless it is on another host."""
+        return (Path(self._settings.submit_root).expanduser(),) if self._settings.ssh is None else ()
 
     # -- submit ------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import os
 import signal
 from typing import NamedTuple
 
+from bpsd.diskfull import FULL_ERRNOS
 from bpsd.models import ending, normal_exit_code
 from bpsd_adapters.local import processes
 from bpsd_adapters.local.cgroups import OomCounter
@@ -30,7 +31,7 @@ TRY_AGAIN_S = 1.0
 LOOK_EVERY_S = 0.05
 """How often to look whether what a job left running has heeded SIGTERM."""
 
-_FOR_NOW = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
+_FOR_NOW = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}) | FULL_ERRNOS
 """Errors of the machine's state, not of the job's: the start is tried again."""
 
 _DEFAULT_SIGNALS = tuple(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from bpsd.diskfull import describe
 from bpsd.workflow import Job, WorkflowFile, walltime_seconds
 from bpsd_adapters.cmdline import CommandError
 from bpsd_adapters.dag import Dag, priority_number
@@ -57,6 +58,7 @@ class Answer(msgspec.Struct, kw_only=True, frozen=True):
     problems: tuple[Found, ...] = ()
     total: int = 0
     error: str = ""
+    advice: str = ""
 
 
 def find_problems(
@@ -164,7 +166,8 @@ def work(order: Order) -> Answer:
     try:
         return _prepare(order)
     except OSError as exc:
-        return Answer(error=str(exc))
+        reason, advice = describe(exc, order.runs or order.state)
+        return Answer(error=reason, advice=f"{advice}; then it goes on by itself")
 
 
 def _prepare(order: Order) -> Answer:

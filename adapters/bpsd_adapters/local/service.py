@@ -10,7 +10,6 @@ __all__ = ["LocalConfig", "LocalService", "capacity_of"]
 import math
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,23 +21,24 @@ import anyio.to_thread
 import msgspec
 from msgspec import Meta
 
+from bpsd.diskfull import describe
 from bpsd.errors import (
     BackendUnavailable,
     BpsdError,
     Conflict,
     JobNotFound,
     Problem,
-    RunNotFound,
     StorageError,
     UnsupportedOperation,
     WorkflowInvalid,
+    no_run,
 )
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.models import PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters import helper, runlog
 from bpsd_adapters.driven import UmaskSetting, umask_of
-from bpsd_adapters.files import write_durably
+from bpsd_adapters.files import try_folder, write_durably
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import outputs, processes
 from bpsd_adapters.local.driver import BEGUN, REFUSED
@@ -186,6 +186,10 @@ class LocalService(WmsService):
             fields=FIELDS, sources=(LEDGER, PROCESSES, LOG), poll_floor_s=0.2, holds=True, reads_output=True
         )
 
+    def folders(self) -> tuple[Path, ...]:
+        """Return the folder of the runs."""
+        return () if self._config.run_dir is None else (Path(self._config.run_dir),)
+
     # -- submitting --------------------------------------------------------------------------------------------------
 
     async def prepare(
@@ -232,10 +236,7 @@ class LocalService(WmsService):
         about = f"{'checking' if only_check else 'preparing'} run {workflow.name}"
         answer = await helper.ask(work, order, Answer, about=about)
         if answer.error:
-            raise StorageError(
-                f"{about}: the files of the run failed: {answer.error}",
-                advice=f"make room in {self._state.runs}, or correct its permissions, and submit again",
-            )
+            raise StorageError(f"{about}: the files of the run failed: {answer.error}", advice=answer.advice)
         if answer.problems:
             problems = [Problem(p.where, p.message) for p in answer.problems]
             raise WorkflowInvalid(workflow.name, problems, total=answer.total)
@@ -446,7 +447,8 @@ class LocalService(WmsService):
         try:
             await _in_thread(self._try_files)
         except OSError as exc:
-            return 1, f"backend {self.context.backend} cannot write its files: {exc}"
+            reason, _ = await _in_thread(describe, exc, self._state.path)
+            return 1, f"backend {self.context.backend} cannot write its files: {reason}"
         code, said = await check_driver()
         if code != BEGUN:
             return 1, f"backend {self.context.backend} cannot start drivers: {said or f'exit code {code}'}"
@@ -461,10 +463,7 @@ class LocalService(WmsService):
 
     def _try_files(self) -> None:
         for folder in (self._state.path, self._state.runs, self._state.ids):
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.") as probe:
-                probe.write(b"bpsd")
-                probe.flush()
-                os.fsync(probe.fileno())
+            try_folder(folder)
         Ledger(self._ledger, self.capacity, processes.GONE).read()  # a damaged one stops no submission
 
     def _ledger_fault(self) -> str:
@@ -473,9 +472,7 @@ class LocalService(WmsService):
     async def _folder(self, wms_id: str) -> RunFolder:
         folder = await _in_thread(self._state.numbered, wms_id)
         if folder is None or not await _in_thread(folder.path.is_dir):
-            raise RunNotFound(
-                f"backend {self.context.backend} has no run {wms_id}", advice="`bpsctl list` shows the runs there are"
-            )
+            raise no_run(self.context.backend, wms_id)
         return folder
 
     async def _settled(self, folder: RunFolder) -> History:

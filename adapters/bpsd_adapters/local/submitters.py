@@ -26,7 +26,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from bpsd.errors import BackendUnavailable, BpsdError, PermissionDenied, RunNotFound, UnsupportedOperation
+from bpsd.errors import BackendUnavailable, BpsdError, PermissionDenied, UnsupportedOperation, no_run
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.models import KnownRun, PollRequest, PollResult, TokenAnswer
 from bpsd.workflow import WorkflowFile
@@ -102,6 +102,7 @@ class SubmitterService(WmsService):
         self._told = msgspec.json.encode(told).decode()
         self._owners = _Owners(context.state_dir / "submitters")
         self._agents: dict[int, AgentLink] = {}
+        self._run_dir = config.run_dir
         self._asked: dict[int, float] = {}
         self._starting: dict[int, anyio.Lock] = {}
         self._expected: set[int] = set()
@@ -123,6 +124,10 @@ class SubmitterService(WmsService):
         _OPEN.pop(self.context.backend, None)
         for agent in self._agents.values():
             agent.close()
+
+    def folders(self) -> tuple[Path, ...]:
+        """Return the folder of the runs."""
+        return () if self._run_dir is None else (Path(self._run_dir),)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -434,9 +439,7 @@ class SubmitterService(WmsService):
     def _parts(self, wms_id: str) -> tuple[int, str]:
         uid, dash, number = wms_id.partition("-")
         if not (dash and is_number(uid) and is_number(number)):
-            raise RunNotFound(
-                f"backend {self.context.backend} has no run {wms_id}", advice="`bpsctl list` shows the runs there are"
-            )
+            raise no_run(self.context.backend, wms_id)
         return int(uid), number
 
 

@@ -7,6 +7,7 @@ __all__ = ["SlurmService"]
 import posixpath
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -19,9 +20,9 @@ from bpsd.errors import (
     BackendUnavailable,
     Conflict,
     JobNotFound,
-    RunNotFound,
     StorageError,
     WorkflowInvalid,
+    no_run,
 )
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.logs import LogEvent
@@ -102,6 +103,10 @@ class SlurmService(WmsService):
             reads_output=True,
         )
 
+    def folders(self) -> tuple[Path, ...]:
+        """Return the folder of the runs, unless it is on another host."""
+        return (Path(self._settings.work_dir),) if self._settings.ssh is None else ()
+
     # -- submitting --------------------------------------------------------------------------------------------------
 
     async def prepare(
@@ -127,9 +132,8 @@ class SlurmService(WmsService):
         try:
             await anyio.to_thread.run_sync(self._add, generic_workflow, folder, umask)
         except OSError as exc:
-            raise StorageError(
-                f"run {generic_workflow.name} could not be kept: {exc}", advice="make room and submit again"
-            ) from exc
+            about = f"preparing run {generic_workflow.name}"
+            raise await anyio.to_thread.run_sync(StorageError.of, about, exc, self.context.state_dir) from exc
         return WmsWorkflow(name=generic_workflow.name, token=token, submit_path=folder)
 
     async def check_workflow(self, config: Mapping[str, Any], generic_workflow: WorkflowFile) -> None:
@@ -400,9 +404,7 @@ class SlurmService(WmsService):
         token = token_of(wms_id)
         meta = None if token is None else self._state.meta(token)
         if meta is None:
-            raise RunNotFound(
-                f"backend {self.context.backend} has no run {wms_id}", advice="`bpsctl list` shows the runs there are"
-            )
+            raise no_run(self.context.backend, wms_id)
         return meta
 
     async def _live(self, wms_id: str) -> Engine | None:

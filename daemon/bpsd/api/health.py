@@ -4,16 +4,22 @@ from __future__ import annotations
 
 __all__ = ["Health"]
 
-import shutil
+from collections.abc import Mapping
+from pathlib import Path
 
-import anyio.to_thread
+import anyio
 
 from bpsd.api.deps import Deps
+from bpsd.errors import BackendUnavailable
+from bpsd.filesystems import Space, spaces
 from bpsd.messages import HealthCheck, HealthResult, Nothing
 from bpsd.server import Call, ClientsUse
 
 MIN_FREE_BYTES = 256 * 1024 * 1024
 """Less room than that in the state folder is a warning; a tenth of it is critical."""
+
+DISKS_S = 3.0
+"""How long `health` waits for file systems to tell their free space: one on a dead server never does."""
 
 MAX_LOOP_LAG_S = 1.0
 """The loop was held up for longer than this lately: a warning."""
@@ -30,11 +36,12 @@ class Health:
 
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
+        self._threads = anyio.CapacityLimiter(2)  # those that a dead server keeps are not joined by more
 
     async def health(self, call: Call, params: Nothing) -> HealthResult:
         """The worst of all checks."""
         figures = self._deps.figures()
-        free = (await anyio.to_thread.run_sync(shutil.disk_usage, self._deps.config.state_dir)).free
+        disks, free = await self._disks()
         figures["disk_free_bytes"] = float(free)
         checks = [
             *self._backends(),
@@ -45,7 +52,8 @@ class Health:
             self._people(),
             _clients(self._deps.clients()),
             _socket(self._deps.socket_fault()),
-            _disk(free),
+            *disks,
+            self._waiting_for_disk(),
             _loop(figures),
         ]
         worst = max(check.status for check in checks)
@@ -84,14 +92,61 @@ class Health:
         )
 
     def _journal(self) -> HealthCheck:
-        if self._deps.journal.status.read_only:
+        status = self._deps.journal.status
+        if status.older:
+            return HealthCheck(
+                name="journal",
+                status=CRITICAL,
+                message=f"the journal is older than the history and takes no commands ({status.reason}): put the newer "
+                "one back, or look at the WMS, then `bpsctl admin accept`",
+            )
+        if status.read_only:
             return HealthCheck(
                 name="journal",
                 status=CRITICAL,
                 message="the journal was restored from a copy and takes no commands: see the log, then "
                 "`bpsctl admin accept`",
             )
+        if failure := self._deps.engine.journal_failure:
+            return HealthCheck(
+                name="journal", status=CRITICAL, message=f"the journal cannot be written, commands wait: {failure}"
+            )
         return HealthCheck(name="journal", status=OK, message="the journal is writable")
+
+    async def _disks(self) -> tuple[list[HealthCheck], int]:
+        """Look at each file system that the daemon writes to; also the free bytes of that of the state folder."""
+        folders = self._folders()
+        found: list[Space] = []
+        with anyio.move_on_after(DISKS_S):
+            found = await anyio.to_thread.run_sync(spaces, folders, abandon_on_cancel=True, limiter=self._threads)
+        if not found:
+            message = f"a file system does not answer within {DISKS_S:g} s (one of those of {', '.join(folders)})"
+            return [HealthCheck(name="disk", status=WARNING, message=message)], 0
+        return [_disk(space) for space in found], found[0].free_bytes
+
+    def _folders(self) -> Mapping[str, Path]:
+        """Return the folders that the daemon writes to, by what a person calls them; the state folder is the first."""
+        folders = {"the state folder": Path(self._deps.config.state_dir)}
+        for backend in self._deps.backends.values():
+            try:
+                service = backend.service
+            except BackendUnavailable:  # not open now
+                continue
+            folders |= {f"the runs of backend {backend.name}": folder for folder in service.folders()}
+        if (textfile := self._deps.config.metrics.textfile) is not None:
+            folders["metrics.textfile"] = Path(textfile).parent
+        return folders
+
+    def _waiting_for_disk(self) -> HealthCheck:
+        waiting = self._deps.engine.waiting_for_disk()
+        if not waiting:
+            return HealthCheck(name="disk.commands", status=OK, message="no command waits for a disk")
+        names = ", ".join(command.id for command, _ in waiting[:5])
+        return HealthCheck(
+            name="disk.commands",
+            status=WARNING,
+            message=f"{len(waiting)} commands wait for a disk ({names}): {waiting[0][1]}",
+        )
 
     def _store(self) -> HealthCheck:
         failure = self._deps.store.failure
@@ -155,9 +210,16 @@ def _socket(fault: str) -> HealthCheck:
     return HealthCheck(name="socket", status=OK, message="clients can reach the socket")
 
 
-def _disk(free: int) -> HealthCheck:
+def _disk(space: Space) -> HealthCheck:
+    free = space.free_bytes
     status = OK if free >= MIN_FREE_BYTES else WARNING if free >= MIN_FREE_BYTES // 10 else CRITICAL
-    return HealthCheck(name="disk", status=status, message=f"{free / 1e9:.1f} GB are free in the state folder")
+    text = f"{free / 1e9:.1f} GB are free on {space.mount} ({', '.join(space.uses)})"
+    if not space.free_files:
+        status, text = CRITICAL, f"no more files can be made on {space.mount} ({', '.join(space.uses)})"
+    elif status == CRITICAL:
+        text = f"the file system {space.mount} is full ({', '.join(space.uses)}): {free / 1e6:.1f} MB are free"
+    name = "disk" if "the state folder" in space.uses else f"disk.{space.mount}"
+    return HealthCheck(name=name, status=status, message=text)
 
 
 def _loop(figures: dict[str, float]) -> HealthCheck:

@@ -12,6 +12,7 @@ __all__ = ["Checked", "Workflows"]
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,9 @@ class Workflows:
         return msgspec.json.decode(done.stdout, type=dict[str, Any])
 
     def drop(self, token: str) -> None:
-        """Remove the canonical file of a token (its command is over)."""
-        self.path(token).unlink(missing_ok=True)
+        """Remove the canonical file of a token (its command is over); one that cannot be removed is left there."""
+        with suppress(OSError):
+            self.path(token).unlink(missing_ok=True)
 
 
 def _refusal(source: str, answer: dict[str, Any]) -> BpsdError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Cancel"]
 
 from bpsd.commands.outcomes import Again, Desk, Done, Failed, Outcome
-from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict, RunNotFound
+from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict, RunNotFound, StorageError
 from bpsd.journal import CommandRecord
 from bpsd.models import WmsStates
 from bpsd.runs import Change, RunRecord
@@ -31,7 +31,7 @@ class Cancel:
                 if record.state is WmsStates.UNKNOWN:  # every source that could know it has denied it: none to ask
                     return Failed(_unknown(record, exc))
                 agreed = True  # gone from where it can be cancelled: the poll says what became of it
-            except (BackendUnavailable, BackendAuthError) as exc:
+            except (BackendUnavailable, BackendAuthError, StorageError) as exc:
                 agreed, message = False, str(exc)
             except BpsdError as exc:
                 return Failed(exc)

@@ -73,10 +73,11 @@ class _Entry:
     what came of the command, the engine or a person, whose word wins.
     """
 
-    __slots__ = ("command", "looking_up", "nudge", "over", "resolved", "settling", "superseded", "waiting")
+    __slots__ = ("command", "disk", "looking_up", "nudge", "over", "resolved", "settling", "superseded", "waiting")
 
     def __init__(self, command: CommandRecord) -> None:
         self.command = command
+        self.disk = ""  # the error of our own disk that it waits for
         self.superseded = False
         self.resolved = False
         self.looking_up = anyio.CancelScope()
@@ -118,6 +119,8 @@ class CommandEngine:
         self._entries: dict[str, _Entry] = {}
         self._queues: dict[str, deque[_Entry]] = {}
         self._group: TaskGroup | None = None
+        self.journal_failure = ""
+        """Why the state of a command could not be written last (empty: it could)."""
 
     def __repr__(self) -> str:
         return f"<CommandEngine {len(self._entries)} open commands of {len(self._queues)} runs>"
@@ -177,6 +180,10 @@ class CommandEngine:
     def in_doubt(self) -> list[CommandRecord]:
         """The commands of which nobody knows whether they were done."""
         return [entry.command for entry in self._entries.values() if entry.command.state == "IN_DOUBT"]
+
+    def waiting_for_disk(self) -> list[tuple[CommandRecord, str]]:
+        """The commands that go on when a disk of ours takes data again, with the error of each."""
+        return [(entry.command, entry.disk) for entry in self._entries.values() if entry.disk]
 
     def open_of_run(self, run_id: str) -> list[CommandRecord]:
         """The commands of a run that are not over, in order."""
@@ -296,6 +303,7 @@ class CommandEngine:
                 if outcome is None or entry.resolved:
                     continue
                 await self._settle(entry, outcome)
+            entry.disk = outcome.reason if isinstance(outcome, Doubt | Again) and outcome.storage else ""
             if isinstance(outcome, Doubt | Again):
                 with anyio.move_on_after(pause * random.uniform(0.75, 1.25)):  # noqa: S311  # spreads load, keeps no secret
                     await entry.nudge.wait()
@@ -368,7 +376,7 @@ class CommandEngine:
         try:
             return await ask(desk, entry.command)
         except BpsdError as exc:
-            return Doubt(str(exc))
+            return Doubt(str(exc), storage=isinstance(exc, StorageError))
         except Exception as exc:  # noqa: BLE001  # an adapter's mistake: nobody knows what it did before
             self._log.error(LogEvent.COMMAND_BROKE, command=entry.command.id, error=repr(exc), exc_info=exc)
             return Doubt(f"the adapter failed: {exc!r}")
@@ -464,8 +472,11 @@ class CommandEngine:
         pause = self.settings.doubt_retry_initial_s
         while True:
             try:
-                return await write()
+                command = await write()
+                self.journal_failure = ""
+                return command
             except StorageError as exc:
+                self.journal_failure = str(exc)
                 self._log.error(LogEvent.JOURNAL_WRITE_FAILED, error=str(exc), retry_s=pause)
                 await anyio.sleep(pause)
                 pause = min(pause * 2, self.settings.doubt_retry_max_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Hold", "Release"]
 
 from bpsd.commands.outcomes import Again, Desk, Done, Failed, Outcome
-from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict, UnsupportedOperation
+from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict, StorageError, UnsupportedOperation
 from bpsd.holds import Selection, held_in, select_held, select_waiting, waiting_in
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord
@@ -30,6 +30,8 @@ class Hold:
             agreed, message = await self._ask_for(desk, command, wms_id, chosen)
         except (BackendUnavailable, BackendAuthError) as exc:
             return Again(str(exc))
+        except StorageError as exc:
+            return Again(str(exc), storage=True)
         except BpsdError as exc:
             return Failed(exc)
         desk.backend.wake(command.verb)

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from bpsd.cache import Cache
 from bpsd.commandlog import running_s
-from bpsd.errors import BpsdError, DeadlineExceeded
+from bpsd.diskfull import is_full
+from bpsd.errors import BpsdError, DeadlineExceeded, StorageError
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord, Journal
 from bpsd.messages import Event
@@ -44,16 +46,18 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Nobody knows whether the WMS did it."""
+    """Nobody knows whether the WMS did it. ``storage``: because our own disk failed."""
 
     reason: str
+    storage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """It is certain that it was not done, and it may be tried again."""
+    """It is certain that it was not done, and it may be tried again. ``storage``: when our own disk takes data."""
 
     reason: str
+    storage: bool = False
 
 
 Outcome = Done | Failed | Doubt | Again
@@ -104,6 +108,8 @@ class Desk:
         ------
         DeadlineExceeded
             If it took longer; what was asked for may have happened all the same.
+        StorageError
+            If a disk of ours is full: the command is tried again.
         """
         async with self._slot():
             try:
@@ -114,6 +120,11 @@ class Desk:
                     f"{what} on backend {self.backend.name}: no answer within {self._deadline_s:g} s",
                     backend=self.backend.name,
                 ) from exc
+            except OSError as exc:
+                if not is_full(exc):
+                    raise
+                about = f"{what} on backend {self.backend.name}"
+                raise await anyio.to_thread.run_sync(StorageError.of, about, exc, self.backend.state_dir) from exc
 
     async def until(self, run_id: str, reached: Callable[[RunRecord], bool], timeout_s: float) -> bool:
         """Wait until the cache's record of a run satisfies ``reached``; `False` when the time is over."""

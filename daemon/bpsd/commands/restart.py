@@ -7,7 +7,7 @@ __all__ = ["Restart"]
 from functools import partial
 
 from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome
-from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict
+from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, Conflict, StorageError
 from bpsd.journal import CommandRecord
 from bpsd.models import WmsStates
 from bpsd.runs import Change, RunRecord
@@ -34,6 +34,8 @@ class Restart:
             return Again(str(exc))
         except BackendUnavailable as exc:
             return Doubt(str(exc))
+        except StorageError as exc:
+            return Doubt(str(exc), storage=True)
         except BpsdError as exc:
             return Failed(exc)
         if new_id is None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome
-from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError
+from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, StorageError
 from bpsd.interface import WmsService
 from bpsd.journal import CommandRecord
 from bpsd.models import WmsStates
@@ -49,16 +49,16 @@ class Submit:
             service = desk.service
             await desk.call("checking before submission", service.run_submission_checks)
             prepared = await desk.call("preparing", service.prepare, about, workflow)
-        except (BackendUnavailable, BackendAuthError) as exc:
-            return Again(str(exc))
+        except (BackendUnavailable, BackendAuthError, StorageError) as exc:  # it says nothing of the workflow
+            return Again(str(exc), storage=isinstance(exc, StorageError))
         except BpsdError as exc:
             return Failed(exc)
         try:
             await desk.call("submitting", service.submit, prepared)
         except BackendAuthError as exc:
             return Again(str(exc))
-        except BackendUnavailable as exc:
-            return Doubt(str(exc))
+        except (BackendUnavailable, StorageError) as exc:
+            return Doubt(str(exc), storage=isinstance(exc, StorageError))
         except BpsdError as exc:
             return Failed(exc)
         if prepared.run_id is None:

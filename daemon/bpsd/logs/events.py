@@ -68,6 +68,7 @@ class LogEvent(StrEnum):
     JOURNAL_WRITE_FAILED = "journal_write_failed"  # error, retry_s
     STORE_EMPTIED = "store_emptied"  # reason, set_aside: it is filled again from the backends
     JOURNAL_RESTORED = "journal_restored"  # reason, restored_from, set_aside: no commands until it is accepted
+    JOURNAL_OLDER = "journal_older"  # reason: than the history; no commands until it is accepted
     RUN_UNREADABLE = "run_unreadable"  # run: its record in the store is damaged; it is seen anew
     INFO_FILE_NOT_WRITTEN = "info_file_not_written"  # backend, error: a file for other tools; the run is none the worse
     METRICS_FAILED = "metrics_failed"  # what (a file or an address), error: it is tried again

@@ -2,7 +2,7 @@
 
 A pipe whose reader stalls, or a terminal that somebody stopped with Ctrl-S, makes ``write(2)`` wait as long as it
 pleases. That must not stop the daemon: what does not fit into the queue is dropped and counted, and the count is told
-when somebody reads again.
+when somebody reads again. A file on a full disk is waited for in the same way.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ import os
 import select
 import threading
 from collections.abc import Callable
+
+from bpsd.diskfull import is_full
+
+FULL_RETRY_S = 1.0
+"""Pause before a line is written again that a full disk refused."""
 
 
 class LogSink:
@@ -103,3 +108,9 @@ class LogSink:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:  # somebody who shares the file made it non-blocking
                 select.select([], [self._fd], [])
+            except OSError as exc:
+                if not is_full(exc):
+                    raise
+                with self._changed:
+                    if self._closed or self._changed.wait_for(lambda: self._closed, FULL_RETRY_S):
+                        raise

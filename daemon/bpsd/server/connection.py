@@ -27,7 +27,8 @@ import anyio
 import msgspec
 
 from bpsd.config import Limits
-from bpsd.errors import BpsdError, DeadlineExceeded, PermissionDenied
+from bpsd.diskfull import is_full
+from bpsd.errors import BpsdError, DeadlineExceeded, PermissionDenied, StorageError
 from bpsd.logs import LogEvent
 from bpsd.logs.throttle import Throttle
 from bpsd.messages import Goodbye
@@ -474,6 +475,8 @@ class Connection(asyncio.BufferedProtocol):
     def _send_failure(self, request: Request, error: Exception) -> None:
         if isinstance(error, TimeoutError):
             told: BpsdError = DeadlineExceeded(f"{request.method} took longer than it may", advice="try again later")
+        elif isinstance(error, OSError) and is_full(error):
+            told = StorageError(f"{request.method} failed: {error}", advice="free some space there, then try again")
         elif isinstance(error, BpsdError):
             told = error
             if isinstance(error, PermissionDenied):
