@@ -107,8 +107,11 @@ def test_everything_goes_on_when_the_state_folder_has_space_again(tmp_path: Path
 
         again = client.submit_document(document(true_job("b_1")), backend="here", token="u" * 20)
         assert client.wait_command(again["id"], timeout_s=PATIENCE_S)["state"] == "DONE"
-        for each in (run, again["run"]):
-            until(lambda each=each: client.status(each)["state"] == "SUCCEEDED", "both runs succeed")
+
+        def succeeded() -> bool:
+            return all(client.status(each)["state"] == "SUCCEEDED" for each in (run, again["run"]))
+
+        until(succeeded, "both runs succeed")
         assert "Traceback" not in daemon.log.read_text()
 
 
