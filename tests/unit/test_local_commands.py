@@ -85,7 +85,8 @@ def test_the_quick_way_to_split_is_the_shells(text: str) -> None:
         ({"executable": None}, "executable", "the job has none"),
         ({"executable": "/no/such/program"}, "executable", "there is no program /no/such/program$"),
         ({"executable": "ghost"}, "executable", r"there is no program ghost in PATH \(.*:/bin\)"),
-        ({"executable": "./plain"}, "executable", "there is no program ./plain in /"),
+        ({"executable": "./plain"}, "executable", r"permission denied: /\S*/plain is not an executable file"),
+        ({"executable": "./ghost"}, "executable", r"there is no program \./ghost in /"),
         ({"working_directory": "relative"}, "working_directory", "'relative' is not an absolute path"),
     ],
 )

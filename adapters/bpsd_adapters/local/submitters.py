@@ -28,6 +28,7 @@ import msgspec
 
 from bpsd.errors import BackendUnavailable, BpsdError, PermissionDenied, UnsupportedOperation, no_run
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
+from bpsd.logs import LogEvent
 from bpsd.models import KnownRun, PollRequest, PollResult, TokenAnswer
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters.driven import umask_of
@@ -420,7 +421,7 @@ class SubmitterService(WmsService):
             said = "" if done.returncode == 0 else done.stderr.decode(errors="replace").strip()
         if said:
             self.context.log.warning(
-                "slice_not_limited",
+                LogEvent.SLICE_NOT_LIMITED,
                 slice=SLICE,
                 error=said[:300],
                 advice="`bpsd install --system --run-as-submitter` brings the rule that allows it",

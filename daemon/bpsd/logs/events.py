@@ -54,6 +54,8 @@ class LogEvent(StrEnum):
     RUN_QUARANTINED = "run_quarantined"  # backend, run, error, failures, retry_s: the other runs go on
     RUN_RECOVERED = "run_recovered"  # backend, run: it left the quarantine
     RUN_LOGS_DAMAGED = "run_logs_damaged"  # errors, count: what the local adapter could not read
+    LEFTOVER_PROCESSES_LIVE = "leftover_processes_live"  # run, error: a killed driver's; the next poll tries again
+    SLICE_NOT_LIMITED = "slice_not_limited"  # slice, error, advice: the units of the users' jobs share no limit
 
     # -- plugins of bps --
     PLUGIN_STARTED = "plugin_started"  # purpose, host, pid, python: a control worker is up
