@@ -186,16 +186,18 @@ class Quarantine:
             Name of the source of added observations.
         usual_note : `~collections.abc.Callable`, optional
             Returns the note of a run that is in no quarantine, or `None` if it is not known now. For adapters whose
-            observations do not repeat the note: it replaces the error of a run that recovered.
+            observations do not repeat the note: it replaces the error of a run that recovered. What the poll itself
+            says of a run goes before it.
         """
         found = list(observations)
         place = {seen.key: number for number, seen in enumerate(found)}
+        told = {seen.key for seen in found if seen.note is not None}
         reported: dict[str, str] = {}
         for run in known:
             error = self.note(run.key) or self.note(run.wms_id)
             note: str | None = error
             if not error:
-                if usual_note is None or self._reported.get(run.key) == "":
+                if usual_note is None or run.key in told or self._reported.get(run.key) == "":
                     reported[run.key] = ""
                     continue
                 note = usual_note(run)  # also when a run is first seen: an earlier process may have reported an error

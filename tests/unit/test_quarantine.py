@@ -162,3 +162,14 @@ def test_an_observation_keeps_its_state_and_one_that_is_added_claims_none() -> N
     assert first == msgspec.structs.replace(seen[0], note=kept.note("1"))
     assert second is seen[1]
     assert (added.state, added.attempt, added.jobs) == (None, 2, ())
+
+
+def test_what_the_poll_says_of_a_run_goes_before_its_usual_note() -> None:
+    kept = quarantine(Clock())
+    over = RunObservation(wms_id="1", source="q", state=WmsStates.FAILED, note="the driver was killed")
+    assert kept.noted([over], [known("1")], "log", lambda _: "") == [over]
+
+    fail(kept, "1", ValueError("odd"))
+    assert "odd" in str(kept.noted([over], [known("1")], "log", lambda _: "")[0].note)
+    recover(kept, "1")
+    assert kept.noted([over], [known("1")], "log", lambda _: "") == [over]

@@ -34,7 +34,6 @@ from bpsd.errors import (
     no_run,
 )
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
-from bpsd.logs import LogEvent
 from bpsd.models import PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters import helper, runlog
@@ -390,7 +389,7 @@ class LocalService(WmsService):
             if more:
                 break
         if errors:
-            self.context.log.warning(LogEvent.RUN_LOGS_DAMAGED, errors=[*errors.values()][:5], count=len(errors))
+            self.context.log.warning("run_logs_damaged", errors=[*errors.values()][:5], count=len(errors))
         fault = await _in_thread(self._ledger_fault)
         if (errors or fault) and not more:
             observations += still_there(request.known, {*errors, *absent})
@@ -541,7 +540,7 @@ class LocalService(WmsService):
             try:
                 await self._begin(await self._folder(wms_id), attempt, only_end=True)
             except BpsdError as exc:  # the next poll sees them again
-                self.context.log.warning(LogEvent.LEFTOVER_PROCESSES_LIVE, run=wms_id, error=str(exc))
+                self.context.log.warning("leftover_processes_live", run=wms_id, error=str(exc))
             finally:
                 self._ending.discard(wms_id)
 
