@@ -20,6 +20,7 @@ __all__ = [
     "Commands",
     "Config",
     "ConfigFile",
+    "Draft",
     "History",
     "Limits",
     "Logs",
@@ -27,7 +28,9 @@ __all__ = [
     "PollingOverrides",
     "Stop",
     "default_config",
+    "draft_config",
     "find_config",
+    "home_folder",
     "load_config",
 ]
 
@@ -36,7 +39,7 @@ import pwd
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -307,6 +310,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return f"<Config mode={self.mode} socket={self.socket} state_dir={self.state_dir} backends: {backends}>"
 
 
+class Draft(NamedTuple):
+    """A configuration with the document it stands in, which holds its mistakes and knows the place of every key.
+
+    Where the document has mistakes, ``config`` has the default instead, and lacks the backends that have any.
+    """
+
+    config: Config
+    document: Document[ConfigFile]
+
+
 def find_config(environ: Mapping[str, str], uid: int) -> Path | None:
     """The configuration file that is there if none was named: ``$BPSD_CONFIG``, the user's own, root's system-wide one.
 
@@ -315,7 +328,7 @@ def find_config(environ: Mapping[str, str], uid: int) -> Path | None:
     """
     if named := environ.get(CONFIG_VARIABLE):
         return Path(named)
-    home = wire.xdg(environ, "XDG_CONFIG_HOME") or f"{_home(environ)}/.config"
+    home = wire.xdg(environ, "XDG_CONFIG_HOME") or f"{home_folder(environ)}/.config"
     candidates = [Path(home) / "bpsd/bpsd.yaml", *([Path(SYSTEM_CONFIG)] if uid == 0 else [])]
     return next((path for path in candidates if path.exists()), None)
 
@@ -324,7 +337,9 @@ def default_config(
     environ: Mapping[str, str], uid: int, adapter_config: AdapterConfig, known_adapters: Sequence[str]
 ) -> Config:
     """Zero configuration: mode user, and one backend ``here`` of type ``local``."""
-    return _load(b"{}", "(no file)", adapter_config, known_adapters, environ, uid)
+    draft = draft_config(None, adapter_config, known_adapters, environ=environ, uid=uid)
+    draft.document.check()
+    return draft.config
 
 
 def load_config(
@@ -335,18 +350,7 @@ def load_config(
     environ: Mapping[str, str] | None = None,
     uid: int | None = None,
 ) -> Config:
-    """Read a configuration file.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    adapter_config : `~collections.abc.Callable`
-        Gives the type of the settings of a type of backend.
-    known_adapters : `~collections.abc.Sequence` [`str`]
-        The types of backend that there are.
-    environ, uid : optional
-        Whose daemon it is, for what the file leaves open (default: this process's).
+    """Read a configuration file; the parameters are those of `draft_config`.
 
     Raises
     ------
@@ -355,25 +359,50 @@ def load_config(
     CannotStart
         If the file cannot be read.
     """
+    draft = draft_config(path, adapter_config, known_adapters, environ=environ, uid=uid)
+    draft.document.check()
+    return draft.config
+
+
+def draft_config(
+    path: str | os.PathLike[str] | None,
+    adapter_config: AdapterConfig,
+    known_adapters: Sequence[str],
+    *,
+    environ: Mapping[str, str] | None = None,
+    uid: int | None = None,
+) -> Draft:
+    """Read a configuration file with its mistakes, to which more can be added.
+
+    ``path`` is `None` for zero configuration. ``adapter_config`` gives the type of the settings of a type of backend;
+    ``known_adapters`` are these types. ``environ`` and ``uid`` say whose daemon it is (default: this process's).
+
+    Raises
+    ------
+    ConfigInvalid
+        If the text cannot be read to its end.
+    CannotStart
+        If the file cannot be read.
+    """
     try:
-        data = Path(path).read_bytes()
+        data = b"{}" if path is None else Path(path).read_bytes()
     except OSError as exc:
         raise CannotStart(
             f"cannot read the configuration {path}: {exc.strerror}",
             advice=f"name another with --config or ${CONFIG_VARIABLE}; without any, bpsd runs a local backend",
         ) from exc
-    own = os.environ if environ is None else environ
-    return _load(data, str(path), adapter_config, known_adapters, own, os.getuid() if uid is None else uid)
+    environ, uid = os.environ if environ is None else environ, os.getuid() if uid is None else uid
+    return _drafted(data, "(no file)" if path is None else str(path), adapter_config, known_adapters, environ, uid)
 
 
-def _load(
+def _drafted(
     data: bytes,
     source: str,
     adapter_config: AdapterConfig,
     known_adapters: Sequence[str],
     environ: Mapping[str, str],
     uid: int,
-) -> Config:
+) -> Draft:
     document = documents.read(data, source, ConfigFile, error=ConfigInvalid)
     file = document.value
     _check_polling(document, ("polling",), file.polling)
@@ -409,8 +438,7 @@ def _load(
         metrics=file.metrics,
         notifications=file.notifications,
     )
-    document.check()
-    return config
+    return Draft(config, document)
 
 
 def _check_polling(document: Document[ConfigFile], where: documents.Path, polling: Polling) -> None:
@@ -458,7 +486,11 @@ def _backend(
         return None
     if kind in _RUNS_HERE and (file.mode == "system") != (tree.get("run_as") == "submitter"):
         document.add((*where, "type"), _RUNS_AS[file.mode])
-    settings_type = adapter_config(kind)
+    try:
+        settings_type = adapter_config(kind)
+    except CannotStart as exc:
+        document.add((*where, "type"), exc.message)
+        return None
     before = document.total
     whole: Any = document.part(where, tree, _joined(settings_type))
     polling = _overridden(file.polling, whole.poll)
@@ -538,18 +570,25 @@ def _state_dir(document: Document[ConfigFile], environ: Mapping[str, str]) -> st
         return _path(document, ("state_dir",), file.state_dir, environ)
     if file.mode == "system":
         return SYSTEM_STATE_DIR
-    return f"{wire.xdg(environ, 'XDG_STATE_HOME') or f'{_home(environ)}/.local/state'}/bpsd"
+    return f"{wire.xdg(environ, 'XDG_STATE_HOME') or f'{home_folder(environ)}/.local/state'}/bpsd"
 
 
 def _path(document: Document[ConfigFile], where: documents.Path, path: str, environ: Mapping[str, str]) -> str:
     if path == "~" or path.startswith("~/"):
-        path = _home(environ) + path[1:]
+        path = home_folder(environ) + path[1:]
     if not path.startswith("/") and not document.is_bad(where):
         document.add(where, f"{path!r} is not absolute (it may begin with ~/)")
     return path
 
 
-def _home(environ: Mapping[str, str]) -> str:
+def home_folder(environ: Mapping[str, str]) -> str:
+    """Return the home directory; where ``HOME`` is not set it asks the name service, which may take long.
+
+    Raises
+    ------
+    CannotStart
+        If this user has no entry in the user database.
+    """
     try:
         return environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
     except KeyError as exc:  # in a container, or in an LDAP outage

@@ -6,7 +6,7 @@ of which there are few. What goes wrong is told without addresses, headers and p
 
 from __future__ import annotations
 
-__all__ = ["DeliveryFailed", "deliver"]
+__all__ = ["DeliveryFailed", "deliver", "read_secret"]
 
 import importlib
 import os
@@ -17,7 +17,6 @@ import subprocess
 from collections.abc import Sequence
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
-from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -146,17 +145,25 @@ async def _post(webhook: Webhook, document: bytes, timeout_s: float) -> None:
 
 async def _secret(key: str, path: str | None) -> str:
     assert path is not None
-    return await anyio.to_thread.run_sync(_read_secret, key, path)
+    return await anyio.to_thread.run_sync(read_secret, key, path)
 
 
-def _read_secret(key: str, path: str) -> str:
+def read_secret(key: str, path: str) -> str:
+    """Read a file that holds an address, a token or a password: one line.
+
+    Raises
+    ------
+    DeliveryFailed
+        If it cannot be read, or holds something else.
+    """
     try:
-        with Path(path).open("rb") as file:
-            text = file.read(SECRET_BYTES).decode().strip()
-    except OSError as exc:
-        raise DeliveryFailed(f"{key} {path} cannot be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError:
-        raise DeliveryFailed(f"{key} {path} holds no text") from None
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            text = (file.read(SECRET_BYTES) or b"").decode().strip()
+    except (OSError, ValueError) as exc:
+        if isinstance(exc, UnicodeDecodeError):
+            raise DeliveryFailed(f"{key} {path} holds no text") from None
+        raise DeliveryFailed(f"{key} {path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
     if not text or not text.isprintable():
         raise DeliveryFailed(f"{key} {path} must hold one line")
     return text
@@ -178,7 +185,7 @@ def _send(mail: Mail, message: Message, timeout_s: float) -> None:
     try:
         with _connected(mail, timeout_s) as server:
             if mail.user is not None and mail.password_file is not None:
-                server.login(mail.user, _read_secret("password_file", mail.password_file))
+                server.login(mail.user, read_secret("password_file", mail.password_file))
             refused = server.send_message(_letter(mail, message))
     except smtplib.SMTPAuthenticationError as exc:
         raise DeliveryFailed(f"{mail.host} does not let {mail.user} in (SMTP {exc.smtp_code})") from None

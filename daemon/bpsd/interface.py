@@ -16,7 +16,7 @@ from __future__ import annotations
 __all__ = ["Capabilities", "FieldSupport", "OutputPiece", "ServiceContext", "WmsService", "WmsWorkflow"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 from anyio.abc import TaskGroup
 
-from bpsd.errors import UnsupportedOperation
+from bpsd.errors import Problem, UnsupportedOperation
 from bpsd.models import KnownRun, PollRequest, PollResult, TokenAnswer, WmsRunReport, WmsStates
 from bpsd.workflow import JOB_FIELDS, WorkflowFile
 
@@ -133,6 +133,16 @@ class WmsService(ABC):
     def made(cls, config: Any, context: ServiceContext) -> WmsService:
         """Make the service of a backend; an adapter may choose another class of its own by its settings."""
         return cls(config, context)
+
+    @classmethod
+    def check_settings(cls, config: Any) -> Sequence[Problem]:  # noqa: ARG003  # for those who override it
+        """Return what of the settings cannot work on this host: files, folders and programs that are not as needed.
+
+        ``bpsd check-config`` asks this, and the daemon before it opens the backend. ``where`` of each problem is its
+        path in the backend's settings, as in ``("ssh", "keys", 0)``. It changes nothing, starts nothing and uses no
+        network. It is called in a thread and may block; `bpsd.pathchecks` has the common checks.
+        """
+        return ()
 
     async def __aenter__(self) -> Self:
         return self

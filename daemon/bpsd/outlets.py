@@ -21,6 +21,7 @@ import ipaddress
 import re
 from functools import lru_cache
 from typing import Annotated, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -82,6 +83,13 @@ def loopback_address(text: str) -> tuple[str, int]:
     return str(address), int(port)
 
 
+def _has_good_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
 _glob = lru_cache(maxsize=256)(Glob)
 
 
@@ -99,6 +107,8 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError(
                 "url does not begin with http:// or https://, or has blanks"
             )  # and is not shown: see above
+        if self.url is not None and not _has_good_port(self.url):
+            raise ValueError("the port in url is not a number from 1 to 65535")
 
     def __repr__(self) -> str:
         return "<Webhook>"

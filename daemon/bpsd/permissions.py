@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["NAMES_WAIT_S", "policy_of"]
+__all__ = ["NAMES_WAIT_S", "policy_of", "unknown_places"]
 
 import grp
 import pwd
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from bpsd.config import Config
+from bpsd.documents import Path
 from bpsd.peers import Members, Policy, Right
 from bpsd.roles import EVERYBODY, Who
 
@@ -58,6 +59,25 @@ def policy_of(config: Config, owner_uid: int) -> tuple[Policy, list[str]]:
         accounts=accounts,
     )
     return policy, sorted(set(unknown))
+
+
+def unknown_places(config: Config, unknown: Collection[str]) -> Iterator[tuple[Path, str]]:
+    """Find where the configuration names those that `policy_of` calls unknown."""
+    people: list[tuple[Path, Who]] = [
+        (("rights", name), who)
+        for name in config.rights.__struct_fields__
+        if isinstance(who := getattr(config.rights, name), Who)
+    ]
+    for backend in config.backends.values():
+        people.append((("backends", backend.name, "submitters"), backend.submitters))
+        for account, user in backend.accounts.items():
+            if f"user {user}" in unknown:
+                yield ("backends", backend.name, "accounts", account), f"user {user}"
+    for where, who in people:
+        for key, kind, names in (("users", "user", who.users), ("groups", "group", who.groups)):
+            for index, name in enumerate(names):
+                if f"{kind} {name}" in unknown:
+                    yield (*where, key, index), f"{kind} {name}"
 
 
 def _users(who: Who) -> list[str]:

@@ -12,16 +12,17 @@ __all__ = ["Backend"]
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from bpsd.cache import Cache
 from bpsd.config import BackendConfig
-from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, DeadlineExceeded
+from bpsd.errors import BackendAuthError, BackendUnavailable, BpsdError, DeadlineExceeded, Problem
 from bpsd.interface import ServiceContext, WmsService
 from bpsd.logs.events import LogEvent
 from bpsd.logs.redaction import redact_text
@@ -43,6 +44,9 @@ SETTLE_S = 0.05
 CLOCK_OFFSET_S = 5.0
 """How far a WMS's clock may be from ours before it is said."""
 
+CHECK_WAIT_S = 10.0
+"""Time for the check of a backend's settings; its files may lie on a file system that does not answer."""
+
 MAX_DETAIL_ROUNDS = 1000
 """How many results in a row a backend may ask to be followed up at once (``more``), before it is a failure."""
 
@@ -58,6 +62,9 @@ class Backend:
         Makes the service from a `~bpsd.interface.ServiceContext`.
     settings : `~bpsd.config.BackendConfig`
         Its section of the configuration.
+    check : callable
+        Returns what keeps these settings from working on this host; it may block. While there is anything, the backend
+        is ``stopped`` with that reason.
     polled : callable
         Told of every poll that ended: the backend, ``ok``, ``partial`` or ``failed``, and how many seconds it took.
     stood_still_s : callable
@@ -69,6 +76,7 @@ class Backend:
         *,
         uid: str,
         make: Callable[[ServiceContext], WmsService],
+        check: Callable[[], Sequence[Problem]] = tuple,
         settings: BackendConfig,
         cache: Cache,
         state_dir: Path,
@@ -81,6 +89,7 @@ class Backend:
         self.name, self.uid, self.type = settings.name, uid, settings.type
         self.settings = settings
         self._make, self._cache, self.state_dir, self._clock = make, cache, state_dir, clock
+        self._check, self._checking = check, anyio.CapacityLimiter(1)
         self._log = log
         self._service: WmsService | None = None
         self._state: Literal["starting", "up", "down", "auth", "stopped"] = "starting"
@@ -252,7 +261,28 @@ class Backend:
                 opened_failures += 1
                 await self._stopped(exc, opened_failures)
 
+    async def _check_settings(self) -> None:
+        """Look at what the settings name, in a thread: one that hangs is left, and takes no other's place.
+
+        Raises
+        ------
+        BackendUnavailable
+            If something is not as needed; or the check did not end.
+        """
+        problems: Sequence[Problem] | None = None
+        with anyio.move_on_after(CHECK_WAIT_S):
+            problems = await anyio.to_thread.run_sync(self._check, abandon_on_cancel=True, limiter=self._checking)
+        if problems is None:
+            raise BackendUnavailable(
+                f"the files that the settings of backend {self.name} name could not be checked within "
+                f"{CHECK_WAIT_S:g} s",
+                advice="look for a file system that does not answer",
+            )
+        if problems:
+            raise BackendUnavailable("; ".join(map(str, problems)), advice="`bpsd check-config` lists all mistakes")
+
     async def _live_once(self) -> None:
+        await self._check_settings()
         async with anyio.create_task_group() as group:
             service = self._make(self._context(group))
             async with service:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["GROUP", "adapter", "adapter_config", "known_adapters"]
 
+from functools import cache
 from importlib import metadata
 
 import msgspec
@@ -19,8 +20,9 @@ def known_adapters() -> list[str]:
     return sorted(point.name for point in metadata.entry_points(group=GROUP))
 
 
+@cache
 def adapter(kind: str) -> type[WmsService]:
-    """The adapter of a kind of backend.
+    """The adapter of a kind of backend. It reads files the first time; then it may be called in the event loop.
 
     Raises
     ------

@@ -38,7 +38,6 @@ from bpsd.commands.engine import VERBS, CommandEngine
 from bpsd.config import BackendConfig, Config, Limits
 from bpsd.errors import BpsdError, CannotStart, ConfigInvalid, WorkflowInvalid
 from bpsd.events import first_number
-from bpsd.interface import ServiceContext, WmsService
 from bpsd.journal import CommandRecord, Journal, Sighting
 from bpsd.journalcheck import count_start
 from bpsd.logs.events import LogEvent
@@ -51,6 +50,7 @@ from bpsd.openfiles import make_room, open_files
 from bpsd.peers import Policy
 from bpsd.permissions import NAMES_WAIT_S, policy_of
 from bpsd.poller import Backend
+from bpsd.preflight import OutletCheck, backend_problems
 from bpsd.registry import adapter
 from bpsd.reloading import applicable
 from bpsd.scrape import Exposition
@@ -114,6 +114,7 @@ class Daemon:
         self._reload_wanted = anyio.Event()
         self._policy = Policy(os.getuid())
         self._names_unknown: list[str] = []
+        self._outlets, self._asking_names = OutletCheck(log), anyio.CapacityLimiter(1)
         self._is_ready = False
         self._started_at = clock()
         self._metrics.started_at.set(self._started_at)
@@ -288,6 +289,7 @@ class Daemon:
                 place=self._place,
             )
             await self._know_people()
+            await self._outlets.check(self._config)
             self._deps = self._make_deps()
             self._server = self._make_server()
             self._notifier = self._make_notifier()
@@ -361,15 +363,16 @@ class Daemon:
         self._names_unknown = ["all of them: the name service does not answer"]
         with anyio.move_on_after(NAMES_WAIT_S):
             self._policy, self._names_unknown = await anyio.to_thread.run_sync(
-                policy_of, self._config, os.getuid(), abandon_on_cancel=True
+                policy_of, self._config, os.getuid(), abandon_on_cancel=True, limiter=self._asking_names
             )
         if self._names_unknown:
             self._log.warning(LogEvent.NAMES_UNKNOWN, names=self._names_unknown, retry_s=NAMES_RETRY_S)
 
     async def _ask_for_people(self) -> None:
-        """Ask again for names that nobody had: they may be made later, or their server may be back."""
+        """Ask again for names that nobody had, and look again at what was wrong: somebody may have repaired it."""
         while True:
             await anyio.sleep(NAMES_RETRY_S)
+            await self._outlets.check(self._config)
             if self._names_unknown:
                 await self._know_people()
                 self._use_people()
@@ -412,6 +415,7 @@ class Daemon:
             socket_fault=lambda: self._server.socket_fault,
             policy=self._policy,
             names_unknown=self._names_unknown,
+            config_wrong=lambda: self._outlets.wrong,
             clock=self._clock,
             started_at=self._started_at,
             log=self._log,
@@ -501,14 +505,10 @@ class Daemon:
     async def _add_backend(self, settings: BackendConfig) -> None:
         folder = self._state / "backends" / await self._journal.backend_uid(settings.name)
         await anyio.to_thread.run_sync(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
-        kind = adapter(settings.type)
-
-        def make(context: ServiceContext) -> WmsService:
-            return kind.made(settings.settings, context)
-
         backend = Backend(
             uid=folder.name,
-            make=make,
+            make=lambda context: adapter(settings.type).made(settings.settings, context),
+            check=lambda: backend_problems(settings),
             settings=settings,
             cache=self._cache,
             state_dir=folder,
@@ -574,6 +574,7 @@ class Daemon:
         self._server.set_limits(new.limits)
         await self._know_people()
         self._use_people()
+        await self._outlets.check(new)
         self._exposition.use(new.metrics)
         self._notifier.use(new.notifications)
         await self._take_backends(old, new)

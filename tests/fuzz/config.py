@@ -21,7 +21,8 @@ KNOWN = known_adapters()
 def one_input(data: bytes) -> None:
     """Read these bytes as a file."""
     try:
-        loaded = config._load(data, "fuzz.yaml", adapter_config, KNOWN, ENVIRON, 7)
+        loaded = config._drafted(data, "fuzz.yaml", adapter_config, KNOWN, ENVIRON, 7)
+        loaded.document.check()
     except ConfigInvalid as error:
         if not error.problems:
             raise AssertionError("refused, and nothing is wrong") from error
@@ -31,7 +32,7 @@ def one_input(data: bytes) -> None:
                 raise AssertionError(f"there is no such place: {problem}") from error
         str(error)
     else:
-        repr(loaded)
+        repr(loaded.config)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from bpsd.registry import adapter_config, known_adapters
 from bpsd.reloading import NEEDS_RESTART
 from bpsd.signals import Signals
 from bpsd.supervisor import Daemon
+from tests.integration.daemons import RunningDaemon, until
 
 ROUTE = {"command": ["/bin/true"]}
 BASE: dict[str, Any] = {
@@ -471,3 +472,24 @@ def test_what_can_be_applied_is_applied_beside_what_needs_a_restart(tmp_path: Pa
 
     assert waiting == ["logs.format"]
     assert (in_force.logs.format, in_force.logs.level) == ("auto", "debug")
+
+
+def test_a_backend_that_cannot_work_keeps_neither_the_daemon_nor_the_others_from_running(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    runs = tmp_path / "file" / "runs"
+    broken = {"type": "local", "run_dir": str(runs)}
+    hook = {"routes": {"r": {"command": [str(tmp_path / "hook")]}}}
+    with RunningDaemon(tmp_path, {"good": {"type": "local"}, "broken": broken}, notifications=hook) as daemon:
+
+        def states() -> dict[str, tuple[str, str]]:
+            with daemon.client() as client:
+                return {row["name"]: (row["state"], row["error"]) for row in client.call("backends")["backends"]}
+
+        until(lambda: [state for state, _ in states().values()] == ["up", "stopped"], "one backend runs")
+        assert states()["broken"][1].startswith(f"run_dir: cannot use the folder {runs}: {tmp_path}/file")
+        with daemon.client() as client:
+            health = {check["name"]: check["message"] for check in client.call("health")["checks"]}
+        assert health["config"].startswith("notifications.routes.r.command: cannot run")
+
+        (tmp_path / "file").unlink()
+        until(lambda: [state for state, _ in states().values()] == ["up", "up"], "the other runs once it can")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 import structlog
@@ -15,7 +17,7 @@ import structlog
 from bpsd import poller
 from bpsd.cache import Cache
 from bpsd.config import BackendConfig, Polling
-from bpsd.errors import BackendUnavailable
+from bpsd.errors import BackendUnavailable, Problem
 from bpsd.interface import WmsService
 from bpsd.models import PollRequest, PollResult, RunObservation, SourceReport, WmsStates
 from bpsd.poller import Backend
@@ -69,6 +71,9 @@ class NoCache:
 
     def live_runs(self, _: str) -> int:
         return 0
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        return {}
 
 
 @asynccontextmanager
@@ -222,3 +227,40 @@ async def test_a_run_whose_own_source_is_silent_is_stale_and_the_others_are_not(
         schedds.silent = set()
         assert await stale_after(1.0) == [False, False]
         assert (half.silent, half.is_whole) == ([], True)
+
+
+async def reaches(observed: Backend, state: str) -> None:
+    with anyio.fail_after(120):
+        while observed.row().state != state:  # noqa: ASYNC110  # a backend announces it to its cache, which is none here
+            await anyio.sleep(0.02)
+
+
+async def test_a_backend_whose_settings_cannot_work_is_stopped_with_the_reason_until_they_do(tmp_path: Path) -> None:
+    wrong = [Problem(("ssh", "keys", 0), "cannot read /k: No such file or directory")]
+    threads: list[int] = []
+
+    def check() -> list[Problem]:
+        threads.append(threading.get_ident())
+        return [*wrong]
+
+    with structlog.testing.capture_logs():
+        async with backend(Slow(anyio.lowlevel.checkpoint), tmp_path, check=check) as kept:
+            await reaches(kept, "stopped")
+            assert kept.row().error.startswith("ssh.keys[0]: cannot read /k: No such file or directory")
+            wrong.clear()
+            await reaches(kept, "up")
+
+    assert threading.get_ident() not in threads
+
+
+async def test_a_check_of_settings_that_hangs_holds_up_nothing_but_its_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "CHECK_WAIT_S", 0.1)
+    answered = threading.Event()
+    with structlog.testing.capture_logs():
+        async with backend(Slow(anyio.lowlevel.checkpoint), tmp_path, check=lambda: answered.wait(300) and ()) as hung:
+            await reaches(hung, "stopped")
+            assert "could not be checked within 0.1 s" in hung.row().error
+            answered.set()
+            await reaches(hung, "up")

@@ -12,7 +12,7 @@ __all__ = ["BpsPluginService"]
 import contextlib
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -38,6 +38,7 @@ from bpsd.errors import (
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.logs import LogEvent
 from bpsd.models import TERMINAL, PollRequest, PollResult, TokenAnswer, WmsRunReport, WmsStates
+from bpsd.pathchecks import cannot_run, cannot_write_in, expanded
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters.bps_plugin.bridge import BridgedRuns
 from bpsd_adapters.bps_plugin.entries import Entries, Entry, token_and_number
@@ -48,7 +49,7 @@ from bpsd_adapters.bps_plugin.plugin import says_no
 from bpsd_adapters.bps_plugin.settings import BpsPluginConfig, traits_of
 from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.transports.base import Transport
-from bpsd_adapters.transports.settings import make_transport
+from bpsd_adapters.transports.settings import check_host, make_transport
 
 MAX_OUTPUTS_BYTES = 64 * 1024 * 1024
 """The longest list of output files of a run that is read."""
@@ -63,6 +64,17 @@ class BpsPluginService(WmsService):
     """A backend that is a plugin of ``bps``."""
 
     Config: ClassVar[type[msgspec.Struct]] = BpsPluginConfig
+
+    @classmethod
+    def check_settings(cls, config: BpsPluginConfig) -> Sequence[Problem]:
+        """See `WmsService.check_settings`."""
+        problems = check_host(config.ssh, None, {}, ())
+        if config.ssh is None:
+            if wrong := cannot_run(config.python):
+                problems.append(Problem(("python",), wrong))
+            if wrong := cannot_write_in(expanded(config.submit_root)):
+                problems.append(Problem(("submit_root",), wrong))
+        return problems
 
     def __init__(self, config: BpsPluginConfig, context: ServiceContext) -> None:
         super().__init__(config, context)

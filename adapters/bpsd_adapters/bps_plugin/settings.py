@@ -99,7 +99,7 @@ class BpsPluginConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     ssh: SshSettings | None = None
     environment: dict[str, str] = {}
     settings: dict[str, Any] = {}
-    submit_root: str = "~/bpsd-runs"
+    submit_root: Annotated[str, Meta(pattern="^(/|~/)")] = "~/bpsd-runs"
     check_executables: bool = True
     blocks: bool | None = None
     lists: bool | None = None

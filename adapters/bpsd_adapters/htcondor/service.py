@@ -27,6 +27,7 @@ from bpsd.errors import (
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.logs import LogEvent
 from bpsd.models import KnownRun, PollRequest, PollResult, Question, TokenAnswer, WmsRunReport
+from bpsd.pathchecks import cannot_write_in, expanded
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters.htcondor import policy, scripts
 from bpsd_adapters.htcondor.classads import Ad, JobStatus, as_number, as_text
@@ -42,10 +43,13 @@ from bpsd_adapters.htcondor.submission import DAG_FILE
 from bpsd_adapters.htcondor.watch import Watcher
 from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.transports.base import FileInfo, Transport
-from bpsd_adapters.transports.settings import make_transport
+from bpsd_adapters.transports.settings import check_host, make_transport
 
 _FORCEX = re.compile(r"(?:^|(?<=\s))-forcex(?:$|(?=\s))")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]+")
+TOOLS = ("condor_q", "condor_history", "condor_submit", "condor_submit_dag", "condor_rm")
+"""Programs of the pool without which nothing works."""
+
 STDERR, STDOUT = "stderr", "stdout"
 
 SLOWEST_UPLOAD_BYTES_PER_S = 1_000_000.0
@@ -59,6 +63,14 @@ class HTCondorService(WmsService):
     """Runs in an HTCondor pool, ours and those that people submit by themselves."""
 
     Config: ClassVar[type[msgspec.Struct]] = HTCondorConfig
+
+    @classmethod
+    def check_settings(cls, config: HTCondorConfig) -> Sequence[Problem]:
+        """See `WmsService.check_settings`."""
+        problems = check_host(config.ssh, config.bin_dir, config.environment, TOOLS)
+        if config.ssh is None and (wrong := cannot_write_in(expanded(config.submit_root))):
+            problems.append(Problem(("submit_root",), wrong))
+        return problems
 
     def __init__(self, config: HTCondorConfig, context: ServiceContext) -> None:
         super().__init__(config, context)

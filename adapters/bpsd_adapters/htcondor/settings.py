@@ -4,7 +4,10 @@ from __future__ import annotations
 
 __all__ = ["HTCondorConfig"]
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from bpsd_adapters.transports.settings import SshSettings
 
@@ -37,7 +40,7 @@ class HTCondorConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, f
     """
 
     ssh: SshSettings | None = None
-    submit_root: str = "~/bpsd-runs"
+    submit_root: Annotated[str, Meta(pattern="^(/|~/)")] = "~/bpsd-runs"
     schedd: str | None = None
     schedds: tuple[str, ...] = ()
     owner: str | None = None

@@ -108,7 +108,7 @@ class Follower:
     """
 
     def __init__(self, state: StateFolder, owner: str, quarantine: Quarantine) -> None:
-        self._state, self._owner, self._quarantine = state, owner, quarantine
+        self._state, self.owner, self._quarantine = state, owner, quarantine
         self._metas: dict[str, Meta] = {}
         self._histories: dict[str, tuple[int, History]] = {}
         self._turn = 0
@@ -213,7 +213,7 @@ class Follower:
         if piece.damage:
             look.error = f"{folder.log}: " + "; ".join(map(str, piece.damage[:3]))
         if piece.events:
-            teller = Teller(self._meta(folder), str(folder.path), self._owner, look.cursor)
+            teller = Teller(self._meta(folder), str(folder.path), self.owner, look.cursor)
             look.observations += teller.tell(piece.events)
             look.cursor = teller.cursor(piece.position)
         else:

@@ -28,13 +28,11 @@ __all__ = [
     "of_child",
     "of_pid",
     "send",
-    "user_name",
 ]
 
 import contextlib
 import ctypes
 import os
-import pwd
 import signal
 import sys
 import time
@@ -359,11 +357,3 @@ def _adopt_orphans() -> bool:
     except (OSError, AttributeError, ValueError):
         return False
     return done == 0 and sys.platform == "linux"
-
-
-def user_name(uid: int) -> str:
-    """Return the name of a user; ``#UID`` if the user has no entry (in a container, or in an LDAP outage)."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"#{uid}"

@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -41,6 +41,7 @@ from bpsd_adapters.driven import UmaskSetting, umask_of
 from bpsd_adapters.files import try_folder, write_durably
 from bpsd_adapters.local import history as histories
 from bpsd_adapters.local import outputs, processes
+from bpsd_adapters.local.checks import capacity_of, ledger_of, local_problems
 from bpsd_adapters.local.driver import BEGUN, REFUSED
 from bpsd_adapters.local.engine import DriverSettings
 from bpsd_adapters.local.fields import FIELDS
@@ -48,12 +49,13 @@ from bpsd_adapters.local.follow import BackendCursor, Follower, take_for
 from bpsd_adapters.local.history import History
 from bpsd_adapters.local.launch import check_driver, launch_driver
 from bpsd_adapters.local.layout import RunFolder, StateFolder
-from bpsd_adapters.local.ledger import Capacity, Ledger
-from bpsd_adapters.local.ledgerfile import default_path, living_drivers
+from bpsd_adapters.local.ledger import Ledger
+from bpsd_adapters.local.ledgerfile import living_drivers
 from bpsd_adapters.local.observe import LEDGER, LOG, PROCESSES, Phase, still_there
 from bpsd_adapters.local.prepare import Answer, Order, work
 from bpsd_adapters.local.units import limits, scope_command
 from bpsd_adapters.quarantine import Quarantine
+from bpsd_adapters.usernames import UserNames
 
 JOBS_PER_POLL = 20_000
 """How many observations of jobs one poll brings; then it asks for another."""
@@ -131,14 +133,6 @@ class LocalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = "wait"
 
 
-def capacity_of(config: LocalConfig) -> Capacity:
-    """Return what a backend has for jobs."""
-    return Capacity(
-        config.cores or len(os.sched_getaffinity(0)),
-        config.memory_mb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
-    )
-
-
 class LocalService(WmsService):
     """Runs jobs on this machine."""
 
@@ -157,20 +151,25 @@ class LocalService(WmsService):
 
         return SubmitterService(config, context)
 
+    @classmethod
+    def check_settings(cls, config: LocalConfig) -> Sequence[Problem]:
+        """See `WmsService.check_settings`."""
+        return local_problems(config)
+
     def __init__(self, config: LocalConfig, context: ServiceContext) -> None:
         super().__init__(config, context)
         self._config = config
         self._state = StateFolder(context.state_dir, None if config.run_dir is None else Path(config.run_dir))
-        self._ledger = default_path(context.state_dir.parent.parent) if config.ledger is None else Path(config.ledger)
+        self._names = UserNames()
         self.capacity = capacity_of(config)
         self._quarantine = Quarantine(context.log, context.backend, expected=(FileNotFoundError,))
-        self._follower = Follower(self._state, processes.user_name(os.getuid()), self._quarantine)
-        self._watching = anyio.CancelScope()
-        self._have_live = anyio.Event()
+        self._follower = Follower(self._state, self._names.known(os.getuid()), self._quarantine)
+        self._watching, self._have_live = anyio.CancelScope(), anyio.Event()
         self._ending: set[str] = set()
 
     async def __aenter__(self) -> Self:
         await _in_thread(self._state.make)
+        self._ledger = await _in_thread(ledger_of, self._config, self.context.state_dir.parent.parent)
         self.context.task_group.start_soon(self._watch, name=f"{self.context.backend}: watch logs")
         return self
 
@@ -366,6 +365,7 @@ class LocalService(WmsService):
     async def poll(self, request: PollRequest) -> PollResult:
         """Read on in the logs of live runs, and find runs that are not known yet."""
         began = time.monotonic()
+        self._follower.owner = await self._names.look_up(os.getuid())
         cursor = BackendCursor.parsed(request.cursor)
         looks = self._follower.looks(request, cursor)
         observations: list[RunObservation] = []

@@ -43,12 +43,13 @@ from bpsd_adapters.local.agentwire import (
     Restart,
     TokenOrder,
 )
+from bpsd_adapters.local.checks import capacity_of
 from bpsd_adapters.local.fields import FIELDS
 from bpsd_adapters.local.ledger import Capacity
 from bpsd_adapters.local.observe import LOG, PROCESSES
-from bpsd_adapters.local.processes import user_name
 from bpsd_adapters.local.shares import Share, cursors_of, is_number, renamed, together, watches, whole_id
 from bpsd_adapters.local.units import SLICE, limits, service_command, slice_command, unit_name
+from bpsd_adapters.usernames import UserNames
 
 if TYPE_CHECKING:
     from bpsd_adapters.local.service import LocalConfig
@@ -94,8 +95,6 @@ class SubmitterService(WmsService):
     """Runs jobs on this machine as who submitted them."""
 
     def __init__(self, config: LocalConfig, context: ServiceContext) -> None:
-        from bpsd_adapters.local.service import capacity_of
-
         super().__init__(config, context)
         settings = msgspec.to_builtins(msgspec.structs.replace(config, run_as="daemon"))
         told = AgentSettings(backend=context.backend, folder=context.state_dir.name, config=settings)
@@ -107,7 +106,7 @@ class SubmitterService(WmsService):
         self._asked: dict[int, float] = {}
         self._starting: dict[int, anyio.Lock] = {}
         self._expected: set[int] = set()
-        self._names: dict[int, str] = {}
+        self._names = UserNames()
         self._failures: dict[int, int] = {}
         self._failed_at: dict[int, float] = {}
         self._due: dict[int, float] = {}
@@ -273,7 +272,7 @@ class SubmitterService(WmsService):
             async with anyio.create_task_group() as asking:
                 for share in shares:
                     asking.start_soon(self._ask, share, deadline_s)
-            return together(shares, cursors, time.monotonic() - began, self._owners.of, self._name)
+            return together(shares, cursors, time.monotonic() - began, self._owners.of, self._names.known)
         asked = [share for share in shares if self._is_due(share, began)]
         for share in asked:
             self._expected.discard(share.uid)
@@ -287,7 +286,7 @@ class SubmitterService(WmsService):
             del self._pending[uid]
         cost_s = max((share.cost_s for share in asked if share.done.is_set()), default=0.0)
         shares = [answered.pop(share.uid, share) for share in shares] + [*answered.values()]
-        return together(shares, cursors, cost_s, self._owners.of, self._name)
+        return together(shares, cursors, cost_s, self._owners.of, self._names.known)
 
     def _is_due(self, share: Share, now: float) -> bool:
         """Whether an agent is to be asked now: it did its work lately, and has had its pause."""
@@ -297,7 +296,7 @@ class SubmitterService(WmsService):
         pause_s = self._pause_s(uid)
         if not self._may_ask(uid, pause_s):
             again_s = self._failed_at[uid] + pause_s - now
-            share.error = f"the agent of user {self._name(uid)} failed and is asked again in {again_s:.0f} s"
+            share.error = f"the agent of user {self._names.known(uid)} failed and is asked again in {again_s:.0f} s"
             return False
         at_once = share.cursor is None or uid in self._expected or self._rounds.get(uid, 0) > 0
         return at_once or now >= self._due.get(uid, -math.inf)
@@ -305,8 +304,7 @@ class SubmitterService(WmsService):
     async def _ask(self, share: Share, deadline_s: float) -> None:
         asked = began = time.monotonic()
         started = False
-        if share.uid not in self._names:
-            self._names[share.uid] = await anyio.to_thread.run_sync(user_name, share.uid)
+        await self._names.look_up(share.uid)
         request = PollRequest(cursor=share.cursor, known=share.known, deadline_s=deadline_s * ANSWER_PART)
         try:
             with anyio.fail_after(deadline_s):
@@ -334,7 +332,7 @@ class SubmitterService(WmsService):
 
     def _failed(self, share: Share, why: str) -> None:
         """Close an agent that does not do its work; there will be another."""
-        share.error = f"the agent of user {self._name(share.uid)} failed: {why}"
+        share.error = f"the agent of user {self._names.known(share.uid)} failed: {why}"
         self._failures[share.uid] = self._failures.get(share.uid, 0) + 1
         self._failed_at[share.uid] = time.monotonic()
         self._rounds.pop(share.uid, None)
@@ -351,9 +349,6 @@ class SubmitterService(WmsService):
         await anyio.sleep(pause_s)
         self.context.wake("an agent that failed may be asked again")
 
-    def _name(self, uid: int) -> str:
-        return self._names.get(uid, str(uid))
-
     # -- agents ------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -363,8 +358,6 @@ class SubmitterService(WmsService):
             agent = self._agents.get(uid)
             if agent is None or agent.broken:
                 agent = self._agents[uid] = await self._start(uid, unit_name("agent", uid), outlived=False)
-        if uid not in self._names:
-            self._names[uid] = await anyio.to_thread.run_sync(user_name, uid)
         self._asked[uid] = time.monotonic()
         yield agent
 

@@ -6,7 +6,7 @@ __all__ = ["SlurmService"]
 
 import posixpath
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -20,6 +20,7 @@ from bpsd.errors import (
     BackendUnavailable,
     Conflict,
     JobNotFound,
+    Problem,
     StorageError,
     WorkflowInvalid,
     no_run,
@@ -27,6 +28,7 @@ from bpsd.errors import (
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.logs import LogEvent
 from bpsd.models import KnownRun, PollRequest, PollResult, RunObservation, SourceReport, TokenAnswer, WmsStates
+from bpsd.pathchecks import cannot_write_in
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters import runlog
 from bpsd_adapters.driven import umask_of
@@ -43,11 +45,14 @@ from bpsd_adapters.slurm.observe import LOG, QUEUE, BackendCursor, Follower, Loo
 from bpsd_adapters.slurm.prepare import Findings, Order, look_at
 from bpsd_adapters.slurm.settings import SlurmConfig
 from bpsd_adapters.slurm.watch import Status
-from bpsd_adapters.transports.settings import make_transport
+from bpsd_adapters.transports.settings import check_host, make_transport
 
 ACCOUNTING, EXITS = "accounting", "exit"
 JOBS_PER_POLL = 20_000
 """How many observations of jobs one poll brings; then it asks for another."""
+
+TOOLS = ("sbatch", "squeue", "scancel", "scontrol")
+"""Programs of Slurm without which nothing works; a cluster may have no accounting, and so no sacct."""
 
 SLICE_S = 0.002
 """How long a poll works in its thread before the event loop has its turn."""
@@ -62,6 +67,14 @@ class SlurmService(WmsService):
     """Runs jobs in a Slurm cluster, as one account there."""
 
     Config: ClassVar[type[msgspec.Struct]] = SlurmConfig
+
+    @classmethod
+    def check_settings(cls, config: SlurmConfig) -> Sequence[Problem]:
+        """See `WmsService.check_settings`."""
+        problems = check_host(config.ssh, config.bin_dir, config.environment, TOOLS)
+        if config.ssh is None and (wrong := cannot_write_in(config.work_dir)):
+            problems.append(Problem(("work_dir",), wrong))
+        return problems
 
     def __init__(self, config: SlurmConfig, context: ServiceContext) -> None:
         super().__init__(config, context)

@@ -12,20 +12,22 @@ __all__ = ["MAX_CHANNELS", "SshTransport"]
 
 import contextlib
 import math
+import os
 import random
 import stat as modes
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import asyncssh
 
 from bpsd.errors import DeadlineExceeded
+from bpsd.pathchecks import expanded
 from bpsd_adapters.transports.base import (
     MAX_OUTPUT_BYTES,
     STDERR_CHARS,
@@ -426,6 +428,11 @@ class _Link:
         return connection
 
 
+OPTION_THREADS = 4
+"""Threads that read keys and configuration files at the same time, over all hosts."""
+
+_threads: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("bpsd_ssh_option_threads")
+
 _LINKS: dict[SshSettings, _Link] = {}
 """The open connections of this process; there is one event loop in it."""
 
@@ -433,9 +440,11 @@ _LINKS: dict[SshSettings, _Link] = {}
 async def _to_hop(settings: SshSettings, tunnel: Any) -> Any:
     try:
         with anyio.fail_after(settings.connect_timeout_s):
-            options = await anyio.to_thread.run_sync(_options, settings)
+            # It reads files, and may ask the name service: what does not answer is left in its thread.
+            options, config = await anyio.to_thread.run_sync(
+                _options, settings, abandon_on_cancel=True, limiter=_option_threads()
+            )
             # With the options, the configuration is told once more: for the ProxyJump hosts that it names.
-            config = _config(settings)
             return await asyncssh.connect(
                 settings.host, options=options, tunnel=() if tunnel is None else tunnel, config=config
             )
@@ -451,16 +460,28 @@ async def _to_hop(settings: SshSettings, tunnel: Any) -> Any:
         ) from exc
     except TimeoutError as exc:
         raise Unreachable(f"{settings.host} did not answer within {settings.connect_timeout_s:g} s") from exc
+    except (KeyError, RuntimeError) as exc:  # of the lookup of our own name and home
+        raise Unreachable(
+            f"cannot prepare the connection to {settings.host}: user {os.getuid()} has no entry in the user database",
+            advice="set HOME and USER for the daemon, and ssh.user, ssh.keys and ssh.known_hosts of the backend",
+        ) from exc
     except (asyncssh.Error, OSError) as exc:
         raise Unreachable(f"{settings.host} cannot be reached: {exc}") from exc
 
 
-def _config(settings: SshSettings) -> Any:
-    return () if settings.config is None else [str(Path(settings.config).expanduser())]
+def _option_threads() -> anyio.CapacityLimiter:
+    """The threads that read such files: one that a dead file system keeps must not take the place of others' work."""
+    try:
+        return _threads.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(OPTION_THREADS)
+        _threads.set(limiter)
+        return limiter
 
 
-def _options(settings: SshSettings) -> Any:
-    """Read keys, known hosts and configuration files (which blocks: in a thread)."""
+def _options(settings: SshSettings) -> tuple[Any, Any]:
+    """Read keys, known hosts and configuration files (which blocks: in a thread); returns the last apart too."""
+    config: Any = () if settings.config is None else [expanded(settings.config)]
     chosen: dict[str, Any] = {
         "keepalive_interval": settings.keepalive_s,
         "keepalive_count_max": 3,
@@ -474,14 +495,14 @@ def _options(settings: SshSettings) -> Any:
     if settings.user is not None:
         chosen["username"] = settings.user
     if settings.keys:
-        chosen["client_keys"] = [str(Path(key).expanduser()) for key in settings.keys]
+        chosen["client_keys"] = [expanded(key) for key in settings.keys]
     if settings.certificates:
-        chosen["client_certs"] = [str(Path(name).expanduser()) for name in settings.certificates]
+        chosen["client_certs"] = [expanded(name) for name in settings.certificates]
     if settings.known_hosts is not None:
-        chosen["known_hosts"] = asyncssh.read_known_hosts(str(Path(settings.known_hosts).expanduser()))
+        chosen["known_hosts"] = asyncssh.read_known_hosts(expanded(settings.known_hosts))
     if settings.config is not None:
-        chosen["config"] = _config(settings)
-    return asyncssh.SSHClientConnectionOptions(host=settings.host, **chosen)
+        chosen["config"] = config
+    return asyncssh.SSHClientConnectionOptions(host=settings.host, **chosen), config
 
 
 async def _run(connection: Any, line: str, argv: Sequence[str], input: bytes, limit: int) -> Completed:

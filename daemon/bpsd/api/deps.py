@@ -48,7 +48,8 @@ class Deps:
 
     ``figures`` gives the daemon's own figures for `health`. ``refused`` says why the last reload was refused (empty: it
     was not). ``needs_restart`` lists the settings that the last reload could not apply. ``names_unknown`` lists the
-    users and groups of the configuration that do not exist on this host now.
+    users and groups of the configuration that do not exist on this host now. ``config_wrong`` lists the metrics and
+    notifications that cannot work here, with the reasons.
     """
 
     config: Config
@@ -70,6 +71,7 @@ class Deps:
     refused: str = ""
     needs_restart: Sequence[str] = ()
     names_unknown: Sequence[str] = ()
+    config_wrong: Callable[[], Sequence[str]] = tuple
     scans: Scans = field(default_factory=Scans)
 
     def sight(self, call: Call) -> Sight:

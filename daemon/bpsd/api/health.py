@@ -24,6 +24,9 @@ DISKS_S = 3.0
 MAX_LOOP_LAG_S = 1.0
 """The loop was held up for longer than this lately: a warning."""
 
+MOST_FINDINGS = 5
+"""Mistakes of the configuration named in one check."""
+
 MOST_USERS = 5
 """Users named in one check."""
 
@@ -172,6 +175,10 @@ class Health:
                 message=f"needs a restart: {', '.join(self._deps.needs_restart)} (a reload cannot apply this; "
                 "a restart disturbs no run)",
             )
+        wrong = self._deps.config_wrong()
+        if wrong:
+            more = f"; and {len(wrong) - MOST_FINDINGS} more" if len(wrong) > MOST_FINDINGS else ""
+            return HealthCheck(name="config", status=WARNING, message="; ".join(wrong[:MOST_FINDINGS]) + more)
         return HealthCheck(name="config", status=OK, message="the configuration in force is that of the last reload")
 
     def _people(self) -> HealthCheck:

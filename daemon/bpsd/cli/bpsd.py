@@ -22,12 +22,12 @@ from bpsd.cli.install import (
     system_place,
     user_place,
 )
-from bpsd.errors import BpsdError, CannotStart, ConfigInvalid
+from bpsd.errors import BpsdError, CannotStart, ConfigInvalid, Problem
 from bpsd.signals import Signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # what takes long to import comes after the signals are taken
-    from bpsd.config import Config
+    from bpsd.config import Config, Draft
     from bpsd.supervisor import Daemon
 
 PRIVATE = ("/home", "/root", "/run/user")
@@ -56,12 +56,13 @@ def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bpsd",
         description="The daemon between people and their workload management systems; talk to it with bpsctl.",
-        epilog="exit codes: 0 ended in good order, 1 cannot start, 2 mistakes in the configuration or the command line",
+        epilog="exit codes: 0 ended in good order, 1 cannot start (check-config: this host lacks something that "
+        "the configuration names), 2 mistakes in the configuration file or the command line",
     )
     parser.add_argument("--version", action="version", version=f"bpsd {__version__}")
     verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     serve = verbs.add_parser("serve", help="run the daemon in the foreground (as systemd does)")
-    check = verbs.add_parser("check-config", help="say what is wrong with the configuration, or what it amounts to")
+    check = verbs.add_parser("check-config", help="list everything that is wrong with the configuration on this host")
     for verb in (serve, check):
         verb.add_argument(
             "--config",
@@ -70,6 +71,11 @@ def command_parser() -> argparse.ArgumentParser:
         )
         verb.add_argument("--socket", metavar="PATH", help="listen there instead of where the configuration says")
         verb.add_argument("--state-dir", metavar="FOLDER", help="keep the state there instead")
+    check.add_argument(
+        "--reload",
+        action="store_true",
+        help="exit with 0 if a running daemon can apply the file, even if a backend or a notification cannot work",
+    )
     serve.set_defaults(act=_serve)
     check.set_defaults(act=_check)
     install = verbs.add_parser("install", help="make systemd run this daemon, for the system or for you alone")
@@ -90,24 +96,29 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config(arguments: argparse.Namespace) -> tuple[Config, str | None]:
-    """The configuration in force, with what the command line says, and the file it came from."""
+def _draft(arguments: argparse.Namespace) -> tuple[Draft, str | None]:
+    """The configuration with its mistakes, with what the command line says, and the file it came from."""
     import msgspec
 
-    from bpsd.config import default_config, find_config, load_config
+    from bpsd.config import draft_config, find_config
     from bpsd.registry import adapter_config, known_adapters
 
     path = Path(arguments.config) if arguments.config else find_config(os.environ, os.getuid())
-    if path is None:
-        config = default_config(os.environ, os.getuid(), adapter_config, known_adapters())
-    else:
-        config = load_config(path, adapter_config, known_adapters())
+    draft = draft_config(path, adapter_config, known_adapters())
     changes = {
         name: str(Path(value).absolute())
         for name, value in (("socket", arguments.socket), ("state_dir", arguments.state_dir))
         if value is not None
     }
-    return msgspec.structs.replace(config, **changes), None if path is None else str(path)
+    in_force = msgspec.structs.replace(draft.config, **changes)
+    return draft._replace(config=in_force), None if path is None else str(path)
+
+
+def _config(arguments: argparse.Namespace) -> tuple[Config, str | None]:
+    """The configuration in force, and the file it came from."""
+    draft, path = _draft(arguments)
+    draft.document.check()
+    return draft.config, path
 
 
 def _use_utf8() -> None:
@@ -169,31 +180,38 @@ def _first(group: BaseExceptionGroup[BpsdError]) -> BpsdError:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    config, path = _config(arguments)
+    """Print every mistake of the file and of what it names on this host, all at once."""
+    from bpsd.preflight import all_findings
+
+    draft, path = _draft(arguments)
+    config, document = draft
+    invalid = document.total
+    found = all_findings(config)
+    for finding in found:
+        if finding.stops != "note":
+            document.add(finding.where, finding.message)
     print(f"configuration: {path or 'none, the defaults hold'}")
     print(f"mode:          {config.mode}")
     print(f"socket:        {config.socket}")
     print(f"state:         {config.state_dir}")
     for backend in config.backends.values():
         print(f"backend:       {backend.name} ({backend.type})")
-    for words in _unknown_names(config):
-        print(f"unknown:       {words}")
-    return 0
-
-
-def _unknown_names(config: Config) -> list[str]:
-    """Users and groups of the configuration that nobody has; a name service that hangs is not waited for for long."""
-    import threading
-
-    from bpsd import permissions
-
-    found: list[list[str]] = []
-    asking = threading.Thread(target=lambda: found.append(permissions.policy_of(config, os.getuid())[1]), daemon=True)
-    asking.start()
-    asking.join(permissions.NAMES_WAIT_S)
-    if not found:
-        return [f"who users and groups are (the name service did not answer within {permissions.NAMES_WAIT_S:g} s)"]
-    return [f"{name} (nobody is called so on this host now)" for name in found[0]]
+    for finding in found:
+        if finding.stops == "note":
+            print(f"unknown:       {finding.message} ({Problem(finding.where, '').key})")
+    if not document.total:
+        return 0
+    mistakes = document.invalid()
+    print(f"bpsd: {mistakes.message}:", file=sys.stderr)
+    for problem in mistakes.problems:
+        place = "" if path is None else f"{path}:{problem.line}:{problem.column}: "
+        print(f"  {place}{problem.key}: {problem.message}", file=sys.stderr)
+    if document.total > len(mistakes.problems):
+        print(f"  ... and {document.total - len(mistakes.problems)} more", file=sys.stderr)
+    if invalid:
+        return BAD_CONFIG
+    only_parts = all(finding.stops != "daemon" for finding in found)
+    return 0 if arguments.reload and only_parts else CANNOT_START
 
 
 def _place(arguments: argparse.Namespace) -> Place:

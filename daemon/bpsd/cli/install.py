@@ -115,7 +115,9 @@ def system_place(root: Path = Path("/")) -> Place:
 
 def user_place(environ: Mapping[str, str]) -> Place:
     """A person's own: units in ``~/.config/systemd/user``."""
-    home = wire.xdg(environ, "XDG_CONFIG_HOME") or f"{environ.get('HOME') or Path.home()}/.config"
+    from bpsd.config import home_folder  # it takes long to import
+
+    home = wire.xdg(environ, "XDG_CONFIG_HOME") or f"{home_folder(environ)}/.config"
     units = Path(home) / "systemd/user"
     return Place(systemctl=("systemctl", "--user"), files={f"user/{name}": units / name for name in UNITS})
 

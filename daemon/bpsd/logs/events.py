@@ -21,6 +21,7 @@ class LogEvent(StrEnum):
     CONFIG_RELOADED = "config_reloaded"
     RESTART_NEEDED = "restart_needed"  # settings: what the last reload could not apply; all else is in force
     NAMES_UNKNOWN = "names_unknown"  # names, retry_s: users and groups of the configuration that nobody has now
+    CONFIG_WRONG = "config_wrong"  # error: a key of the configuration, and what cannot work on this host
     CONFIG_REFUSED = "config_refused"  # a new configuration has mistakes; the old one goes on
     WATCHDOG_NOT_FED = "watchdog_not_fed"  # stuck: backends whose tasks keep no deadline; systemd restarts the daemon
     OPEN_FILES_LIMITED = "open_files_limited"  # limit, wanted: the hard limit is too low for limits.clients

@@ -15,7 +15,7 @@ notices that, and goes through the same steps again.
 
 from __future__ import annotations
 
-__all__ = ["Listener", "open_listener", "say_goodbye", "turn_away"]
+__all__ = ["Listener", "check_folder", "open_listener", "say_goodbye", "turn_away"]
 
 import errno
 import fcntl
@@ -119,7 +119,7 @@ class Listener:
 
     def _bind_again(self) -> socket.socket | None:
         folder = Path(self.path).parent
-        _check_folder(folder, self._folder_modes)
+        _make_folder(folder, self._folder_modes)
         if not self._has_lock():
             assert self._lock_fd is not None
             lock_fd = _lock(self.path)
@@ -268,7 +268,7 @@ def _name_of(listening: socket.socket) -> str:
 
 def _bind(path: str, mode: int, log: Any) -> Listener:
     _check_path(path)
-    _check_folder(Path(path).parent)
+    _make_folder(Path(path).parent)
     lock_fd = _lock(path)
     try:
         if _remove_stale(path):
@@ -290,7 +290,7 @@ def _check_path(path: str) -> None:
         raise CannotStart(f"the socket's path is not absolute: {path!r}", advice="give the whole path")
 
 
-def _check_folder(folder: Path, modes: Mapping[Path, int] | None = None) -> None:
+def _make_folder(folder: Path, modes: Mapping[Path, int] | None = None) -> None:
     """Make the folder if it is missing; see that only we, or root, can put things there in our place.
 
     ``modes`` are those that the folder and its parents had before they were removed.
@@ -301,14 +301,25 @@ def _check_folder(folder: Path, modes: Mapping[Path, int] | None = None) -> None
             missing.mkdir(mode=0o700, exist_ok=True)
             if missing in modes:  # clients of other users must reach the socket as before
                 missing.chmod(modes[missing])
+    except OSError as error:
+        raise _no_folder(folder, error) from error
+    check_folder(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """See that a folder that exists can hold the socket: only we, or root, can put things there in our place.
+
+    Raises
+    ------
+    CannotStart
+        If it cannot.
+    """
+    try:
         status = folder.stat()
     except OSError as error:
-        raise CannotStart(
-            f"the folder of the socket cannot be made or read: {folder}: {error.strerror}",
-            advice="choose another place with the setting socket or BPSD_SOCKET",
-        ) from error
+        raise _no_folder(folder, error) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise CannotStart(f"what should be the folder of the socket is none: {folder}", advice="move it away")
+        raise CannotStart(f"{folder} is not a directory (it should hold the socket)", advice="move it away")
     if status.st_uid not in (os.geteuid(), 0):
         raise CannotStart(
             f"the folder of the socket belongs to user {status.st_uid}, who could replace the socket: {folder}",
@@ -357,6 +368,13 @@ def _put_aside(path: str) -> str | None:
             advice="remove it: the daemon then binds its socket again",
         ) from error
     raise CannotStart(f"{NAMES_ASIDE} files are named {path}.aside-*", advice="remove them: the daemon then goes on")
+
+
+def _no_folder(folder: Path, error: OSError) -> CannotStart:
+    return CannotStart(
+        f"the folder of the socket cannot be made or read: {folder}: {error.strerror}",
+        advice="choose another place with the setting socket or BPSD_SOCKET",
+    )
 
 
 def _lock(path: str) -> int:
