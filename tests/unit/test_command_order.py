@@ -85,7 +85,7 @@ class Wms:
 
 def backend_of(wms: Wms, woken: Callable[[str], None]) -> Backend:
     service = cast("Any", wms)
-    service.capabilities = SimpleNamespace(commands_at_once=4)
+    service.capabilities = SimpleNamespace(commands_at_once=4, finds_by_token=True)
     settings = SimpleNamespace(commands_at_once=4, commands_deadline_s=PATIENCE_S)
     return cast("Backend", SimpleNamespace(name="b", service=service, settings=settings, wake=woken))
 
