@@ -148,7 +148,7 @@ async def expires_s(daemon: Daemon) -> float:
     orders = _bound(daemon, "submit")
     peer = msgspec.structs.replace(_peer(), pid=0)
     command: CommandRecord = await orders._command(
-        "cancel", peer, backend="toy", run_id="r", token=None, attempt=None, args={}, client="", expires_s=None
+        "hold", peer, backend="toy", run_id="r", token=None, attempt=None, args={}, client="", expires_s=None
     )
     return round((command.expires_at or 0.0) - command.accepted_at)
 
