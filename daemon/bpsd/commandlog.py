@@ -19,6 +19,7 @@ __all__ = [
     "by_token",
     "change",
     "has_expired",
+    "left_s",
     "may_follow",
     "passed_s",
     "prune",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -127,9 +129,14 @@ def _passed_s(moment: list[Any] | None, as_the_clock_shows: float) -> float:
 
 def has_expired(record: CommandRecord, now: float) -> bool:
     """Return whether a command's time is over. A cancel's never is: what was acknowledged is to end."""
+    return left_s(record, now) < 0
+
+
+def left_s(record: CommandRecord, now: float) -> float:
+    """Return the seconds that a command has left; infinite for one that never expires."""
     if record.expires_at is None or record.verb == "cancel":
-        return False
-    return passed_s(record, now) > record.expires_at - record.accepted_at
+        return math.inf
+    return record.expires_at - record.accepted_at - passed_s(record, now)
 
 
 def may_follow(state: str, then: str) -> bool:

@@ -17,6 +17,7 @@ from bpsd.commands.engine import CommandEngine
 from bpsd.config import Commands
 from bpsd.errors import Conflict, Problem, StorageError, WorkflowInvalid
 from bpsd.journal import Journal
+from bpsd.models import TokenAnswer
 from bpsd.poller import Backend
 
 
@@ -74,12 +75,16 @@ class Picky:
     name = "picky"
     commands_at_once = 1
     commands_deadline_s = 60.0
+    finds_by_token = True
 
     @property
     def service(self) -> Picky:
         return self
 
     settings = capabilities = service
+
+    async def find_by_token(self, *_: object) -> TokenAnswer:
+        return TokenAnswer(verdict="absent")
 
     async def restart(self, *_: object, **__: object) -> None:
         raise WorkflowInvalid("step.yaml", [Problem(("jobs", 0), "there is no such program")])
@@ -147,3 +152,24 @@ async def test_a_person_who_says_again_is_heard_though_the_time_of_the_command_i
         tasks.cancel_scope.cancel()
 
     assert (journal.command_now.state, journal.command_now.expires_at) == ("ACCEPTED", 2.5)
+
+
+async def test_a_fault_in_one_command_ends_nothing_and_the_command_goes_on() -> None:
+    class Faulty(OneCommand):
+        async def begin(self, id: str) -> CommandRecord:
+            written = await super().begin(id)
+            if faults:
+                raise faults.pop()
+            return written
+
+    faults = [RuntimeError("as if a write had been cancelled that was made")]
+    made = engine(Faulty(verb="restart", backend="picky", token="t" * 20), picky=Picky())
+    with structlog.testing.capture_logs() as logged:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(made.run)
+            with anyio.fail_after(60):
+                over = await made.wait("c1", 60)
+            tasks.cancel_scope.cancel()
+
+    assert over.state == "FAILED"
+    assert [entry["event"] for entry in logged] == ["command_broke"]

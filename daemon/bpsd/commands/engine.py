@@ -21,7 +21,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from bpsd.cache import Cache
-from bpsd.commandlog import OPEN_STATES, has_expired, passed_s
+from bpsd.commandlog import OPEN_STATES, has_expired, left_s, passed_s
 from bpsd.commands.cancel import Cancel
 from bpsd.commands.hold import Hold, Release
 from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome, Verb
@@ -298,11 +298,15 @@ class CommandEngine:
         pause = self.settings.doubt_retry_initial_s
         while entry.command.state in OPEN_STATES:
             entry.resolved = False
-            outcome = await self._step(entry)
-            async with entry.settling:
-                if outcome is None or entry.resolved:
-                    continue
-                await self._settle(entry, outcome)
+            try:
+                outcome = await self._step(entry)
+                async with entry.settling:
+                    if outcome is None or entry.resolved:
+                        continue
+                    await self._settle(entry, outcome)
+            except Exception as exc:  # noqa: BLE001  # a fault of ours in one command: the others go on
+                self._log.error(LogEvent.COMMAND_BROKE, command=entry.command.id, error=repr(exc), exc_info=exc)
+                outcome = await self._reread(entry, exc)
             entry.disk = outcome.reason if isinstance(outcome, Doubt | Again) and outcome.storage else ""
             if isinstance(outcome, Doubt | Again):
                 with anyio.move_on_after(pause * random.uniform(0.75, 1.25)):  # noqa: S311  # spreads load, keeps no secret
@@ -311,6 +315,14 @@ class CommandEngine:
                     entry.nudge = anyio.Event()
                 pause = min(pause * 2, self.settings.doubt_retry_max_s)
         await self._finished(entry.command)
+
+    async def _reread(self, entry: _Entry, fault: Exception) -> Outcome:
+        """Take a command as the journal has it, after a fault of ours: what was done to it is not known."""
+        try:
+            entry.command = await self._journal.command(entry.command.id)
+        except BpsdError as exc:
+            fault = exc
+        return Doubt(f"internal error: {fault!r}")
 
     async def _settle(self, entry: _Entry, outcome: Outcome) -> None:
         """Write down what came of a try."""
@@ -352,11 +364,10 @@ class CommandEngine:
     async def _perform_in_turn(self, entry: _Entry, verb: Verb, desk: Desk) -> Outcome | None:
         """Begin when it is the user's turn; `None` if the command was cancelled or its time was over before that."""
         command = entry.command
-        left = math.inf if command.expires_at is None else command.expires_at - self._clock()
-        with anyio.move_on_after(left) as scope:
+        with anyio.move_on_after(left_s(command, self._clock())) as scope:
             entry.waiting = scope
             async with self._slots[command.backend].turns.slot(command.uid, command.id):
-                if not entry.superseded:
+                if not (entry.superseded or scope.cancel_called):
                     scope.deadline = math.inf
                     entry.waiting = anyio.CancelScope()  # it waits no more: what ended the wait ends nothing now
                     return await self._perform(entry, verb, desk)
