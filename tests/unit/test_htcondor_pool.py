@@ -63,7 +63,7 @@ async def test_a_global_id_is_never_taken_for_the_same_number_elsewhere() -> Non
     assert (found.ids, found.source, found.wms_id) == (Ids(None, 12), "queue", "12.0")
     assert (await find.run("here#12.0")).ids == Ids(None, 12)
     for other in ("there#12.0#100", "here#12.0#101"):
-        with pytest.raises(RunNotFound, match="backend usdf knows no run"):
+        with pytest.raises(RunNotFound, match="backend usdf has no run"):
             await find.run(other)
     assert {schedd_of(call) for call in transport.calls} == {None, "here", "there"}
 
