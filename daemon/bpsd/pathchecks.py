@@ -20,14 +20,14 @@ def expanded(path: str) -> str:
 
 
 def cannot_read(path: str) -> str:
-    """Return why a regular file cannot be read."""
+    """Return why a regular file cannot be read. ``/dev/null`` is the usual name of an empty one."""
     if odd := _not_a_path(path):
         return odd
     try:
         status = os.stat(path)  # noqa: PTH116  # the path stays a text
     except OSError as exc:
         return f"cannot read {path}: {exc.strerror}"
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode) and path != os.devnull:
         return f"cannot read {path}: it is not a regular file"
     return "" if os.access(path, os.R_OK) else f"cannot read {path}: permission denied; check the file's mode"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from bpsd import preflight
+from bpsd import pathchecks, preflight
 from bpsd.cli import bpsd as program
 from bpsd.config import Config, load_config
 from bpsd.preflight import OutletCheck
@@ -209,3 +209,9 @@ async def test_a_daemon_shows_what_is_wrong_with_notifications_until_it_is_repai
     (tmp_path / "hook").chmod(0o700)
     await check.check(notifying)
     assert check.wrong == []
+
+
+def test_the_null_device_is_an_empty_file() -> None:
+    """`ssh.config: /dev/null` means that no file is read."""
+    assert pathchecks.cannot_read("/dev/null") == ""
+    assert "not a regular file" in pathchecks.cannot_read("/dev/zero")
