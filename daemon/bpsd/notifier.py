@@ -36,9 +36,6 @@ from bpsd.poller import Backend
 from bpsd.runs import RunRecord
 from bpsd.store import TimelineEvent
 
-REPLAY_EVENTS = 20_000
-"""Events of the time when the daemon was down, or a route was dead, that are looked at; older ones are let go."""
-
 REPLAY_PAGE = 1_000
 LOOK_S = 1.0
 """How often is looked whether a backend has become stale."""
@@ -203,7 +200,7 @@ class Notifier:
     async def _catch_up(self, lanes: list[_Lane], until: int) -> None:
         """Tell of what happened since each route was last told everything."""
         for lane in lanes:
-            after = max(lane.seq, until - REPLAY_EVENTS)
+            after = lane.seq
             try:
                 while after < until and (page := await self._timeline(after, REPLAY_PAGE)):
                     for entry in page:
