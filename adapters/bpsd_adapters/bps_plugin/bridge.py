@@ -43,7 +43,7 @@ OBSERVING, ASKING = "making out its report", "asking the plugin for it"
 """Parts of the work for a run; each pauses by itself after an unexpected error."""
 
 UNREADABLE = "UnreadableReport"
-"""The kind of error of a report that is none."""
+"""The kind of error of an unreadable report."""
 
 _SECONDS_PER_DAY = 86_400.0
 

@@ -85,7 +85,7 @@ class Plugin:
         return None if new_id is None or says_no(message) else str(new_id), name, message
 
     def forget(self, token: str) -> None:
-        """Let go of what was prepared for a token: its files are about to be removed."""
+        """Forget what was prepared for a token: its files are about to be removed."""
         self._prepared.pop(token, None)
 
     def prepare(self, folder: Path, token: str) -> tuple[Any, Any]:

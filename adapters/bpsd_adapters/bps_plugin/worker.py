@@ -3,7 +3,7 @@
 This file is *sent* to the interpreter that the backend's settings name, on another host perhaps: it needs the standard
 library (Python 3.10 or newer), and next to it the files that `bpsd_adapters.bps_plugin.link.Deployment` sends. What the
 plugin prints, its logging and what its children write become log lines; it finds nothing on its standard input;
-`sys.exit` is an error like any other. The process ends when nobody listens any more.
+`sys.exit` is an error like any other. The process ends when its reader is gone.
 
 Lines to the worker are ``{"id": 1, "call": "report", "args": {...}}``, lines from it ``{"id": 1, "ok": ...}``,
 ``{"id": 1, "error": {"kind": ..., "text": ..., "trace": ...}}`` or ``{"log": "stderr", "text": ...}``.
