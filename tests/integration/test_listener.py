@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_is_refused(state_dir: Path) -> None:
     (state_dir / "file").write_text("")
 
     assert "cannot be made or read" in str(refused(state_dir / "file" / "below" / "s"))
-    assert "should be the folder" in str(refused(state_dir / "file" / "s"))
+    assert "is not a directory (it should hold the socket)" in str(refused(state_dir / "file" / "s"))
 
 
 def test_a_lock_file_that_is_a_link_is_not_followed(socket_path: Path) -> None:
