@@ -40,7 +40,7 @@ from bpsd_adapters.htcondor.prepare import PROBLEMS_MAX, Answer, prepare
 from bpsd_adapters.htcondor.runfiles import Room, RunFiles
 from bpsd_adapters.htcondor.settings import HTCondorConfig
 from bpsd_adapters.htcondor.submission import DAG_FILE
-from bpsd_adapters.htcondor.watch import Watcher
+from bpsd_adapters.htcondor.watch import Watcher, source_name
 from bpsd_adapters.quarantine import Quarantine
 from bpsd_adapters.transports.base import FileInfo, Transport
 from bpsd_adapters.transports.settings import check_host, make_transport
@@ -99,10 +99,11 @@ class HTCondorService(WmsService):
 
     @property
     def capabilities(self) -> Capabilities:
-        """See `WmsService.capabilities`."""
+        """See `WmsService.capabilities`; each schedd is a source of its own."""
+        schedds = (None, *self._settings.schedds)
         return Capabilities(
             fields=FIELDS,
-            sources=("queue", "history", "log"),
+            sources=(*(source_name(kind, schedd) for kind in ("queue", "history") for schedd in schedds), "log"),
             settle_s=self._settings.settle_s,
             holds=True,
             reads_output=True,

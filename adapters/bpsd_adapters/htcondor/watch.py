@@ -6,7 +6,7 @@ after it is asked only if something happened: the history if a run left the queu
 
 from __future__ import annotations
 
-__all__ = ["Watcher"]
+__all__ = ["Watcher", "source_name"]
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -290,7 +290,7 @@ class Watcher:
             ads = [ad for ad in last.ads if (as_number(ad, "EnteredCurrentStatus") or 0) >= since]
             seen.history = Answer(ads, 0.0, 0)
             covers = "runs that left the queue: none did since it was read"
-            seen.sources.append(SourceReport(name=_where(HISTORY, seen.schedd), status="ok", covers=covers))
+            seen.sources.append(SourceReport(name=source_name(HISTORY, seen.schedd), status="ok", covers=covers))
             return
         seen.history = await self._source(seen, HISTORY, lambda: self._pool.ended(seen.schedd, since))
         if seen.history is not None:
@@ -298,7 +298,7 @@ class Watcher:
             self._histories[seen.schedd] = _History(now, since, seen.history.ads)
 
     async def _source(self, seen: _Seen, name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer | None:
-        where = _where(name, seen.schedd)
+        where = source_name(name, seen.schedd)
         began = time.monotonic()
         until, why = self._hung.get((seen.schedd, name), (0.0, ""))
         if until > began:
@@ -402,5 +402,6 @@ def _may_be(ad: Ad, key: str) -> bool:
     return "#" not in key or (as_text(ad, "GlobalJobId") or "").partition("#")[0] == key.partition("#")[0]
 
 
-def _where(name: str, schedd: str | None) -> str:
+def source_name(name: str, schedd: str | None) -> str:
+    """Return the name of a source in reports: that of another schedd says which."""
     return name if schedd is None else f"{name} of {schedd}"

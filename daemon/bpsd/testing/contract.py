@@ -28,6 +28,7 @@ from bpsd.errors import BpsdError, RunNotFound
 from bpsd.interface import FieldSupport, WmsService
 from bpsd.models import PollRequest, WmsStates
 from bpsd.testing.observer import Observer, document, open_service, shell_job
+from bpsd.testing.steady import SteadyContract
 from bpsd.workflow import JOB_FIELDS
 
 
@@ -71,7 +72,7 @@ async def _answer(call: Awaitable[tuple[Any, ...]]) -> tuple[bool, str]:
     return bool(answer[0]), str(answer[-1])
 
 
-class AdapterContract:
+class AdapterContract(SteadyContract):
     """What every adapter must do."""
 
     async def test_names_every_field(self, bed: Bed) -> None:
@@ -243,9 +244,9 @@ class ExecutionContract:
         trace = bed.scratch / "trace"
 
         def job(name: str, *parents: str) -> dict[str, Any]:
-            return shell_job(
-                name, f"echo {name} >> {trace}; echo out of {name}; echo err of {name} >&2", parents=parents
-            )
+            wait = "" if parents else "sleep 1; "  # what does not wait for its parents overtakes them
+            script = f"{wait}echo {name} >> {trace}; echo out of {name}; echo err of {name} >&2"
+            return shell_job(name, script, parents=parents)
 
         async with bed.open() as observer:
             wms_id, _ = await observer.submit(
@@ -401,7 +402,7 @@ class ExecutionContract:
         async with bed.open() as observer:
             wms_id, _ = await observer.submit(
                 document(
-                    shell_job("in_1", f"echo in_1 >> {trace}", group="g1"),
+                    shell_job("in_1", f"sleep 1; echo in_1 >> {trace}", group="g1"),
                     shell_job("in_2", "exit 1", group="g1"),
                     shell_job("in_3", f"echo in_3 >> {trace}", group="g1", parents=["in_2"]),
                     {"name": "sync", "label": "sync", "kind": "noop", "parents": ["g1"]},

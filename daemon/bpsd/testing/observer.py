@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Observer", "document", "open_service", "shell_job"]
+__all__ = ["Observer", "check_result", "document", "open_service", "shell_job"]
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -16,10 +16,10 @@ import msgspec
 import structlog
 
 from bpsd import wire
-from bpsd.interface import ServiceContext, WmsService
+from bpsd.interface import Capabilities, ServiceContext, WmsService
 from bpsd.jobtable import JobTable
 from bpsd.models import KnownRun, PollRequest, PollResult, SourceReport, WmsStates
-from bpsd.reducer import JOURNAL_SOURCE
+from bpsd.reducer import JOURNAL_SOURCE, absence_is_proof
 from bpsd.runs import RunRecord
 from bpsd.validate_worker import Instructions, work
 from bpsd.workflow import WorkflowFile
@@ -44,6 +44,7 @@ class Observer:
         """Poll once (with all that is to follow) and fold it."""
         while True:
             result = await self.service.poll(PollRequest(cursor=self.cursor, known=self.known(), deadline_s=60.0))
+            check_result(result, self.service.capabilities)
             self.fold(result)
             if not result.more:
                 return result
@@ -151,6 +152,21 @@ class Observer:
         if new_id != wms_id:
             self.runs[new_id], self.jobs[new_id] = run, self.jobs[wms_id]
         return new_id
+
+
+def check_result(result: PollResult, capabilities: Capabilities) -> None:
+    """Assert what is true of every result of every poll."""
+    assert result.sources, "a poll names the sources that it asked"
+    declared = set(capabilities.sources)
+    reported = {source.name for source in result.sources}
+    assert reported <= declared, f"capabilities.sources does not declare {sorted(reported - declared)}"
+    for source in result.sources:
+        assert source.status != "failed" or source.error, f"the source {source.name} failed and does not say why"
+    assert not result.absent or absence_is_proof(result.sources), "a run is absent although a source did not answer"
+    for seen in result.observations:
+        assert seen.source in declared, f"the source {seen.source!r} of run {seen.wms_id} is not declared"
+        names = [job.name for job in seen.jobs]
+        assert len(names) == len(set(names)), f"run {seen.wms_id} has a job twice"
 
 
 @asynccontextmanager
