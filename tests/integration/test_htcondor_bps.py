@@ -219,9 +219,9 @@ DIFFERENT: Mapping[tuple[str, str], tuple[Any, Any, str]] = {
     ("ours crashed", "exit_code_summary"): ({"b": [139]}, {"b": [11]}, _SIGNALS),
     ("ours memory", "exit_code_summary"): ({"b": [137]}, {"b": [9]}, _SIGNALS),
     ("theirs crashed", "exit_code_summary"): (
-        {},
+        {"b": [139]},
         {"b": ["11"]},
-        "a held job is not over and has no exit code; upstream gives the signal of its hold, as text",
+        f"{_SIGNALS}; upstream gives that of a hold as text",
     ),
 }
 """Run and field to what we say, what upstream says, and why that differs."""

@@ -84,7 +84,7 @@ async def a_held_job_and_its_release(pool: CondorBed) -> None:
         agreed, message = await observer.service.release(wms_id)
         assert agreed, message
         again = await until_job(observer, wms_id, "long_1", "RUNNING")
-        assert again.attempt == held.attempt + 1
+        assert again.attempt == 2  # as NumJobStarts has it, whether or not the hold was an eviction too
         await observer.service.cancel(wms_id)
         await observer.until_over(wms_id, timeout_s=PATIENCE_S)
 
@@ -216,7 +216,67 @@ async def a_job_that_a_rule_removes_has_failed_for_the_reason_of_its_hold(pool: 
         assert (run.state, job.state, job.exit_code) == (WmsStates.FAILED, "FAILED", 137)
         assert "signal 9" in job.note
         assert "memory limit" in job.note
+        assert "big_1" in run.note
+        assert "signal 9" in run.note
         assert observer.jobs[wms_id].exit_codes() == {"big": {137: 1}}
+
+
+async def by_hand(pool: CondorBed, folder: Path, **files: str) -> str:
+    """Submit a DAG that somebody wrote by hand, with its files by name (``_`` for the dot); returns the run's id."""
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    sign = 'My.bps_isjob = "True"'
+    said = await in_bed(pool, "sh", "-c", f"cd {folder} && condor_submit_dag -append '{sign}' run.dag")
+    return said.partition("submitted to cluster ")[2].partition(".")[0] + ".0"
+
+
+SUB = "executable = /bin/sh\narguments = \"-c '$(what)'\"\nqueue\n"
+
+
+@ROWS.row
+async def an_error_of_dagman_is_in_the_note(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, scratch):
+        dag = 'JOB a a.sub\nFINAL f a.sub\nVARS a what="true"\nVARS f what="true"\nABORT-DAG-ON f 3 RETURN 1\n'
+        wms_id = await by_hand(pool, scratch, run_dag=dag, a_sub=SUB)
+
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+
+        assert run.state is WmsStates.FAILED
+        assert "cannot have ABORT-DAG-ON" in run.note
+
+
+@ROWS.row
+async def the_post_script_of_the_dag_does_not_make_the_final_job_fail(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, scratch):
+        script = scratch / "post.sh"
+        script.write_text("#!/bin/sh\nexit $1\n")
+        script.chmod(0o755)
+        dag = 'JOB a a.sub\nFINAL f a.sub\nVARS a what="exit 4"\nVARS f what="true"\n'
+        wms_id = await by_hand(pool, scratch, run_dag=f"{dag}SCRIPT POST f {script} $DAG_STATUS\n", a_sub=SUB)
+
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+
+        assert run.state is WmsStates.FAILED
+        assert observer.states(wms_id) == {"a": "FAILED", "f": "SUCCEEDED"}
+        assert "failed: a (exit code 4)" in run.note
+
+
+@ROWS.row
+async def a_dag_that_a_job_of_the_run_writes_is_read_when_it_begins(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, scratch):
+        inner = scratch / "inner.dag"
+        make = f"cp {scratch}/real.dag {inner}"
+        dag = f'JOB make a.sub\nVARS make what="{make}"\nSUBDAG EXTERNAL wms_lazy_payload inner.dag\n'
+        dag += "PARENT make CHILD wms_lazy_payload\n"
+        real = 'JOB x a.sub\nVARS x what="true"\nJOB y a.sub\nVARS y what="true"\nPARENT x CHILD y\n'
+        wms_id = await by_hand(
+            pool, scratch, run_dag=dag, real_dag=real, inner_dag="JOB placeholder a.sub\n", a_sub=SUB
+        )
+
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+
+        assert run.state is WmsStates.SUCCEEDED
+        assert observer.states(wms_id) == {"make": "SUCCEEDED", "x": "SUCCEEDED", "y": "SUCCEEDED"}
 
 
 @ROWS.row

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bpsd.models import WmsStates
 from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_node_status, parse_rescue
+from bpsd_adapters.htcondor.dagmanout import dagman_errors
 from bpsd_adapters.htcondor.eventlog import MAX_EVENT_BYTES, Event, EventKind, EventReader
 from bpsd_adapters.htcondor.hostclock import HostClock, zone_of
 from bpsd_adapters.htcondor.jobstate import PRE_FAILED, JobstateReader, NodeEvent
@@ -331,3 +332,35 @@ def test_a_node_that_is_submitted_after_its_pre_command_failed_is_the_next_attem
 
     job = {job.name: job for job in run.changed(None)}["A"]
     assert (failed, job.state, job.attempt) == ("FAILED", WmsStates.PENDING, 2)
+
+
+def test_a_hold_of_an_evicted_job_and_its_release_are_one_more_attempt() -> None:
+    head = "(002.000.000) 2026-11-22 19:50:25"
+    text = (
+        f"000 {head} Job submitted from host: <x>\n    DAG Node: A\n...\n001 {head} Job executing on host: <x>\n...\n"
+    )
+    text += f"004 {head} Job was evicted.\n...\n012 {head} Job was held.\n"
+    text += "\tJob raised a signal 9.\n\tCode 3 Subcode 34\n...\n"
+    held = {job.name: job for job in tracker(events(text.encode())).changed(None)}["A"]
+    assert (held.state, held.exit_code) == (WmsStates.HELD, 137)
+
+    text += f"013 {head} Job was released.\n...\n001 {head} Job executing on host: <x>\n...\n"
+    again = {job.name: job for job in tracker(events(text.encode())).changed(None)}["A"]
+    assert (again.state, again.attempt) == (WmsStates.RUNNING, 2)
+
+
+def test_dagmans_errors_are_those_of_its_last_start() -> None:
+    start = "11/22/26 19:50:25 ** condor_scheduniv_exec.7.0 (CONDOR_DAGMAN) STARTING UP\n"
+    old = "11/22/26 19:50:25 ERROR: an earlier error\n"
+    new = "11/22/26 19:50:26 Warning: it is odd\n"
+    new += "11/22/26 19:50:26 ERROR: Warning is fatal error because of DAGMAN_USE_STRICT setting\n"
+
+    assert dagman_errors(start + old + start + new) == "ERROR: Warning: it is odd"
+    assert dagman_errors(start + "11/22/26 19:50:25 ERROR: the following job(s) failed:\n") == ""
+
+
+def test_a_dag_file_says_what_is_not_followed_and_which_nodes_are_services() -> None:
+    shape = parse_dag("INCLUDE more.dag\nJOB A a.sub\nSERVICE p p.sub\nSPLICE s s.dag\n")
+
+    assert shape.unfollowed == ("INCLUDE", "SPLICE")
+    assert (shape.nodes["p"].service, shape.nodes["p"].counts, shape.nodes["A"].counts) == (True, False, True)

@@ -53,7 +53,7 @@ def test_a_refusal_is_proven_by_its_reason(stderr: str, why: str) -> None:
             Removal(True, None, "removed by a rule: The system macro SYSTEM_PERIODIC_REMOVE expression 'x' evaluated to"
                                 " TRUE"),
         ),
-        ("via condor_rm (by user op)", SIGNAL, Removal(False, None, "removed: via condor_rm (by user op)")),
+        ("via condor_rm", "no room", Removal(False, None, "removed: via condor_rm; it was held: no room")),
         ("", "", Removal(False, None, "removed: no reason given")),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "CHILD_COLUMNS",
     "DAG_ATTRIBUTES",
+    "MANY_STARTS",
     "Ad",
     "JobStatus",
     "as_number",
@@ -57,6 +58,10 @@ CHILD_COLUMNS: Mapping[str, str] = {
     "bps_job_label": "bps_job_label",
 }  # fmt: skip
 """What is asked of a job's ad, where no log can be read: attribute to expression. As columns 100 bytes, not 340."""
+
+
+MANY_STARTS = 4
+"""Number of starts from which a DAGMan is reported as one that ends again and again; a schedd's restart adds one."""
 
 
 class JobStatus(IntEnum):
@@ -180,6 +185,9 @@ def run_note(ad: Ad) -> str:
         return f"held: {as_text(ad, 'HoldReason') or 'no reason given'} (code {code}.{subcode or 0})"
     if status == JobStatus.REMOVED:
         return f"removed: {as_text(ad, 'RemoveReason') or 'no reason given'}"
+    starts = as_number(ad, "NumJobStarts") or 0
+    if starts >= MANY_STARTS and status != JobStatus.COMPLETED:
+        return f"DAGMan was started {starts} times: it ends and is started again"
     if ad.get("DAG_InRecovery") in (1, True):
         return "DAGMan reads its logs again after it was interrupted"
     if status == JobStatus.COMPLETED and bool(ad.get("ExitBySignal")):

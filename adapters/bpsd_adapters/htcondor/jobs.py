@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import anyio
 
 from bpsd.errors import BackendAuthError, BackendUnavailable, LimitExceeded
-from bpsd.models import JobObservation, RunObservation, WmsSpecificInfo
-from bpsd_adapters.htcondor.classads import Ad, as_number, as_text, run_note, run_state
+from bpsd.models import JobObservation, RunObservation, WmsSpecificInfo, WmsStates
+from bpsd_adapters.htcondor.classads import MANY_STARTS, Ad, as_number, as_text, run_note, run_state
 from bpsd_adapters.htcondor.finder import Found
 from bpsd_adapters.htcondor.hostclock import HostClock
 from bpsd_adapters.htcondor.observe import HISTORY, dag_file, observe_child, observe_run
+from bpsd_adapters.htcondor.policy import service_status
 from bpsd_adapters.htcondor.pool import Pool
 from bpsd_adapters.htcondor.runfiles import Room, RunFiles
+from bpsd_adapters.htcondor.tracker import RunTracker
 from bpsd_adapters.quarantine import Quarantine
 
 OVERLAP_S = 120.0
@@ -24,6 +26,9 @@ OVERLAP_S = 120.0
 
 RUNS_AT_ONCE = 8
 """The logs of so many runs are read at the same time: each piece of one takes round trips to the submit host."""
+
+FAILURES_MAX = 5
+"""Maximum number of failed jobs that the note of a run names."""
 
 READING, OBSERVING = "reading its files", "making out its state"
 """Parts of the work for a run; each pauses by itself after an unexpected error."""
@@ -70,6 +75,9 @@ class JobWatcher:
     def __init__(self, pool: Pool, quarantine: Quarantine) -> None:
         self._pool, self._quarantine = pool, quarantine
         self._files: dict[str, RunFiles] = {}
+        self._turns = 0
+        self._turn_of: dict[str, int] = {}
+        """When the logs of a run were read last: those that waited longest are read first."""
         self.reread = False
         """Whether the logs of a run that is not new were read from their beginning."""
 
@@ -134,6 +142,9 @@ class JobWatcher:
             if self._quarantine.is_due(key, READING):
                 try:
                     with self._quarantine.guard(key, READING):
+                        if not room.is_used_up:
+                            self._turns += 1
+                            self._turn_of[key] = self._turns
                         if await self._read(key, found, clock, room, {} if found.source == HISTORY else sizes):
                             unfinished.add(key)
                         done = True
@@ -143,7 +154,9 @@ class JobWatcher:
                 self._files.pop(key, None)
                 unread[key] = why or self._quarantine.note(key)
 
-        await each([read(key, found) for key, found in runs.items() if key not in unread], RUNS_AT_ONCE)
+        self._turn_of = {key: turn for key, turn in self._turn_of.items() if key in runs}
+        waiting = sorted(runs.keys() - unread.keys(), key=lambda key: (self._turn_of.get(key, 0), key))
+        await each([read(key, runs[key]) for key in waiting], RUNS_AT_ONCE)
         asked = await self._ask({key: runs[key] for key in runs if key in unread}, told, clock)
         observations, cursors = [], {key: cursor for key, (_, cursor) in asked.items()}
         for key, found in runs.items():
@@ -183,16 +196,48 @@ class JobWatcher:
         self._take_held(files, held)
         if found.source == HISTORY and not left and not unread:
             await files.finish(run_state(found.ad))
+        missing, commands = files.tracker.missing_nodes(files.dag, as_number(found.ad, "DAG_NodesTotal"))
+        is_whole = files.is_loaded and not missing and not commands
         return observe_run(
             found.ad,
             found.wms_id,
             found.source,
             jobs=files.tracker.changed(cursor),
-            total=len(files.tracker) if files.is_loaded else None,
+            total=len(files.tracker) if is_whole else None,
             job_failed=files.tracker.failed(),
             left=left,
             unread=unread,
+            info=_services(files.tracker),
+            why="" if unread else await self._why(found, files, missing, commands),
+            all_succeeded=is_whole and files.tracker.all_succeeded(),
         )
+
+    @staticmethod
+    async def _why(found: Found, files: RunFiles, missing: int, commands: Sequence[str]) -> str:
+        """Return what a run's files say of its end or trouble: failed jobs, DAGMan's errors, what is not followed."""
+        said = []
+        tracker, state = files.tracker, run_state(found.ad)
+        over = found.source == HISTORY
+        restarts = (as_number(found.ad, "NumJobStarts") or 0) >= MANY_STARTS
+        failures = tracker.failures() if over and state in (WmsStates.FAILED, WmsStates.SUCCEEDED) else []
+        if failures:
+            more = f" and {len(failures) - FAILURES_MAX} more" if len(failures) > FAILURES_MAX else ""
+            said.append(f"failed: {', '.join(failures[:FAILURES_MAX])}{more}")
+        if (over and state is WmsStates.FAILED) or restarts:
+            words = await files.dagman_words()
+            said += [f"DAGMan: {words}"] if words else []
+        said += [
+            f"{name} is held: {note}" for name, held, note in tracker.services() if held is WmsStates.HELD and not over
+        ]
+        if missing or commands:
+            what = f"the DAG uses {', '.join(commands)}" if commands else "DAGMan has nodes of further files"
+            ad = found.ad
+            said.append(
+                f"{what}, which bpsd does not follow: not all jobs are shown; DAGMan counts"
+                f" {as_number(ad, 'DAG_NodesTotal') or 0} nodes, {as_number(ad, 'DAG_NodesDone') or 0} done,"
+                f" {as_number(ad, 'DAG_NodesFailed') or 0} failed"
+            )
+        return "; ".join(said)
 
     @staticmethod
     def _take_held(files: RunFiles, ads: Sequence[Ad]) -> None:
@@ -233,6 +278,19 @@ class JobWatcher:
 
         await each([ask(schedd, since) for (schedd, _), since in questions.items()], RUNS_AT_ONCE)
         return answers
+
+
+def _services(tracker: RunTracker) -> WmsSpecificInfo | None:
+    """Return the status of the service nodes, in the words of ``bps report``."""
+    services = tracker.services()
+    if not services:
+        return None
+    info = WmsSpecificInfo()
+    for name, state, note in services:
+        status, details = service_status(state, note)
+        info.add_message("Status of {job_name}: {status} {status_details}", job_name=name, status=status.name,
+                         status_details=details)  # fmt: skip
+    return info
 
 
 def _since(cursor: str) -> float:

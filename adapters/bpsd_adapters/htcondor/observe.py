@@ -65,6 +65,8 @@ def observe_run(
     left: int = 0,
     unread: bool = False,
     info: WmsSpecificInfo | None = None,
+    why: str = "",
+    all_succeeded: bool = False,
 ) -> RunObservation:
     """An observation of a run.
 
@@ -88,6 +90,11 @@ def observe_run(
         Whether its logs are not read to their end yet: then an end is told when they are.
     info : `~bpsd.models.WmsSpecificInfo`, optional
         Where the jobs come from, if not from the logs.
+    why : `str`
+        What the run's files say of its end or of its trouble.
+    all_succeeded : `bool`
+        Whether every job succeeded by the logs: then so did the run, as ``bps report`` has it, whatever became of its
+        service nodes.
     """
     state: WmsStates | None = run_state(ad)
     note = run_note(ad)
@@ -101,6 +108,9 @@ def observe_run(
         state, note = None, f"{note}; {left} of its jobs still in the queue".removeprefix("; ")
     if state is WmsStates.SUCCEEDED and job_failed:
         state = WmsStates.FAILED
+    if state is WmsStates.FAILED and all_succeeded and as_number(ad, "JobStatus") == JobStatus.COMPLETED:
+        state = WmsStates.SUCCEEDED
+    note = "; ".join(filter(None, (note, why)))
     token, number = as_text(ad, "bps_token"), None
     attempt_token = as_text(ad, "bps_attempt_token")
     if token is not None and attempt_token is not None:

@@ -17,6 +17,7 @@ import msgspec
 from bpsd.errors import LimitExceeded
 from bpsd.models import WmsStates
 from bpsd_adapters.htcondor.dagfile import DagShape, parse_dag, parse_node_status, parse_rescue
+from bpsd_adapters.htcondor.dagmanout import dagman_errors
 from bpsd_adapters.htcondor.eventlog import EventReader
 from bpsd_adapters.htcondor.hostclock import HostClock
 from bpsd_adapters.htcondor.jobstate import JobstateReader
@@ -31,6 +32,12 @@ FEW_FILES = 4
 """So many are looked at one by one; for more, one program is asked about all of them."""
 
 FILES_PER_CALL = 400
+
+TAIL_BYTES = 128 * 1024
+"""How much of the end of DAGMan's output is searched for its errors."""
+
+LAZY = "wms_lazy"
+"""How ctrl_bps_htcondor names a node whose DAG file holds a placeholder until a job of the run has written it."""
 
 _RESCUE = re.compile(r"\.rescue\d{3}")
 """What DAGMan reads again; one that somebody ran over with ``-f`` is ``.rescue001.old``."""
@@ -72,6 +79,14 @@ class _Log(msgspec.Struct):
     offset: int = 0
 
 
+class _Group(msgspec.Struct):
+    """A DAG inside the run: its file, the folder it runs in, and the submission with which the file was read."""
+
+    path: str
+    folder: str
+    read_at: int = 0
+
+
 class RunFiles:
     """What the files of a run tell.
 
@@ -96,9 +111,18 @@ class RunFiles:
         self.tracker = RunTracker()
         self._status_file: str | None = None
         self._finished = False
+        self._groups: dict[str, _Group] = {}
+        self._bases: dict[str, str] = {}
+        self._words: str | None = None
+        self._words_size = -1
 
     def __repr__(self) -> str:
         return f"<RunFiles {self._dag}, {self.tracker!r}>"
+
+    @property
+    def dag(self) -> str:
+        """The path of the DAG file."""
+        return self._dag
 
     @property
     def is_loaded(self) -> bool:
@@ -134,7 +158,30 @@ class RunFiles:
         more = False
         for log in self._logs:
             more |= await self._follow(log, room, (sizes or {}).get(log.path))
+        for name, group in list(self._groups.items()):
+            if (submitted := self.tracker.submissions_of(name)) > group.read_at:
+                group.read_at = submitted
+                await self._reload(group)  # a job of the run may have written it only now (lazy groups of bps)
+                more = True
         return more
+
+    async def dagman_words(self) -> str:
+        """Return DAGMan's own error lines, from the end of its output; it is read again if it grew."""
+        path = f"{self._dag}.dagman.out"
+        try:
+            found = await self._transport.stat(path)
+            if found is None or found.size == self._words_size:
+                return self._words or ""
+            begin = max(0, found.size - TAIL_BYTES)
+            data = await self._transport.read(path, begin, TAIL_BYTES)
+            self._words, self._words_size = dagman_errors(data.decode(errors="replace")), found.size
+        except OSError:
+            return self._words or ""
+        return self._words
+
+    def base_of(self, dag: str) -> str:
+        """Return the folder to which the paths in a DAG file are relative."""
+        return self._bases.get(dag, posixpath.dirname(self._dag))
 
     async def finish(self, ended: WmsStates) -> None:
         """The run is over: take in what DAGMan says of nodes that no log knows, once."""
@@ -172,28 +219,49 @@ class RunFiles:
     async def _again(self) -> None:
         self.tracker = RunTracker()
         self._logs = []
+        self._groups = {}
         self._finished = False
         await self._load()
 
     async def _load(self) -> None:
+        self._logs = await self._load_dags([(self._dag, posixpath.dirname(self._dag))])
+
+    async def _reload(self, group: _Group) -> None:
+        """Read a DAG file again that its run wrote in the meantime; its logs are read from their beginning."""
+        known = {log.path: log for log in self._logs}
+        known.update({log.path: log for log in await self._load_dags([(group.path, group.folder)])})
+        self._logs = [*known.values()]
+
+    async def _load_dags(self, todo: list[tuple[str, str]]) -> list[_Log]:
+        """Read DAG files, each with the folder that it runs in, and those inside them; returns their logs."""
         logs: list[_Log] = []
         take, take_nodes = self.tracker.take, self.tracker.take_nodes
-        todo = [self._dag]
-        folder = posixpath.dirname(self._dag)
         while todo:
-            path = todo.pop(0)
-            shape = await self._shape(path)
+            path, folder = todo.pop(0)
+            try:
+                shape = await self._shape(path)
+            except FileNotFoundError:
+                if path == self._dag:
+                    raise
+                continue  # a job of the run is to write it: it is read when its node is submitted
             if path == self._dag and shape.status_file is not None:
                 self._status_file = posixpath.join(folder, shape.status_file)
             self.tracker.add_dag(path, shape, await self._done_before(path))
-            todo += [posixpath.join(folder, n.subdag) for n in shape.nodes.values() if n.subdag is not None]
+            self._bases[path] = folder
+            for node in shape.nodes.values():
+                if node.subdag is not None:
+                    runs_in = posixpath.normpath(posixpath.join(folder, node.runs_in or ""))
+                    inside = posixpath.normpath(posixpath.join(folder, node.subdag))
+                    self._groups.setdefault(node.name, _Group(inside, runs_in))
+                    if not node.name.startswith(LAZY):
+                        todo.append((inside, runs_in))
             if shape.jobstate_log is not None:  # first: whether a node was submitted after it failed decides what it is
                 nodes = posixpath.join(folder, shape.jobstate_log)
                 logs.append(_Log(nodes, JobstateReader(self._cluster).feed, take_nodes))
             logs.append(_Log(f"{path}.nodes.log", EventReader(self._clock).feed, take))
             if len(logs) > MAX_SUBDAGS:
                 raise LimitExceeded(f"{self._dag} has more than {MAX_SUBDAGS} sub-DAGs")
-        self._logs = logs
+        return logs
 
     async def _shape(self, path: str) -> DagShape:
         return await anyio.to_thread.run_sync(parse_dag, await self._whole(path))

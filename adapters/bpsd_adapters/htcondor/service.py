@@ -403,15 +403,34 @@ class HTCondorService(WmsService):
             raise JobNotFound(f"run {wms_id} has no job {job}")
         if cluster is None:
             raise JobNotFound(f"job {job} of run {wms_id} has not been submitted yet")
-        folder = posixpath.join(posixpath.dirname(dag), "jobs", label)
-        for suffix in ("err", "out") if stream == STDERR else ("out",):
-            path = posixpath.join(folder, f"{job}.{cluster}.{suffix}")
+        suffixes = ("err", "out") if stream == STDERR else ("out",)
+        paths = [path for suffix in suffixes for path in await self._output_files(files, job, cluster, suffix)]
+        folder = posixpath.dirname(paths[0]) if paths else posixpath.dirname(dag)
+        for path in paths:
             found = await self._transport.stat(path)
             if found is not None:
                 begin = max(0, found.size + offset) if offset < 0 else offset
                 data = await self._transport.read(path, begin, limit)
                 return OutputPiece(data=data, offset=begin, size=found.size, path=path)
         raise JobNotFound(f"job {job} of run {wms_id} has no {stream} yet in {folder}")
+
+    async def _output_files(self, files: RunFiles, job: str, cluster: int, suffix: str) -> list[str]:
+        """Return the paths where a job's output may be: next to its submit file, the newest start first."""
+        placed = files.tracker.node(job)
+        if placed is None:
+            return []
+        dag, node = placed
+        folder = posixpath.normpath(posixpath.join(files.base_of(dag), node.folder))
+        plain = posixpath.join(folder, f"{job}.{cluster}.{suffix}")
+        if await self._transport.stat(plain) is not None:
+            return [plain]
+        try:
+            names = await self._transport.listdir(folder)
+        except OSError:
+            return [plain]
+        of_starts = re.compile(rf"{re.escape(f'{job}.{cluster}.')}(\d+)\.{suffix}")
+        numbered = [(int(found[1]), name) for name in names if (found := of_starts.fullmatch(name)) is not None]
+        return [posixpath.join(folder, name) for _, name in sorted(numbered, reverse=True)] or [plain]
 
     def order_id(self, run: KnownRun) -> str:
         """See `WmsService.order_id`: the global id, which no schedd gives twice."""

@@ -64,6 +64,21 @@ class Submission(NamedTuple):
     """Values that cannot be said in HTCondor's files, one of a job at most."""
 
 
+_NO_NODE_NAME = re.compile(r'[\s+"\\]|\$\(')
+_RESERVED = frozenset({"PARENT", "CHILD", "ALL_NODES"})
+
+
+def _check_node_name(name: str, where: tuple[str | int, ...]) -> None:
+    """Refuse a name that DAGMan does not accept, or would read as something else."""
+    found = _NO_NODE_NAME.search(name)
+    if found is not None:
+        raise SubmissionProblem(
+            (*where, "name"), f"DAGMan does not accept {found[0]!r} in the name of a job ({name!r}); rename the job"
+        )
+    if name.upper() in _RESERVED:
+        raise SubmissionProblem((*where, "name"), f"{name!r} is a word of DAGMan's own language; rename the job")
+
+
 def write_submission(workflow: Workflow, token: str, folder: str, run_summary: str) -> Submission:
     """The files of a submission.
 
@@ -105,6 +120,10 @@ class _Writer:
 
     def write(self) -> Submission:
         groups = {group.name: group for group in self.workflow.groups}
+        if '"' in self.workflow.name:
+            raise SubmissionProblem(
+                ("name",), f"HTCondor does not accept '\"' in the name of a run: {self.workflow.name}"
+            )
         members: dict[str, list[tuple[int, Job]]] = {name: [] for name in groups}
         top: list[tuple[int, Job]] = []
         for number, job in enumerate(self.workflow.jobs):
@@ -167,6 +186,11 @@ class _Writer:
         self.programs.add(name)
 
     def _node(self, command: str, job: Job, where: tuple[str | int, ...]) -> list[str]:
+        _check_node_name(job.name, where)
+        if command == "FINAL" and job.abort_on_value is not None:
+            raise SubmissionProblem(
+                (*where, "abort_on_value"), "DAGMan does not accept it for the final job; remove it"
+            )
         if job.kind == "noop":
             self.files.setdefault("noop.sub", _NOOP_SUB)
             return [f"JOB {_node_name(job)} noop.sub NOOP"]

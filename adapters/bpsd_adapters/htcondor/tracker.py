@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from bpsd.models import TERMINAL, JobObservation, WmsStates, ending
-from bpsd_adapters.htcondor.dagfile import DagShape
+from bpsd_adapters.htcondor.dagfile import DagNode, DagShape
 from bpsd_adapters.htcondor.eventlog import Event, EventKind
 from bpsd_adapters.htcondor.jobstate import PRE_FAILED, REFUSED, NodeEvent
-from bpsd_adapters.htcondor.policy import removal
+from bpsd_adapters.htcondor.policy import code_of_hold, removal
 
 LOG_SOURCE = "log"
 LOG_RANK = 20
@@ -39,6 +39,8 @@ class _Job(msgspec.Struct):
     end_time: float | None = None
     host: str = ""
     note: str = ""
+    service: bool = False
+    ends_as_dag: bool = False
 
 
 class RunTracker:
@@ -51,6 +53,9 @@ class RunTracker:
         self._order: dict[str, None] = {}
         self._node_of: dict[int, str] = {}
         self._shapes: dict[str, DagShape] = {}
+        self._groups: dict[str, int] = {}
+        """Nodes that are DAGs of their own, with the number of their submissions."""
+        self._group_clusters: set[int] = set()
 
     def __repr__(self) -> str:
         return f"<RunTracker {len(self._jobs)} jobs, version {self.version}>"
@@ -65,11 +70,19 @@ class RunTracker:
 
     def add_dag(self, file: str, shape: DagShape, done: Iterable[str] = ()) -> None:
         """Take in the nodes of a DAG file; ``done`` were done before this attempt began."""
+        old = self._shapes.get(file)
         self._shapes[file] = shape
+        for name in old.nodes.keys() - shape.nodes.keys() if old is not None else ():
+            job = self._jobs.get(name)
+            if job is not None and job.state in _WAITING:
+                job.state, job.note = WmsStates.PRUNED, "the DAG file was written again without it"
+                self._touch(name, job)
         before = set(done)
         for node in shape.nodes.values():
-            if node.subdag is None and node.name not in self._jobs:
-                job = _Job(label=node.label, counts=node.counts)
+            if node.subdag is not None:
+                self._groups.setdefault(node.name, 0)
+            elif node.name not in self._jobs:
+                job = _Job(label=node.label, counts=node.counts, service=node.service, ends_as_dag=node.ends_as_dag)
                 if node.name in before:
                     job.state = WmsStates.SUCCEEDED
                 self._jobs[node.name] = job
@@ -103,6 +116,9 @@ class RunTracker:
 
     def _submitted(self, event: Event) -> None:
         job = self._jobs.get(event.node)
+        if job is None and event.node in self._groups and _key(event) not in self._group_clusters:
+            self._group_clusters.add(_key(event))
+            self._groups[event.node] += 1
         if job is None or _key(event) in self._node_of:
             return
         self._node_of[_key(event)] = event.node
@@ -148,6 +164,38 @@ class RunTracker:
     def failed(self) -> bool:
         """Whether a job that counts failed."""
         return any(job.state is WmsStates.FAILED for job in self._jobs.values() if job.counts)
+
+    def all_succeeded(self) -> bool:
+        """Whether there are jobs, and every one of them succeeded."""
+        states = {job.state for job in self._jobs.values() if job.counts}
+        return states == {WmsStates.SUCCEEDED}
+
+    def failures(self) -> list[str]:
+        """Return the failed jobs, each with its cause in a few words."""
+        return [
+            f"{name} ({job.note or ending(job.exit_code or 0)})"
+            for name, job in self._jobs.items()
+            if job.counts and job.state is WmsStates.FAILED
+        ]
+
+    def services(self) -> list[tuple[str, WmsStates, str]]:
+        """Return the service nodes (provisioning), each with its state and a note."""
+        return [(name, job.state, job.note) for name, job in self._jobs.items() if job.service]
+
+    def submissions_of(self, group: str) -> int:
+        """Return how often a node that is a DAG of its own was submitted."""
+        return self._groups.get(group, 0)
+
+    def missing_nodes(self, file: str, total: int | None) -> tuple[int, tuple[str, ...]]:
+        """Return how many of DAGMan's nodes a DAG file does not show, and its commands that are not followed."""
+        shape = self._shapes.get(file)
+        if shape is None:
+            return 0, ()
+        return max(0, (total or 0) - len(shape.nodes)), shape.unfollowed
+
+    def node(self, name: str) -> tuple[str, DagNode] | None:
+        """Return a node, and the DAG file that has it."""
+        return next(((file, s.nodes[name]) for file, s in self._shapes.items() if name in s.nodes), None)
 
     def cluster_of(self, name: str) -> int | None:
         """The newest submission of a job."""
@@ -217,12 +265,13 @@ def _apply(job: _Job, event: Event) -> bool:  # noqa: C901, PLR0912  # one branc
     elif kind is EventKind.HELD:
         if job.state is WmsStates.HELD:
             return False
-        job.state, job.time = WmsStates.HELD, event.time
+        job.state, job.time, job.exit_code = WmsStates.HELD, event.time, code_of_hold(event.reason)
         job.note = f"held: {event.reason} (code {event.code or 0}.{event.subcode or 0})"[:_NOTE_CHARS]
     elif kind is EventKind.RELEASED:
         if job.state is not WmsStates.HELD:
             return False
-        job.attempt += 1
+        if job.start_time is not None:  # an eviction before the hold has begun the next attempt already
+            job.attempt += 1
         _reset(job, WmsStates.PENDING, event.time)
     elif kind is EventKind.TERMINATED:
         job.state = WmsStates.SUCCEEDED if event.exit_code == 0 else WmsStates.FAILED
@@ -258,7 +307,7 @@ def _removed(job: _Job, event: Event) -> None:
 def _post(job: _Job, event: Event) -> bool:
     """A post script's word is the node's; the job's own exit code stays."""
     state = WmsStates.SUCCEEDED if event.exit_code == 0 else WmsStates.FAILED
-    if state is job.state or job.state not in TERMINAL:
+    if state is job.state or job.state not in TERMINAL or job.ends_as_dag:
         return False
     job.state = state
     job.note = f"post-command ended with {ending(event.exit_code)}"
