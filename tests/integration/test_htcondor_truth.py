@@ -224,7 +224,9 @@ async def a_job_that_a_rule_removes_has_failed_for_the_reason_of_its_hold(pool: 
 async def by_hand(pool: CondorBed, folder: Path, **files: str) -> str:
     """Submit a DAG that somebody wrote by hand, with its files by name (``_`` for the dot); returns the run's id."""
     for name, text in files.items():
-        (folder / name.replace("_", ".")).write_text(text)
+        file = folder / name.replace("_", ".")
+        file.write_text(text)
+        file.chmod(0o666)
     sign = 'My.bps_isjob = "True"'
     said = await in_bed(pool, "sh", "-c", f"cd {folder} && condor_submit_dag -append '{sign}' run.dag")
     return said.partition("submitted to cluster ")[2].partition(".")[0] + ".0"

@@ -474,3 +474,19 @@ async def test_an_unexpected_error_in_one_run_stays_with_that_run(
     result = await site.poll(*known, cursor=None)
     assert told(result) == {"7.0": ("SUCCEEDED", 1), "8.0": ("SUCCEEDED", 1)}
     assert "7.0" not in site.quarantine
+
+
+async def test_logs_that_were_not_read_are_the_first_of_the_next_poll() -> None:
+    site = Site(read_bytes=1)
+    site.queue = [ad(cluster) for cluster in range(1, 31)]
+    for cluster in range(1, 31):
+        site.folder(cluster, "a_1")
+    seen: set[str] = set()
+
+    for _ in range(60):
+        for cluster in range(1, 11):  # these never stop writing
+            site.transport.files[f"/r/{cluster}/run.dag.nodes.log"] += b"..."
+        result = await site.poll()
+        seen |= {run.wms_id for run in result.observations if any(job.state.name == "SUCCEEDED" for job in run.jobs)}
+
+    assert seen == {f"{cluster}.0" for cluster in range(1, 31)}
