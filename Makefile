@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test beds lint format types unit man wheelhouse soak bench clean
+.PHONY: help venv demo test beds lint format types unit man wheelhouse mutants soak bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,8 +49,13 @@ man: $(STAMP) ## Write the manual pages in docs/man, from the parsers and the se
 wheelhouse: $(STAMP) ## Build the folder wheelhouse: bpsd and all it needs, to install where there is no index
 	@$(BIN)/python -m tests.wheelhouse wheelhouse
 
+mutants: $(STAMP) ## Put small faults into the code and see that unit tests notice (hours; TARGETS=reducer for a part)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt cosmic-ray
+	$(BIN)/python -m tests.mutants $(TARGETS)
+
 soak: beds ## Run the same tests at their full figures and keep docs/soak.md (hours; PYTEST_ARGS for a part)
 	BPSD_SOAK=1 BPSD_SOAK_TABLE=docs/soak.md $(BIN)/python -m pytest --timeout=14400 $(PYTEST_ARGS)
+	$(MAKE) mutants
 
 bench: $(STAMP) ## Measure speed and memory, with the ratios side by side
 	@$(BIN)/python -m benchmarks

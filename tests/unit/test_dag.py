@@ -132,6 +132,82 @@ def test_cancel_ends_all_and_the_final_job_does_not_run() -> None:
     assert dag.result() is S.DELETED
 
 
+@pytest.mark.parametrize("exit_code", [3, 5])
+def test_an_exit_code_near_the_value_aborts_nothing(exit_code: int) -> None:
+    dag = begun(job("a", abort_on_value=4), job("b"))
+
+    assert run(dag, 0, exit_code) is Verdict.FAILED
+    assert not dag.stopped
+    assert dag.ready(9) == [1]
+
+
+def test_after_an_abort_only_the_final_job_is_tried_again() -> None:
+    dag = begun(job("a", abort_on_value=4), job("b", number_of_retries=2), final=job("end", number_of_retries=1))
+    dag.start(0)
+    dag.start(1)
+    dag.finish(0, 4)
+
+    assert dag.finish(1, 1).verdict is Verdict.FAILED
+    assert run(dag, 2, 1) is Verdict.RETRY
+    assert run(dag, 2, 0) is Verdict.SUCCEEDED
+    assert dag.done
+
+
+def test_the_exit_code_of_the_final_job_aborts_nothing() -> None:
+    dag = begun(job("a"), final=job("end", abort_on_value=4, abort_return_value=0))
+    run(dag, 0)
+
+    assert run(dag, 1, 4) is Verdict.FAILED
+    assert dag.result() is S.FAILED
+
+
+def test_a_job_that_did_not_begin_before_a_cancel_is_removed_and_the_run_ends() -> None:
+    dag = begun(job("a"), job("b"), final=job("end"))
+    dag.start(0)
+    dag.start(1)
+    dag.stop(S.DELETED, final=False)
+
+    first, over = dag.withdraw(0), dag.done
+    assert (first.removed, over) == ([0], False)
+    assert dag.withdraw(1).removed == [1]
+    assert dag.done
+    assert states(dag) == [S.DELETED, S.DELETED, S.DELETED]
+    assert dag.count(S.DELETED) == 3
+    assert dag.count(S.READY) == 0
+
+
+def test_a_job_that_did_not_begin_before_an_abort_is_removed_and_the_final_job_is_not() -> None:
+    dag = begun(job("a", abort_on_value=4), job("b"), final=job("end"))
+    dag.start(0)
+    dag.start(1)
+    dag.finish(0, 4)
+    out = dag.withdraw(1)
+
+    assert (out.removed, out.ready) == ([1], [2])
+    dag.start(2)
+    again = dag.withdraw(2)
+    assert (again.removed, again.ready) == ([], [2])
+    assert run(dag, 2) is Verdict.SUCCEEDED
+    assert dag.done
+
+
+def test_the_final_job_that_did_not_begin_before_a_cancel_is_removed() -> None:
+    dag = begun(job("a"), final=job("end"))
+    run(dag, 0)
+    dag.start(1)
+    dag.stop(S.DELETED, final=False)
+
+    assert dag.withdraw(1).removed == [1]
+    assert dag.done
+
+
+def test_a_cancel_of_a_run_without_a_final_job_removes_its_jobs_alone() -> None:
+    dag = begun(job("a"))
+
+    assert dag.stop(S.DELETED, final=False).removed == [0]
+    assert dag.done
+
+
 def test_final_job_runs_after_failures_and_decides() -> None:
     dag = begun(job("a"), final=job("end", number_of_retries=1))
     run(dag, 0, 1)

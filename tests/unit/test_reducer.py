@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from bpsd.jobtable import JobTable, encode_changes
 from bpsd.models import TERMINAL, JobObservation, RunObservation, SourceReport, WmsStates
-from bpsd.reducer import JOURNAL_SOURCE, JobKey, RunKey, Verdict, absence_is_proof, job_wins, judge_run
+from bpsd.reducer import JOURNAL_SOURCE, JobKey, RunKey, Verdict, absence_is_proof, confirms_all, job_wins, judge_run
 from bpsd.runs import RunRecord, decode_record, encode_record
 
 LIVE = sorted(set(WmsStates) - TERMINAL - {WmsStates.UNKNOWN})
@@ -265,3 +266,90 @@ def test_a_job_leaves_its_end_only_by_a_new_attempt_or_a_better_source(
     assert not job_wins(before, JobKey(1, None, other, 10, 9.0)) or other is end
     assert job_wins(before, JobKey(2, 1, other, 0, 9.0))
     assert job_wins(before, JobKey(1, 2, other, 0, 9.0)) is (attempt is not None or other is end)
+
+
+U, R, S, F = WmsStates.UNKNOWN, WmsStates.RUNNING, WmsStates.SUCCEEDED, WmsStates.FAILED
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wins"),
+    [
+        (
+            JobKey(1, 1, R, 0, 5.0),
+            JobKey(2, 1, R, 10, 1.0),
+            True,
+        ),  # a later attempt of the run, whatever the clock says
+        (JobKey(2, 1, R, 0, 5.0), JobKey(1, 2, S, 10, 9.0), False),
+        (
+            JobKey(1000, 1, S, 0, None),
+            JobKey(int("1000"), 1, R, 10, None),
+            False,
+        ),  # numbers that are equal, not the same
+        (JobKey(1, 2, R, 0, 5.0), JobKey(1, 1, S, 10, 9.0), False),  # an earlier attempt of the job
+        (JobKey(1, 1, S, 10, 5.0), JobKey(1, 2, R, 0, 1.0), True),
+        (
+            JobKey(1, 1, S, 10, 5.0),
+            JobKey(1, 1, F, 10, 9.0),
+            False,
+        ),  # the first of two ends, unless the source is better
+        (JobKey(1, 1, S, 10, 5.0), JobKey(1, 1, F, 11, 1.0), True),
+        (JobKey(1, 1, S, 10, 5.0), JobKey(1, 1, S, 0, 1.0), True),  # details may come later
+        (JobKey(1, 1, S, 0, 5.0), JobKey(1, 1, R, 10, 9.0), False),
+        (JobKey(1, 1, R, 10, 9.0), JobKey(1, 1, S, 0, 1.0), True),
+        (JobKey(1, 1, R, 0, 5.0), JobKey(1, 1, U, 0, 1.0), True),  # of one source what it says later
+        (JobKey(1, 1, R, 0, 5.0), JobKey(1, 1, U, 10, 5.0), True),  # of two sources what is later by their clock
+        (JobKey(1, 1, R, 0, 5.0), JobKey(1, 1, U, 10, 4.0), False),
+        (JobKey(1, 1, R, 10, 5.0), JobKey(1, 1, U, 0, 4.0), False),
+        (JobKey(1, 1, R, 10, 5.0), JobKey(1, 1, U, 0, 6.0), True),
+        (JobKey(1, 1, R, 10, None), JobKey(1, 1, U, 0, 4.0), True),
+        (JobKey(1, 1, R, 10, 5.0), JobKey(1, 1, U, 0, None), True),
+        (JobKey(1, 1, R, 0, None), JobKey(1, 1, U, 10, 4.0), True),
+    ],
+)
+def test_the_order_of_evidence_about_a_job(before: JobKey, after: JobKey, wins: bool) -> None:
+    assert job_wins(before, after) is wins
+
+
+@pytest.mark.parametrize(
+    ("attempt", "wms_id", "older", "verdict"),
+    [
+        (None, "7", (), Verdict.AGREES),
+        (None, "8", (), Verdict.NEW_ATTEMPT),
+        (None, "6", (), Verdict.NEW_ATTEMPT),
+        (None, "8", ("8",), Verdict.STALE),
+        (1000, "8", (), Verdict.AGREES),
+        (999, "7", (), Verdict.STALE),
+        (1001, "7", (), Verdict.NEW_ATTEMPT),
+    ],
+)
+def test_the_order_of_attempts_of_a_run(
+    attempt: int | None, wms_id: str, older: tuple[str, ...], verdict: Verdict
+) -> None:
+    before = RunKey(int("1000"), "7", R, "queue", 0)
+    assert judge_run(before, attempt=attempt, wms_id=wms_id, state=R, rank=0, older_ids=older) is verdict
+
+
+def test_the_first_sighting_of_an_accepted_run_is_its_state() -> None:
+    """The source of the record comes from the store: an equal text, not the same one."""
+    before = RunKey(1, "", WmsStates.SUCCEEDED, "".join(list(JOURNAL_SOURCE)), 99)
+    assert judge_run(before, attempt=1, wms_id="7", state=R, rank=0) is Verdict.TAKE
+
+
+@pytest.mark.parametrize("source", ["file", "history", "log", "queue"])
+def test_only_the_journal_gives_way_to_any_sighting(source: str) -> None:
+    before = RunKey(1, "7", F, source, 0)
+    assert judge_run(before, attempt=1, wms_id="7", state=R, rank=99) is Verdict.STALE
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "confirmed"),
+    [("ok", True, True), ("ok", False, False), ("partial", True, False), ("failed", True, False)],
+)
+def test_silence_confirms_only_if_every_source_was_asked_and_answered(
+    status: Literal["ok", "partial", "failed"], asked: bool, confirmed: bool
+) -> None:
+    good = SourceReport(name="queue", status="ok")
+    other = SourceReport(name="history", status=status, asked=asked)
+    assert confirms_all((good, other)) is confirmed
+    assert confirms_all((other, good)) is confirmed
+    assert not confirms_all(())
