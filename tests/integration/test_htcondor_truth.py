@@ -282,6 +282,58 @@ async def a_dag_that_a_job_of_the_run_writes_is_read_when_it_begins(pool: Condor
 
 
 @ROWS.row
+async def a_job_that_lingered_in_the_queue_hides_no_run_of_the_history(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, scratch):
+        (scratch / "linger.sub").write_text("executable = /bin/true\nleave_in_queue = True\nqueue\n")
+        said = await in_bed(pool, "sh", "-c", f"cd {scratch} && condor_submit -terse linger.sub")
+        lingering = said.partition(".")[0]
+
+        async def asked(*attributes: str) -> str:
+            return (await in_bed(pool, "condor_q", lingering, "-af", *attributes)).strip()
+
+        with anyio.fail_after(PATIENCE_S):
+            while await asked("JobStatus") != "4":  # noqa: ASYNC110  # no event
+                await anyio.sleep(0.5)
+        since = int(await asked("EnteredCurrentStatus")) + 1
+        await anyio.sleep(2.0)
+        wms_id, _ = await observer.submit(document(shell_job("a_1", "true")))
+        await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        await in_bed(pool, "condor_qedit", lingering, "LeaveJobInQueue", "False")
+        with anyio.fail_after(PATIENCE_S):
+            while await asked("ClusterId"):  # noqa: ASYNC110  # no event
+                await anyio.sleep(0.5)
+
+        assert isinstance(observer.service, HTCondorService)
+        ended = await observer.service._pool.ended(None, since)
+
+        assert int(cluster(wms_id)) in [ad["ClusterId"] for ad in ended.ads]
+
+
+@ROWS.row
+async def a_run_in_another_folder_than_its_dag_is_restarted_where_it_was(pool: CondorBed) -> None:
+    async with watching(pool) as (observer, scratch):
+        inside, mended = scratch / "inside", scratch / "mended"
+        inside.mkdir()
+        inside.chmod(0o1777)
+        (inside / "run.dag").write_text(f'JOB a a.sub\nVARS a what="test -e {mended}"\n')
+        (inside / "a.sub").write_text(SUB)
+        sign = 'My.bps_isjob = "True"'
+        line = f"cd {scratch} && condor_submit_dag -usedagdir -append '{sign}' inside/run.dag"
+        said = await in_bed(pool, "sh", "-c", line)
+        wms_id = said.partition("submitted to cluster ")[2].partition(".")[0] + ".0"
+        run = await observer.until_over(wms_id, timeout_s=PATIENCE_S)
+        assert run.state is WmsStates.FAILED
+
+        mended.touch()
+        new, _, _ = await observer.service.restart(wms_id)
+        assert new is not None
+        again = await observer.until_over(new, timeout_s=PATIENCE_S)
+
+        assert again.state is WmsStates.SUCCEEDED
+        assert observer.states(new) == {"a": "SUCCEEDED"}
+
+
+@ROWS.row
 async def a_held_run_says_why(pool: CondorBed) -> None:
     async with watching(pool) as (observer, _):
         wms_id = await running(observer)

@@ -31,6 +31,9 @@ ZONE_BYTES = 64 * 1024
 LEFT_BEHIND_MOST = 1000
 """How many jobs without a DAGMan are counted; from there on it is enough that there are some."""
 
+LINGERS_S = 11 * 86_400.0
+"""How late a job may enter the history: spooled output is kept for ten days."""
+
 _REFUSED = ("AUTHENTICATE:", "DCSchedd::authenticate", "Permission denied", "not authorized", "SECMAN:2010")
 
 IS_DAG = "JobUniverse == 7 && DAGManJobId =?= undefined"
@@ -115,7 +118,7 @@ class Pool:
         whose = f"member(DAGManJobId, {{{','.join(map(str, sorted(clusters)))}}})"
         changed = f"{whose} && JobUniverse != 7 && EnteredCurrentStatus >= {int(since)}"
         gone = await self._columns(
-            ["condor_history", *_name(schedd), "-constraint", changed, "-since", f"EnteredCurrentStatus < {int(since)}"]
+            ["condor_history", *_name(schedd), "-constraint", changed, "-since", _read_back_to(since)]
         )
         here = await self._columns(["condor_q", *_name(schedd), "-allusers", "-constraint", changed])
         return [*here.ads, *gone.ads]
@@ -127,7 +130,7 @@ class Pool:
 
     async def ended(self, schedd: str | None, since: float) -> Answer:
         """The runs that left the queue since a time of the submit host's clock."""
-        return await self.history(schedd, self._runs, "-since", f"EnteredCurrentStatus < {int(since)}")
+        return await self.history(schedd, self._runs, "-since", _read_back_to(since))
 
     async def left_behind(self, schedd: str | None, runs: Sequence[Ad]) -> dict[int, int]:
         """Return how many jobs of ended runs are in the queue, by the runs' clusters; of very many not all are counted.
@@ -223,6 +226,16 @@ class Pool:
         except ValueError as exc:
             raise BackendUnavailable(f"{argv[0]} on {self.transport.host} gave a garbled answer: {exc}") from exc
         return Answer(ads, time.monotonic() - began, len(done.stdout))
+
+
+def _read_back_to(since: float) -> str:
+    """Return the condition at which a history, read from its newest entry, is read no further.
+
+    A job that stayed in the queue after its end (``leave_in_queue``, spooled output) enters the history late: it is
+    older than its neighbours, and says nothing about the entries behind it. DAGMan jobs are entered when they end.
+    """
+    bound, oldest = int(since), int(since - LINGERS_S)
+    return f"EnteredCurrentStatus < {oldest} || {IS_DAG} && EnteredCurrentStatus < {bound}"
 
 
 def _name(schedd: str | None) -> list[str]:

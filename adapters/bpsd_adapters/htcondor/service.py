@@ -235,7 +235,8 @@ class HTCondorService(WmsService):
         dag, name = dag_file(ad), as_text(ad, "bps_run")
         if dag is None:
             raise Conflict(f"run {wms_workflow_id} does not say where its DAG is")
-        folder, file = posixpath.split(dag)
+        folder = as_text(ad, "Iwd") or posixpath.dirname(dag)
+        file = posixpath.relpath(dag, folder)  # below it for a run of condor_submit_dag -usedagdir
         token = attempt_token or f"{as_text(ad, 'bps_token') or 'restart'}.after-{as_number(ad, 'ClusterId')}"
         found = await self.find_by_token(token, self.context.clock())
         if found.verdict == "found":
