@@ -61,22 +61,27 @@ class Survivor(NamedTuple):
 
     target: str
     operator: str
+    function: str
     line: str
     occurrence: int
     diff: str
 
 
-def explained() -> set[tuple[str, str, str]]:
-    """Return (target, operator, line) of the mutants that are explained."""
+def explained() -> set[tuple[str, str, str, str]]:
+    """Return (target, operator, function, line) of the mutants that are explained."""
     entries = tomllib.loads(EXPLANATIONS.read_text())["mutant"]
     assert all(entry["why"].strip() for entry in entries)
-    return {(entry["target"], operator, entry["line"]) for entry in entries for operator in entry["operators"]}
+    return {
+        (entry["target"], operator, entry["function"], entry["line"])
+        for entry in entries
+        for operator in entry["operators"]
+    }
 
 
 def unexplained(survivors: Sequence[Survivor]) -> list[Survivor]:
     """Return the survivors that no entry explains."""
     known = explained()
-    return [s for s in survivors if not {(s.target, s.operator, s.line), (s.target, "*", s.line)} & known]
+    return [s for s in survivors if not {(s.target, op, s.function, s.line) for op in (s.operator, "*")} & known]
 
 
 def configuration(module: str, tests: Sequence[str]) -> str:
@@ -110,6 +115,7 @@ def results(target: str, copy: Path, dump: str) -> Iterator[tuple[bool, Survivor
             Survivor(
                 target,
                 mutation["operator_name"],
+                mutation.get("definition_name") or "",
                 source[mutation["start_pos"][0] - 1].strip(),
                 mutation["occurrence"],
                 result.get("diff") or "",
@@ -167,7 +173,10 @@ def main(names: Sequence[str]) -> int:
                 flush=True,
             )
             for survivor in bad:
-                print(f"  {survivor.operator} #{survivor.occurrence}: {survivor.line}\n{survivor.diff}", flush=True)
+                print(
+                    f"  {survivor.operator} #{survivor.occurrence} in {survivor.function}: {survivor.line}\n{survivor.diff}",
+                    flush=True,
+                )
     return 1 if left else 0
 
 

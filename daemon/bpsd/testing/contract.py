@@ -28,7 +28,7 @@ from bpsd.errors import BpsdError, RunNotFound
 from bpsd.interface import FieldSupport, WmsService
 from bpsd.models import PollRequest, WmsStates
 from bpsd.testing.observer import Observer, document, open_service, shell_job
-from bpsd.testing.steady import SteadyContract
+from bpsd.testing.steady import HOSTILE_NAMES, SteadyContract
 from bpsd.workflow import JOB_FIELDS
 
 
@@ -317,6 +317,27 @@ class ExecutionContract:
             )
             await observer.until_over(wms_id, timeout_s=bed.patience_s)
             assert out.read_text() == "1 $HOME 'q'|two|"
+
+    async def test_variables_of_a_job_change_nothing_of_its_outcome(self, bed: Bed) -> None:
+        """A job that sets the names that wrappers use ends as without them: no false success."""
+        async with bed.open() as observer:
+            support = observer.service.capabilities.fields["environment"][0]
+            if support is FieldSupport.REFUSES:
+                return
+            jobs = []
+            for number, value in enumerate(("0", "", "/nonexistent; exit 0"), start=1):
+                hostile: dict[str, Any] = {"environment": dict.fromkeys(HOSTILE_NAMES, value)}
+                jobs += [
+                    shell_job(f"bad_{number}", "exit 5", **hostile),
+                    shell_job(f"good_{number}", "exit 0", **hostile),
+                    shell_job(f"after_{number}", "true", parents=[f"bad_{number}"], **hostile),
+                ]
+            wms_id, _ = await observer.submit(document(*jobs))
+            run = await observer.until_over(wms_id, timeout_s=bed.patience_s)
+            assert run.state is WmsStates.FAILED
+            ends = {"bad": "FAILED", "good": "SUCCEEDED", "after": "PRUNED"}
+            assert observer.states(wms_id) == {job["name"]: ends[job["label"]] for job in jobs}
+            assert run.as_row(observer.jobs[wms_id], full=True).exit_codes["bad"] == {"5": 3}
 
     async def test_retries(self, bed: Bed) -> None:
         """A job is retried as often as it says, and not after an exit code that forbids it."""

@@ -5,7 +5,17 @@ They are a part of `bpsd.testing.contract.AdapterContract`.
 
 from __future__ import annotations
 
-__all__ = ["AWAITS", "BLOCKED_S", "TRIES", "SteadyContract", "blocks", "is_held", "longest_block_s", "swallowed"]
+__all__ = [
+    "AWAITS",
+    "BLOCKED_S",
+    "HOSTILE_NAMES",
+    "TRIES",
+    "SteadyContract",
+    "blocks",
+    "is_held",
+    "longest_block_s",
+    "swallowed",
+]
 
 import time
 from collections.abc import Awaitable, Callable, Generator
@@ -22,6 +32,12 @@ BLOCKED_S = 0.2
 """The event loop may not stand still for longer than this in every try of a call."""
 TRIES = 20
 """A busy machine stops a process too: one try without a stop proves that the call does not block."""
+HOSTILE_NAMES = (
+    "BASH_ENV", "CDPATH", "ENV", "IFS", "LANG", "OLDPWD", "PS4", "PWD", "SECONDS", "SHELLOPTS", "TMPDIR", "attempt",
+    "base", "chunk", "code", "entry", "err", "exit_code", "folder", "index", "job", "log", "mine", "name", "node",
+    "note", "out", "owner", "pid", "post", "pre", "rc", "ret", "run", "start", "state", "status", "tmp", "token",
+)  # fmt: skip
+"""Variables that a wrapper of jobs may use itself, and those that a shell treats in a way of its own."""
 AWAITS = 12
 """At how many awaits of a call it is cancelled."""
 
