@@ -44,6 +44,13 @@ hypothesis.settings.register_profile(
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile(
+    "mutants",  # of `tests.mutants`: whether a property fails counts, not the smallest example
+    hypothesis.settings.get_profile("default"),
+    max_examples=25,
+    phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+    database=None,
+)
 hypothesis.settings.load_profile("default")
 
 

@@ -86,7 +86,8 @@ def unexplained(survivors: Sequence[Survivor]) -> list[Survivor]:
 
 def configuration(module: str, tests: Sequence[str]) -> str:
     """Return cosmic-ray's settings for one module."""
-    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider --basetemp=tmp {' '.join(tests)}"
+    options = "-x -q -p no:cacheprovider --basetemp=tmp --hypothesis-profile=mutants"
+    command = f"{sys.executable} -m pytest {options} {' '.join(tests)}"
     return f"""
 [cosmic-ray]
 module-path = {json.dumps(module)}
@@ -135,7 +136,6 @@ def mutate(target: str, folder: Path) -> tuple[int, list[Survivor]]:
         else:
             shutil.copy(source, copy / name)
     environment = os.environ | {
-        "BPSD_EXAMPLES": "10",  # of a hypothesis property: each mutant runs all of them
         "PYTHONPATH": f"{copy / 'daemon'}:{copy / 'adapters'}:{copy}",
         "PYTHONDONTWRITEBYTECODE": "1",  # a mutant of the same second and length would run from the cache of another
     }
@@ -173,10 +173,8 @@ def main(names: Sequence[str]) -> int:
                 flush=True,
             )
             for survivor in bad:
-                print(
-                    f"  {survivor.operator} #{survivor.occurrence} in {survivor.function}: {survivor.line}\n{survivor.diff}",
-                    flush=True,
-                )
+                print(f"  {survivor.operator} #{survivor.occurrence} in {survivor.function}: {survivor.line}")
+                print(survivor.diff, flush=True)
     return 1 if left else 0
 
 
