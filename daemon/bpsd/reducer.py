@@ -131,8 +131,6 @@ def _judge_same_attempt(before: RunKey, state: WmsStates, rank: int) -> Verdict:
         return Verdict.TAKE if rank > before.rank else Verdict.CONFLICT
     if state is before.state:
         return Verdict.AGREES
-    if state in TERMINAL:
-        return Verdict.TAKE
     return Verdict.TAKE
 
 
