@@ -33,6 +33,8 @@ HOSTILE_RUNS = figure("HOSTILE_RUNS", test=200, soak=2_000)
 """Runs that are known."""
 
 TOY = {"toy": {"type": "scripted"}}
+USER_PAUSE_S = 5.0
+"""Between two submits of one user: 20 users who never pause are a test of how many processes this machine starts."""
 PATIENCE_S = 120.0
 P99_S = 0.02
 """What another client may wait at most, 99 times of 100 (asserted in a soak: a test proves nothing by time)."""
@@ -172,18 +174,18 @@ class Crowd:
             raise self.errors[0]
 
 
-def user(daemon: RunningDaemon, number: int) -> Callable[[], None]:
+def user(daemon: RunningDaemon, number: int, over: threading.Event) -> Callable[[], None]:
     """Somebody who submits, watches and cancels, once for each call."""
 
     def act() -> None:
         with daemon.client() as client:
             work = document(true_job("a_1"), name=f"user{number}")
-            run = client.wait_command(client.submit_document(work, backend="toy")["id"], timeout_s=PATIENCE_S)["run"]
+            run = client.wait_command(client.submit_document(work, backend="here")["id"], timeout_s=PATIENCE_S)["run"]
             with client.watch([run]) as watch:
                 assert watch.read(PATIENCE_S) is not None
             with contextlib.suppress(ClientError):  # it may be over already
                 client.cancel(run)
-        time.sleep(0.2)
+        over.wait(USER_PAUSE_S)
 
     return act
 
@@ -201,12 +203,14 @@ def test_hostile_clients_and_another(tmp_path: Path) -> None:
     """No error of the daemon's, memory stays as it is, and a client that asks for a status is answered."""
     waits: list[float] = []
     memory: list[float] = []
-    with RunningDaemon(tmp_path, TOY) as daemon, daemon.client() as other:  # nobody else uses this client
+    # The users' runs are real ones: the scripted backend keeps all of its runs in one file, which each order rewrites.
+    backends = {**TOY, "here": {"type": "local", "ledger": str(tmp_path / "ledger"), "terminate_grace_s": 0.5}}
+    with RunningDaemon(tmp_path, backends) as daemon, daemon.client() as other:  # nobody else uses this client
         fill(daemon, HOSTILE_RUNS)
         run = other.list_runs(limit=1)["runs"][0]["id"]
         crowd = Crowd()
         for number in range(HOSTILE_USERS):
-            crowd.start(user(daemon, number))
+            crowd.start(user(daemon, number, crowd.over))
         crowd.start(asks_for_status(other, run, waits))
         try:
             ask_all(daemon, crowd, memory)
