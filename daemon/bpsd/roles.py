@@ -22,8 +22,10 @@ _Name = Annotated[str, Meta(min_length=1, max_length=256)]
 class Who(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """People: users by name (or number), and the members of groups."""
 
-    users: list[_Name] = []
-    groups: list[_Name] = []
+    users: Annotated[list[_Name], Meta(description="names or numbers of users (default: none)")] = []
+    groups: Annotated[
+        list[_Name], Meta(description="names or numbers of groups, for all their members (default: none)")
+    ] = []
 
 
 class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

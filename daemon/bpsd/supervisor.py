@@ -503,6 +503,7 @@ class Daemon:
     # -- backends ----------------------------------------------------------------------------------------------------
 
     async def _add_backend(self, settings: BackendConfig) -> None:
+        """Open a backend, in place of the one of this name if there is one: at no time is there none."""
         folder = self._state / "backends" / await self._journal.backend_uid(settings.name)
         await anyio.to_thread.run_sync(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
         backend = Backend(
@@ -517,6 +518,8 @@ class Daemon:
             polled=self._polled,
             stood_still_s=lambda: self._meter.stood_still_s,
         )
+        if settings.name in self._backends:
+            self._remove_backend(settings.name)
         self._backends[settings.name] = backend
         self._metrics.expect_backend(settings.name)
         scope = self._scopes[settings.name] = anyio.CancelScope()
@@ -582,15 +585,14 @@ class Daemon:
 
     async def _take_backends(self, old: Config, new: Config) -> None:
         """Open, close and change backends; only what its adapter has to do with opens one again."""
-        for name, before in old.backends.items():
-            now = new.backends.get(name)
-            if now is None or (now.type, now.settings) != (before.type, before.settings):
-                self._remove_backend(name)
-        for name, settings in new.backends.items():
-            if name in self._backends:
-                self._backends[name].use(settings)
+        for name in old.backends.keys() - new.backends.keys():
+            self._remove_backend(name)
+        for name, now in new.backends.items():
+            before = old.backends.get(name)
+            if before is not None and (now.type, now.settings) == (before.type, before.settings):
+                self._backends[name].use(now)
             else:
-                await self._add_backend(settings)
+                await self._add_backend(now)
         # The order of the configuration is the order of the answers.
         for name in new.backends:
             self._backends[name] = self._backends.pop(name)
