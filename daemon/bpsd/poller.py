@@ -236,7 +236,7 @@ class Backend:
         Returns
         -------
         last_good_at : `float` or `None`
-            When the last good poll began; unchanged if this one failed.
+            When the last good poll began; unchanged if this one failed, or if the backend was closed meanwhile.
         """
         polled = self._polled
         if not self._asking:
@@ -247,7 +247,13 @@ class Backend:
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep the backend open and polled until cancelled."""
+        """Keep the backend open and polled until cancelled; then nobody waits for a poll of it any more."""
+        try:
+            await self._live()
+        finally:
+            self._polled.set()
+
+    async def _live(self) -> None:
         opened_failures = 0
         while True:
             self._state = "starting"

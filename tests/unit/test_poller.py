@@ -264,3 +264,18 @@ async def test_a_check_of_settings_that_hangs_holds_up_nothing_but_its_backend(
             assert "could not be checked within 0.1 s" in hung.row().error
             answered.set()
             await reaches(hung, "up")
+
+
+async def test_who_waits_for_a_poll_of_a_backend_that_is_closed_is_answered(tmp_path: Path) -> None:
+    answers: list[float | None] = []
+
+    async def wait(closed: Backend) -> None:
+        answers.append(await closed.refresh())
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as waiting, backend(Slow(anyio.sleep_forever), tmp_path) as closed:
+            waiting.start_soon(wait, closed)
+            await anyio.wait_all_tasks_blocked()
+        await wait(closed)  # who held it from before
+
+    assert answers == [None, None]
