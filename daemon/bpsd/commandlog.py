@@ -39,6 +39,7 @@ from typing import Any
 import msgspec
 
 from bpsd import identities
+from bpsd.diskfull import mentions_full
 from bpsd.errors import CommandNotFound, Conflict, PermissionDenied, RunNotFound
 from bpsd.identities import Attempt
 from bpsd.sqlitefile import text
@@ -133,8 +134,11 @@ def has_expired(record: CommandRecord, now: float) -> bool:
 
 
 def left_s(record: CommandRecord, now: float) -> float:
-    """Return the seconds that a command has left; infinite for one that never expires."""
-    if record.expires_at is None or record.verb == "cancel":
+    """Return the seconds that a command has left; infinite for one that never expires.
+
+    A command that waits for a full disk, here or at the WMS, does not expire meanwhile: its note says that it waits.
+    """
+    if record.expires_at is None or record.verb == "cancel" or mentions_full(record.note):
         return math.inf
     return record.expires_at - record.accepted_at - passed_s(record, now)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -76,6 +78,7 @@ class Picky:
     commands_at_once = 1
     commands_deadline_s = 60.0
     finds_by_token = True
+    state_dir = Path("/")
 
     @property
     def service(self) -> Picky:
@@ -173,3 +176,33 @@ async def test_a_fault_in_one_command_ends_nothing_and_the_command_goes_on() -> 
 
     assert over.state == "FAILED"
     assert [entry["event"] for entry in logged] == ["command_broke"]
+
+
+@pytest.mark.parametrize("full_at", ["prepare", "restart"])
+async def test_a_command_that_waits_for_a_full_disk_does_not_expire(full_at: str) -> None:
+    """``restart``: the disk is full once the WMS was asked, so that the command is looked up before the next try."""
+
+    class Full(Picky):
+        async def restart(self, *_: object, **__: object) -> None:
+            tries.append(full_at)
+            if len(tries) < 4:
+                raise OSError(errno.ENOSPC, "No space left on device", "/")
+            await super().restart()
+
+    tries: list[str] = []
+    journal = OneCommand(verb="restart", backend="picky", token="t" * 20, expires_at=1000.0)
+    if full_at == "prepare":  # it waited before the daemon was started, and its time is over
+        journal.command_now = msgspec.structs.replace(
+            journal.command_now, note="preparing failed (No space left on device: /)", expires_at=1.5
+        )
+    made = engine(journal, picky=Full())
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(made.run)
+        with anyio.fail_after(20):
+            while not tries:  # noqa: ASYNC110 - until the first try
+                await anyio.sleep(0.02)
+            journal.command_now = msgspec.structs.replace(journal.command_now, expires_at=1.5)
+            over = await made.wait("c1", 60)
+        tasks.cancel_scope.cancel()
+
+    assert (over.state, len(tries)) == ("FAILED", 4)

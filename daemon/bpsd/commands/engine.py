@@ -24,7 +24,7 @@ from bpsd.cache import Cache
 from bpsd.commandlog import OPEN_STATES, has_expired, left_s, passed_s
 from bpsd.commands.cancel import Cancel
 from bpsd.commands.hold import Hold, Release
-from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome, Verb
+from bpsd.commands.outcomes import Again, Desk, Done, Doubt, Failed, Outcome, Verb, after_look_up
 from bpsd.commands.restart import Restart
 from bpsd.commands.submit import Submit
 from bpsd.config import Commands
@@ -358,7 +358,7 @@ class CommandEngine:
                 return await self._perform_in_turn(entry, verb, desk)
             return await self._perform(entry, verb, desk)
         with anyio.CancelScope() as entry.looking_up:
-            return await self._ask(verb.look_up, desk, entry)
+            return after_look_up(await self._ask(verb.look_up, desk, entry), entry.disk)
         return None
 
     async def _perform_in_turn(self, entry: _Entry, verb: Verb, desk: Desk) -> Outcome | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Again", "Desk", "Done", "Doubt", "Failed", "Outcome", "Verb"]
+__all__ = ["Again", "Desk", "Done", "Doubt", "Failed", "Outcome", "Verb", "after_look_up"]
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -61,6 +61,11 @@ class Again:
 
 
 Outcome = Done | Failed | Doubt | Again
+
+
+def after_look_up(outcome: Outcome, disk: str) -> Outcome:
+    """Return what a look-up found; the next try of a command still waits for the disk that stopped the last one."""
+    return Again(f"{outcome.reason}; {disk}", storage=True) if disk and isinstance(outcome, Again) else outcome
 
 
 class Desk:
