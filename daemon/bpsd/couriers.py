@@ -74,9 +74,14 @@ async def deliver(route: Route, message: Message, timeout_s: float) -> None:
 
 async def _run(command: Sequence[str], document: bytes) -> None:
     try:
-        process = await anyio.open_process(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-        )
+        with anyio.CancelScope(shield=True):  # a cancellation must not lose the process
+            process = await anyio.open_process(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
     except OSError as exc:
         raise DeliveryFailed(f"{command[0]} cannot be run: {exc.strerror or exc}") from exc
     said = bytearray()

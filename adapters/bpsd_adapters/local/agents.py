@@ -155,7 +155,7 @@ async def start_agent(command: Sequence[str], name: str, tasks: TaskGroup, woken
     ours, theirs = socket.socketpair()
     agent = AgentLink(name, woken)
     try:
-        with theirs:
+        with theirs, anyio.CancelScope(shield=True):  # a cancellation must not lose the process
             process = await anyio.open_process(
                 command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
             )

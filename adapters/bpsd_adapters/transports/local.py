@@ -84,20 +84,23 @@ class LocalTransport(Transport):
         if self._path:
             environment["PATH"] = ":".join((*self._path, environment.get("PATH", os.defpath)))
         try:
-            return await anyio.open_process(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=cwd,
-                env=environment,
-                start_new_session=True,
-            )
+            # Cancelled during the start, asyncio would not wait for the process; now the next await is cancelled.
+            with anyio.CancelScope(shield=True):
+                process = await anyio.open_process(
+                    argv,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    cwd=cwd,
+                    env=environment,
+                    start_new_session=True,
+                )
         except (FileNotFoundError, PermissionError, NotADirectoryError) as exc:
             raise CommandMissing(
                 f"{argv[0]} cannot be run on {self.host}: {exc.strerror}",
                 advice="install it, or tell where it is in the backend's settings",
             ) from exc
+        return process
 
     async def _finish(self, process: Process, argv: Sequence[str], input: bytes, room: _Room) -> Completed:
         out, err = bytearray(), bytearray()
