@@ -227,7 +227,16 @@ class RunFiles:
         self._logs = await self._load_dags([(self._dag, posixpath.dirname(self._dag))])
 
     async def _reload(self, group: _Group) -> None:
-        """Read a DAG file again that its run wrote in the meantime; its logs are read from their beginning."""
+        """Read a DAG file that its run has written in the meantime; only then are its logs read from their beginning.
+
+        A log of a DAG that stayed as it was is not read twice: a job's holds and evictions would count twice.
+        """
+        try:
+            shape = await self._shape(group.path)
+        except FileNotFoundError:
+            return
+        if shape == self.tracker.shape(group.path):
+            return
         known = {log.path: log for log in self._logs}
         known.update({log.path: log for log in await self._load_dags([(group.path, group.folder)])})
         self._logs = [*known.values()]

@@ -186,6 +186,10 @@ class RunTracker:
         """Return how often a node that is a DAG of its own was submitted."""
         return self._groups.get(group, 0)
 
+    def shape(self, file: str) -> DagShape | None:
+        """Return what a DAG file was taken in as, if it was."""
+        return self._shapes.get(file)
+
     def missing_nodes(self, file: str, total: int | None) -> tuple[int, tuple[str, ...]]:
         """Return how many of DAGMan's nodes a DAG file does not show, and its commands that are not followed."""
         shape = self._shapes.get(file)
