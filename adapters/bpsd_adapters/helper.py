@@ -23,6 +23,7 @@ import anyio.to_thread
 import msgspec
 
 from bpsd.errors import BackendUnavailable
+from bpsd.processes import run_process
 
 NICENESS = 10
 """Added to the daemon's, which has questions to answer meanwhile."""
@@ -73,7 +74,7 @@ async def ask(work: Callable[[O], A], order: O, answer: type[A], *, about: str) 
     # -P: a file of that name in the daemon's working folder must not be taken for a module of ours.
     # -X utf8: paths in the order are UTF-8, whatever the locale is.
     command = [sys.executable, "-P", "-X", "utf8", "-m", work.__module__]
-    done = await anyio.run_process(command, input=msgspec.json.encode(order), check=False)
+    done = await run_process(command, input=msgspec.json.encode(order))
     try:
         return msgspec.json.decode(done.stdout, type=answer)
     except msgspec.MsgspecError as exc:

@@ -29,6 +29,7 @@ from bpsd.errors import BpsdError
 from bpsd.logs.redaction import redact_text
 from bpsd.notices import Message
 from bpsd.outlets import Mail, Route, Webhook
+from bpsd.processes import feed, start_process
 
 STDERR_BYTES = 2048
 """How much of what a failing command says is told."""
@@ -74,21 +75,16 @@ async def deliver(route: Route, message: Message, timeout_s: float) -> None:
 
 async def _run(command: Sequence[str], document: bytes) -> None:
     try:
-        with anyio.CancelScope(shield=True):  # a cancellation must not lose the process
-            process = await anyio.open_process(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+        process = await start_process(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
     except OSError as exc:
         raise DeliveryFailed(f"{command[0]} cannot be run: {exc.strerror or exc}") from exc
     said = bytearray()
     async with process:
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(_feed, process, document)
+                group.start_soon(feed, process, document)
                 group.start_soon(_listen, process, said)
                 code = await process.wait()
                 group.cancel_scope.deadline = anyio.current_time() + LAST_WORDS_S
@@ -98,15 +94,6 @@ async def _run(command: Sequence[str], document: bytes) -> None:
     if code:
         words = redact_text(said.decode(errors="replace").strip())
         raise DeliveryFailed(f"{command[0]} ended with {code}" + (f": {words}" if words else ""))
-
-
-async def _feed(process: Process, document: bytes) -> None:
-    assert process.stdin is not None
-    try:
-        await process.stdin.send(document)
-        await process.stdin.aclose()
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-        pass  # it does not care to read it all: its exit code says whether that was right
 
 
 async def _listen(process: Process, said: bytearray) -> None:

@@ -247,7 +247,7 @@ class Backend:
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep the backend open and polled until cancelled; then nobody waits for a poll of it any more."""
+        """Keep the backend open and polled until cancelled. Whoever waits for a poll then gets an answer."""
         try:
             await self._live()
         finally:

@@ -19,6 +19,7 @@ import pytest
 from bpsd.errors import BackendUnavailable
 from bpsd.models import PollRequest
 from bpsd.models import WmsStates as S
+from bpsd.processes import start_process
 from bpsd.runs import RunRecord
 from bpsd.testing.observer import shell_job
 from bpsd_adapters import runlog
@@ -287,7 +288,7 @@ async def test_a_submitter_killed_between_any_two_steps(tmp_path: Path) -> None:
             job = shell_job("a", f"echo x >> {tmp_path}/$BPSD_TOKEN")
             workflow = await local.observer.workflow({"bpsd": 1, "name": "w", "jobs": [job]})
             command = [sys.executable, "-c", SUBMITTER, json.dumps(settings), str(tmp_path / "state")]
-            async with await anyio.open_process(
+            async with await start_process(
                 [*command, msgspec.json.encode(workflow).decode()], stderr=subprocess.DEVNULL
             ) as submitter:
                 assert submitter.stdout is not None
@@ -350,7 +351,7 @@ async def test_somebody_who_holds_a_log_and_begins_nothing(tmp_path: Path, monke
         prepared = await local.service.prepare({}, workflow)
         assert (await local.service.find_by_token(workflow.token, 0.0)).verdict == "absent"
         log = RunFolder(Path(prepared.submit_path)).log
-        async with await anyio.open_process(["flock", "--no-fork", str(log), "sleep", "300"]) as holder:
+        async with await start_process(["flock", "--no-fork", str(log), "sleep", "300"]) as holder:
             await eventually(lambda: runlog.is_held(log), "somebody holds the log")
             answer = await local.service.find_by_token(workflow.token, 0.0)
             assert answer.verdict == "cannot_tell"
@@ -376,7 +377,7 @@ async def test_a_next_attempt_that_is_just_beginning_is_waited_for(
         assert (await local.service.find_by_token(f"{folder.token}.2", 0.0)).verdict == "absent"
         await local.until_job(wms_id, "a", S.RUNNING)
         await local.kill_driver(folder)
-        async with await anyio.open_process(["flock", "--no-fork", str(folder.log), "sleep", "300"]) as beginner:
+        async with await start_process(["flock", "--no-fork", str(folder.log), "sleep", "300"]) as beginner:
             await eventually(lambda: runlog.is_held(folder.log), "somebody begins an attempt")
             assert (await local.service.find_by_token(f"{folder.token}.2", 0.0)).verdict == "cannot_tell"
             with pytest.raises(BackendUnavailable, match="begins nothing"):

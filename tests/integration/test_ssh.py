@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from bpsd.errors import DeadlineExceeded
+from bpsd.processes import run_process
 from bpsd_adapters.transports.base import (
     CommandMissing,
     HostKeyRefused,
@@ -143,7 +144,7 @@ async def test_an_unknown_host_key_is_refused(pool: CondorBed, tmp_path: Path) -
 
 async def test_an_unknown_key_is_refused(pool: CondorBed, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    await anyio.run_process(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)])
+    await run_process(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)])
 
     async with await make_transport(settings(pool, keys=[str(key)])) as transport:
         with pytest.raises(LoginRefused):
@@ -262,7 +263,7 @@ async def test_with_an_agent(pool: CondorBed, keys: dict[str, Path], authorized:
     with pytest.raises(LoginRefused):
         await said(settings(pool, keys=[]))
 
-    await anyio.run_process(["ssh-add", "-q", str(keys["key"])])
+    await run_process(["ssh-add", "-q", str(keys["key"])])
 
     assert await said(settings(pool, keys=[])) == b"op\n"
 

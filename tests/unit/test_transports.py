@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import time
-import warnings
 from pathlib import Path
 
 import anyio
-import anyio.lowlevel
 import pytest
 
 from bpsd.errors import DeadlineExceeded
@@ -74,28 +71,6 @@ async def test_a_call_that_is_given_up_ends_its_program(tmp_path: Path) -> None:
             await LocalTransport().run(["sh", "-c", f"echo $$ > {pid}; exec sleep 300"], deadline_s=60)
 
     await _until_gone(int(pid.read_text()))
-
-
-def test_a_call_that_is_cancelled_while_its_program_starts_leaves_no_process() -> None:
-    """The loop may end right after the cancellation, as at the end of a daemon."""
-
-    async def give_up_after(steps: int) -> None:
-        async with anyio.create_task_group() as group:
-
-            async def call() -> None:
-                await LocalTransport().run(["sleep", "30"], deadline_s=20)
-
-            group.start_soon(call)
-            for _ in range(steps):
-                await anyio.lowlevel.checkpoint()
-            group.cancel_scope.cancel()
-
-    for steps in [*range(12)] * 3:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            anyio.run(give_up_after, steps)
-            gc.collect()
-        assert [str(one.message) for one in told if issubclass(one.category, ResourceWarning)] == []
 
 
 async def test_too_much_output_ends_the_program() -> None:

@@ -17,6 +17,7 @@ import msgspec
 from anyio.abc import Process, TaskGroup
 
 from bpsd.errors import BackendUnavailable
+from bpsd.processes import start_process
 from bpsd_adapters.local.agentwire import CALLS, MAX_LINE_BYTES, Ask, Tell, error_of
 
 START_WAIT_S = 30.0
@@ -155,8 +156,8 @@ async def start_agent(command: Sequence[str], name: str, tasks: TaskGroup, woken
     ours, theirs = socket.socketpair()
     agent = AgentLink(name, woken)
     try:
-        with theirs, anyio.CancelScope(shield=True):  # a cancellation must not lose the process
-            process = await anyio.open_process(
+        with theirs:
+            process = await start_process(
                 command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
             )
     except OSError as exc:

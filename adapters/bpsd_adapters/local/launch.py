@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import anyio
 import msgspec
 
+from bpsd.processes import run_process
 from bpsd_adapters.local.engine import DriverSettings
 
 _COMPLAINT_MAX_CHARS = 500
@@ -46,11 +46,10 @@ def _python(module: str) -> list[str]:
 
 
 async def _run(command: Sequence[str], *fds: int) -> tuple[int, str]:
-    done = await anyio.run_process(
+    done = await run_process(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        check=False,
         start_new_session=True,
         pass_fds=fds,
     )

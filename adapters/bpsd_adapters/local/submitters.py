@@ -30,6 +30,7 @@ from bpsd.errors import BackendUnavailable, BpsdError, PermissionDenied, Unsuppo
 from bpsd.interface import Capabilities, OutputPiece, ServiceContext, WmsService, WmsWorkflow
 from bpsd.logs import LogEvent
 from bpsd.models import KnownRun, PollRequest, PollResult, TokenAnswer
+from bpsd.processes import run_process
 from bpsd.workflow import WorkflowFile
 from bpsd_adapters.driven import umask_of
 from bpsd_adapters.local.agents import AgentLink, start_agent
@@ -407,7 +408,7 @@ class SubmitterService(WmsService):
             return
         _LIMITED[SLICE] = wanted
         try:
-            done = await anyio.run_process(slice_command(*wanted), check=False)
+            done = await run_process(slice_command(*wanted))
         except OSError as exc:
             said = str(exc)
         else:

@@ -18,6 +18,7 @@ import anyio.to_thread
 from anyio.abc import ByteReceiveStream, Process
 
 from bpsd.errors import DeadlineExceeded
+from bpsd.processes import feed, start_process
 from bpsd_adapters.files import open_regular
 from bpsd_adapters.transports.base import (
     MAX_OUTPUT_BYTES,
@@ -84,23 +85,20 @@ class LocalTransport(Transport):
         if self._path:
             environment["PATH"] = ":".join((*self._path, environment.get("PATH", os.defpath)))
         try:
-            # Cancelled during the start, asyncio would not wait for the process; now the next await is cancelled.
-            with anyio.CancelScope(shield=True):
-                process = await anyio.open_process(
-                    argv,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    cwd=cwd,
-                    env=environment,
-                    start_new_session=True,
-                )
+            return await start_process(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=cwd,
+                env=environment,
+                start_new_session=True,
+            )
         except (FileNotFoundError, PermissionError, NotADirectoryError) as exc:
             raise CommandMissing(
                 f"{argv[0]} cannot be run on {self.host}: {exc.strerror}",
                 advice="install it, or tell where it is in the backend's settings",
             ) from exc
-        return process
 
     async def _finish(self, process: Process, argv: Sequence[str], input: bytes, room: _Room) -> Completed:
         out, err = bytearray(), bytearray()
@@ -108,7 +106,7 @@ class LocalTransport(Transport):
         assert process.stderr is not None
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(_feed, process, input)
+                group.start_soon(feed, process, input)
                 group.start_soon(_drain, process.stderr, err, room, argv[0])
                 await _drain(process.stdout, out, room, argv[0])
         except* OutputTooLarge:
@@ -193,16 +191,6 @@ class _Room:
         self.left -= count
         if self.left < 0:
             raise OutputTooLarge(program)
-
-
-async def _feed(process: Process, data: bytes) -> None:
-    assert process.stdin is not None
-    try:
-        if data:
-            await process.stdin.send(data)
-        await process.stdin.aclose()
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-        pass  # it did not want it all: its return code tells whether that matters
 
 
 async def _drain(stream: ByteReceiveStream, into: bytearray, room: _Room, program: str) -> None:

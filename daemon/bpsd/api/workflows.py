@@ -23,6 +23,7 @@ import msgspec
 from bpsd.errors import BpsdError, DeadlineExceeded, LimitExceeded, Problem, StorageError, WorkflowInvalid
 from bpsd.fair import FairSlots
 from bpsd.interface import Capabilities
+from bpsd.processes import run_process
 from bpsd.validate_worker import Instructions, work
 from bpsd.validation import placed
 from bpsd.workflow import WorkflowFile
@@ -105,10 +106,9 @@ class Workflows:
         async with self._helpers.slot(uid):
             try:
                 with anyio.fail_after(DEADLINE_S):
-                    done = await anyio.run_process(
+                    done = await run_process(
                         [sys.executable, "-X", "utf8", "-m", "bpsd.validate_worker"],
                         input=msgspec.json.encode(order) + b"\n",
-                        check=False,
                         env=_environment(os.environ),
                     )
             except TimeoutError as exc:

@@ -92,7 +92,7 @@ class _CancelledAt:
         failure: BaseException | None = None
         while True:
             try:
-                waits_for = steps.send(value) if failure is None else steps.throw(failure)
+                awaited = steps.send(value) if failure is None else steps.throw(failure)
             except StopIteration as end:
                 return end.value
             self.awaits += 1
@@ -100,7 +100,7 @@ class _CancelledAt:
                 self.scope.cancel()
             value = failure = None
             try:
-                value = yield waits_for
+                value = yield awaited
             except BaseException as exc:  # noqa: BLE001  # handed on to the call at once
                 failure = exc
                 self.delivered = self.delivered or (self.scope.cancel_called and _is_cancellation(exc))
@@ -123,7 +123,7 @@ async def swallowed(call: Call, at: int) -> tuple[bool, bool]:
 
 
 def is_held(observer: Any, run: Any) -> bool:
-    """Return whether a run, or what it would start next, is on hold: a WMS may let go on what runs already."""
+    """Return whether a run, or what it would start next, is on hold. A WMS may let a running job continue."""
     return run.state is WmsStates.HELD or "HELD" in observer.states(run.wms_id).values()
 
 
@@ -179,10 +179,10 @@ class SteadyContract:
                 assert again == wms_id, message
                 found = await service.find_by_token(attempt_token, time.time() - 600)
                 assert (found.verdict, found.wms_id) == ("found", wms_id)
-                anew = Observer(service, observer.folder)
-                await anew.until(wms_id, partial(_is_attempt, attempt), bed.patience_s)
+                fresh = Observer(service, observer.folder)
+                await fresh.until(wms_id, partial(_is_attempt, attempt), bed.patience_s)
                 await service.cancel(wms_id)
-                await anew.until_over(wms_id, attempt=attempt, timeout_s=bed.patience_s)
+                await fresh.until_over(wms_id, attempt=attempt, timeout_s=bed.patience_s)
 
     async def _check_claims(self, observer: Any, wms_id: str, token: str, timeout_s: float) -> None:
         service, claims = observer.service, observer.service.capabilities
