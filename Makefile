@@ -55,7 +55,6 @@ mutants: $(STAMP) ## Put small faults into the code and see that unit tests noti
 
 soak: beds ## Run the same tests at their full figures and keep docs/soak.md (hours; PYTEST_ARGS for a part)
 	BPSD_SOAK=1 BPSD_SOAK_TABLE=docs/soak.md $(BIN)/python -m pytest --timeout=14400 $(PYTEST_ARGS)
-	$(MAKE) mutants
 
 bench: $(STAMP) ## Measure speed and memory, with the ratios side by side
 	@$(BIN)/python -m benchmarks
