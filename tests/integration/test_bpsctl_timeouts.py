@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from bpsd.cli import bpsctl as cli
 from bpsd.cli import verbs
+from bpsd.cli.session import Session
+from bpsd.client.failures import ClientError
 from tests.integration.bpsctl import bpsctl, start
 from tests.integration.fake_daemon import FakeDaemon, Hangup, command_row, run_row
 
@@ -216,3 +219,22 @@ def test_ctrl_c_ends_it_promptly(verb: str, daemon: FakeDaemon, document: str) -
 
     assert process.returncode == 130
     assert err.startswith("\nbpsctl: ")
+
+
+def test_the_time_ends_once(monkeypatch: pytest.MonkeyPatch, mute: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The alarm rings while the error of the connection is reported, which noticed the same moment itself."""
+    report = cli.report_error
+
+    def late(session: Session, error: ClientError) -> int:
+        signal.raise_signal(signal.SIGALRM)
+        return report(session, error)
+
+    monkeypatch.setattr(cli, "report_error", late)
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        assert cli.main(["list", "--socket", str(mute), "--timeout", "0.1"]) == 3
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+    said = capsys.readouterr()
+    assert "the time is over" in said.err + said.out

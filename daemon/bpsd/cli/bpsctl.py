@@ -85,8 +85,11 @@ def _run(argv: list[str]) -> int:
         return 0
     session = Session(verb, args, argv)
     try:
-        session.bind()
-        return int(module.run(session))
+        try:
+            session.bind()
+            return int(module.run(session))
+        finally:
+            session.unbind()
     except KeyboardInterrupt:
         _complain(f"\nbpsctl: {session.interrupted or 'interrupted'}", "")
         return wire.EXIT_CODES["interrupted"]

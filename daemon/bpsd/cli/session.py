@@ -121,12 +121,16 @@ class Session:
         signal.signal(signal.SIGALRM, over)
         signal.setitimer(signal.ITIMER_REAL, left + GRACE_S)
 
-    def close(self) -> None:
-        """Close the connection."""
+    def unbind(self) -> None:
+        """Undo `bind`: what is said at the end, also that the time is over, is not interrupted."""
         if self.deadline is not None:
             import signal
 
             signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
+    def close(self) -> None:
+        """Close the connection."""
         if self._client is not None:
             self._client.close()
 
